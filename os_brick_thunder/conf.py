@@ -1,0 +1,148 @@
+"""Options of the agent and the connector, both read from ``/etc/thunder/thunder.conf``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from oslo_config import cfg
+
+GROUP = "thunder"
+DEFAULT_FILE = "/etc/thunder/thunder.conf"
+#: Environment variable that names another file, for the connector inside nova-compute.
+FILE_VARIABLE = "THUNDER_CONF"
+
+COMMON_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt(
+        "host",
+        default=socket.gethostname(),
+        sample_default="<hostname>",
+        help="Name of this host, unique in the cloud. Use the same as nova-compute's host.",
+    ),
+    cfg.StrOpt(
+        "address",
+        default="",
+        help="Address at which other hosts reach this host's replicas (iSCSI). Required for the "
+        "agent.",
+    ),
+    cfg.StrOpt("rack", default="", help="Rack that this host is in. Replicas in it are preferred."),
+    cfg.StrOpt("zone", default="", help="Zone that this host is in; hosts of one zone are near."),
+    cfg.StrOpt(
+        "socket",
+        default="/run/thunder/agent.sock",
+        help="Unix socket on which the agent serves the connector of this host. Its folder and "
+        "the socket itself are for root only.",
+    ),
+]
+
+CONNECTOR_OPTS: list[cfg.Opt] = [
+    cfg.FloatOpt(
+        "attach_deadline",
+        default=10.0,
+        min=0.1,
+        help="Seconds that the agent may take to build or to take down a volume's stack. After "
+        "that an attach returns the plain iSCSI device, with a warning.",
+    ),
+]
+
+AGENT_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt(
+        "pool_device",
+        default="",
+        help="Block device for the local thin pool, given to Thunder alone. A device that is in "
+        "use, or carries data of something else, is refused and left untouched.",
+    ),
+    cfg.StrOpt(
+        "pool_volume_group",
+        default="",
+        help="LVM volume group for the local thin pool, instead of pool_device.",
+    ),
+    cfg.IntOpt(
+        "pool_size_gib",
+        default=0,
+        min=0,
+        help="Size of the pool in pool_volume_group in GiB; 0 takes all that is free.",
+    ),
+    cfg.IntOpt(
+        "pool_block_kib",
+        default=64,
+        min=64,
+        max=1024 * 1024,
+        help="Block size of a new local pool and of the caches in it, in KiB, a multiple of 64. "
+        "Smaller blocks share more with the image, larger ones need less metadata.",
+    ),
+    cfg.IntOpt(
+        "pool_low_percent",
+        default=80,
+        min=1,
+        max=99,
+        help="Percentage of the local pool that is meant to be in use at most. Above it the agent "
+        "removes bases that no volume uses, least recently used first, and then has volumes use "
+        "their storage host alone, those with most local blocks first.",
+    ),
+    cfg.IntOpt(
+        "pool_high_percent",
+        default=90,
+        min=1,
+        max=99,
+        help="Percentage of the local pool that is never to be passed, larger than "
+        "pool_low_percent. Above it no base is begun or filled, and volumes are attached without "
+        "a cache. The room between the two is what guests may write while space is being made: "
+        "give a small pool more of it.",
+    ),
+    cfg.StrOpt(
+        "state_file",
+        default="/var/lib/thunder/state.json",
+        help="What the agent has built, so that a restart finds it again.",
+    ),
+    cfg.PortOpt("export_port", default=3260, help="iSCSI port of this host's exports."),
+    cfg.IntOpt(
+        "fill_rate_mib",
+        default=0,
+        min=0,
+        help="Bound on the background filling of a base, in MiB/s; 0 is no bound. Reads of "
+        "guests are not bounded by it.",
+    ),
+    cfg.IntOpt("fill_workers", default=2, min=1, help="Bases that are filled at one time."),
+    cfg.FloatOpt(
+        "parent_wait",
+        default=5.0,
+        min=0,
+        help="Seconds to wait for a parent that is still building its replica, before the base "
+        "reads from the next one.",
+    ),
+    cfg.FloatOpt(
+        "drain_timeout",
+        default=30.0,
+        min=0,
+        help="Seconds that other hosts have to leave a replica of this host that is to go, before "
+        "it stays after all. They are told at their next heartbeat.",
+    ),
+    cfg.FloatOpt("heartbeat_interval", default=5.0, min=0.5, help="Seconds between heartbeats."),
+    cfg.FloatOpt("rpc_timeout", default=8.0, min=0.5, help="Seconds to wait for the tracker."),
+]
+
+
+def register(conf: cfg.ConfigOpts, agent: bool = False) -> None:
+    """Register our options on ``conf``, those of the agent too if asked."""
+    conf.register_opts(COMMON_OPTS + CONNECTOR_OPTS, group=GROUP)
+    if agent:
+        conf.register_opts(AGENT_OPTS, group=GROUP)
+
+
+def load_connector(path: str | None = None) -> Any:
+    """The connector's options, on a ConfigOpts of its own: it lives in other people's processes.
+
+    A file that is not there gives the defaults.
+    """
+    path = path or os.environ.get(FILE_VARIABLE, DEFAULT_FILE)
+    conf = cfg.ConfigOpts()
+    register(conf)
+    conf(args=[], default_config_files=[path] if os.path.exists(path) else [], project="thunder")
+    return conf.thunder
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """For oslo-config-generator."""
+    return [(GROUP, COMMON_OPTS + CONNECTOR_OPTS + AGENT_OPTS)]

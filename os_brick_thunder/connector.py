@@ -1,0 +1,123 @@
+"""The iSCSI connector that asks the local agent for a stack.
+
+It serves every iSCSI backend of the process it is registered in: without a ``thunder`` key in the
+connection data it is os-brick's own connector in every respect. With one, whatever goes wrong
+with the acceleration ends in the plain iSCSI device and a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from os_brick import exception as brick_exception
+from os_brick.initiator.connectors import iscsi as brick_iscsi
+
+from os_brick_thunder import conf, errors, wire
+from os_brick_thunder.client import AgentClient
+from os_brick_thunder.mechanism import iscsi
+from os_brick_thunder.policy import layout
+from os_brick_thunder.policy.layout import VolumeNames
+
+LOG = logging.getLogger(__name__)
+KEY = "thunder"
+
+
+def _payload(properties: dict[str, Any]) -> wire.Payload | None:
+    """The payload in connection data; None, with a warning, for one that we do not speak."""
+    raw = properties.get(KEY)
+    if raw is None:
+        return None
+    try:
+        version = raw.get("version") if isinstance(raw, dict) else raw
+        if version != wire.PAYLOAD_VERSION:
+            raise errors.UnknownVersion(version, wire.PAYLOAD_VERSION)
+        return wire.parse(wire.Payload, raw)
+    except (errors.UnknownVersion, wire.MalformedValue) as error:
+        LOG.warning("Attaching as plain iSCSI: %s", error)
+        return None
+
+
+class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
+    """os-brick's ISCSIConnector with a stack on top where there can be one."""
+
+    @staticmethod
+    def get_connector_properties(root_helper: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Announce this host to the driver. Never raises: it is asked for all connectors."""
+        properties: dict[str, Any] = brick_iscsi.ISCSIConnector.get_connector_properties(
+            root_helper, *args, **kwargs
+        )
+        try:
+            mine = conf.load_connector()
+            if mine.address:
+                topology = wire.Topology(
+                    host=mine.host,
+                    address=mine.address,
+                    rack=mine.rack,
+                    zone=mine.zone,
+                    initiator=properties.get("initiator") or iscsi.initiator_name(),
+                )
+                properties = {**properties, KEY: topology.to_wire()}
+        except Exception as error:
+            LOG.warning("This host is not announced to thunder: %s", error)
+        return properties
+
+    def connect_volume(self, connection_properties: dict[str, Any]) -> dict[str, Any]:
+        """Log the volume in, then put the agent's stack on top of it if there can be one."""
+        result: dict[str, Any] = super().connect_volume(connection_properties)
+        payload = _payload(connection_properties)
+        if payload is None or not isinstance(result, dict) or "path" not in result:
+            return result
+        try:
+            path = self._agent().attach(payload, result["path"])
+        except Exception as error:
+            LOG.warning("Volume %s is attached as plain iSCSI: %s", payload.volume_id, error)
+            return result
+        return {**result, "path": path}
+
+    def disconnect_volume(
+        self,
+        connection_properties: dict[str, Any],
+        device_info: dict[str, Any] | None,
+        force: bool = False,
+        ignore_errors: bool = False,
+    ) -> None:
+        """Take the stack down, if there is one, then log the volume out.
+
+        :raises brick_exception.BrickException: the stack is still there; unless ``force``
+        """
+        volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
+        if volume_id and _has_stack(volume_id):
+            try:
+                self._agent().detach(volume_id)
+            except Exception as error:
+                if not force:
+                    raise brick_exception.BrickException(
+                        f"volume {volume_id} stays connected, as its stack could not be taken "
+                        f"down: {error}. Its data is safe; see to thunder-agent and detach again"
+                    ) from error
+                LOG.warning("Volume %s is logged out under its stack: %s", volume_id, error)
+        if device_info and str(device_info.get("path", "")).startswith(layout.path(layout.PREFIX)):
+            # The LUN's own path is found from the connection data.
+            device_info = {k: v for k, v in device_info.items() if k != "path"}
+        super().disconnect_volume(
+            connection_properties, device_info, force=force, ignore_errors=ignore_errors
+        )
+
+    def extend_volume(self, connection_properties: dict[str, Any]) -> int | None:
+        """Follow the volume's new size: the LUN first, then the stack on it."""
+        size: int | None = super().extend_volume(connection_properties)
+        volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
+        if volume_id and _has_stack(volume_id):
+            self._agent().extend(volume_id)
+        return size
+
+    @staticmethod
+    def _agent() -> AgentClient:
+        mine = conf.load_connector()
+        return AgentClient(mine.socket, mine.attach_deadline)
+
+
+def _has_stack(volume_id: str) -> bool:
+    return os.path.exists(layout.path(VolumeNames(volume_id).vol))

@@ -1,0 +1,224 @@
+"""Device-mapper tables as values: they print to what the kernel takes and parse what it prints.
+
+Lengths and offsets are in 512-byte sectors, as in the kernel. A device is named by a path
+(``/dev/mapper/x``) when we write a table and by ``major:minor`` when the kernel prints one;
+:meth:`Table.resolved` brings the first to the second, so that two tables can be compared.
+
+Formats: Documentation/admin-guide/device-mapper of the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+SECTOR = 512
+
+
+def sectors(length: int) -> int:
+    """Bytes to sectors.
+
+    :raises ValueError: ``length`` is no multiple of 512
+    """
+    if length % SECTOR:
+        raise ValueError(f"{length} bytes are not whole sectors")
+    return length // SECTOR
+
+
+@dataclass(frozen=True)
+class Linear:
+    device: str
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"linear {self.device} {self.offset}"
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Reads as zeroes; writes are dropped."""
+
+    def __str__(self) -> str:
+        return "zero"
+
+
+@dataclass(frozen=True)
+class Error:
+    def __str__(self) -> str:
+        return "error"
+
+
+@dataclass(frozen=True)
+class ThinPool:
+    """``low_water`` is in pool blocks."""
+
+    metadata: str
+    data: str
+    block: int
+    low_water: int
+
+    def __str__(self) -> str:
+        # Blocks are zeroed before partial writes (the default): nobody may see old data.
+        return f"thin-pool {self.metadata} {self.data} {self.block} {self.low_water} 0"
+
+
+@dataclass(frozen=True)
+class Thin:
+    pool: str
+    id: int
+    origin: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(["thin", self.pool, str(self.id), *filter(None, [self.origin])])
+
+
+@dataclass(frozen=True)
+class Cache:
+    """dm-cache. The policy "cleaner" moves nothing by itself but dirty blocks to the origin.
+
+    (With "smq", ``migration_threshold 0`` was seen to promote all the same on Linux 6.1: work that
+    a lookup has queued is issued whatever the threshold.)
+
+    Discards stay out of the origin: were they passed down, a discarded block would read as zero
+    on the LUN and as the image's bytes here.
+    """
+
+    metadata: str
+    cache: str
+    origin: str
+    block: int
+    mode: str = "writethrough"
+
+    def __str__(self) -> str:
+        return (
+            f"cache {self.metadata} {self.cache} {self.origin} {self.block} "
+            f"3 {self.mode} metadata2 no_discard_passdown cleaner 0"
+        )
+
+
+@dataclass(frozen=True)
+class Multipath:
+    """Bio mode, one priority group a path, first one first: pure failover."""
+
+    paths: tuple[str, ...]
+
+    def __str__(self) -> str:
+        groups = " ".join(f"round-robin 0 1 0 {path}" for path in self.paths)
+        return f"multipath 2 queue_mode bio 0 {len(self.paths)} 1 {groups}"
+
+
+Target = Linear | Zero | Error | ThinPool | Thin | Cache | Multipath
+
+
+@dataclass(frozen=True)
+class Segment:
+    length: int
+    target: Target
+
+
+@dataclass(frozen=True)
+class Table:
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, *segments: tuple[int, Target]) -> Table:
+        """From ``(length in sectors, target)``, laid one after the other; empty ones dropped."""
+        return cls(tuple(Segment(length, target) for length, target in segments if length))
+
+    @property
+    def length(self) -> int:
+        return sum(segment.length for segment in self.segments)
+
+    def __str__(self) -> str:
+        lines, start = [], 0
+        for segment in self.segments:
+            lines.append(f"{start} {segment.length} {segment.target}")
+            start += segment.length
+        return "\n".join(lines)
+
+    @classmethod
+    def parse(cls, text: str) -> Table:
+        """Parse what ``dmsetup table`` prints.
+
+        :raises ValueError: a target or an argument that this module does not write
+        """
+        segments, at = [], 0
+        for line in text.strip().splitlines():
+            start, length, kind, *args = line.split()
+            if int(start) != at or kind not in _PARSERS:
+                raise ValueError(f"not a table of ours: {line!r}")
+            try:
+                segments.append(Segment(int(length), _PARSERS[kind](args)))
+            except (IndexError, TypeError, StopIteration) as error:
+                raise ValueError(f"not a table of ours: {line!r}") from error
+            at += int(length)
+        return cls(tuple(segments))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices under this one, each once, in order."""
+        found = (d for segment in self.segments for d in _devices(segment.target))
+        return tuple(dict.fromkeys(found))
+
+    def resolved(self, devnum: Callable[[str], str]) -> Table:
+        """The same table with every device passed through ``devnum``."""
+        return Table(tuple(Segment(s.length, _mapped(s.target, devnum)) for s in self.segments))
+
+
+_DEVICE_FIELDS = ("device", "metadata", "data", "pool", "origin", "cache")
+
+
+def _devices(target: Target) -> Iterable[str]:
+    if isinstance(target, Multipath):
+        return target.paths
+    values = (getattr(target, name, None) for name in _DEVICE_FIELDS)
+    return [value for value in values if value]
+
+
+def _mapped(target: Target, devnum: Callable[[str], str]) -> Target:
+    if isinstance(target, Multipath):
+        return Multipath(tuple(map(devnum, target.paths)))
+    present = {name: getattr(target, name, None) for name in _DEVICE_FIELDS}
+    changes: dict[str, Any] = {name: devnum(value) for name, value in present.items() if value}
+    return dataclasses.replace(target, **changes)
+
+
+def _parse_multipath(args: list[str]) -> Multipath:
+    words = iter(args)
+
+    def skip() -> None:
+        for _ in range(int(next(words))):
+            next(words)
+
+    skip()  # features
+    skip()  # hardware handler
+    groups, _first = int(next(words)), next(words)
+    paths = []
+    for _ in range(groups):
+        next(words)  # selector
+        skip()
+        count, per_path = int(next(words)), int(next(words))
+        for _ in range(count):
+            paths.append(next(words))
+            for _ in range(per_path):
+                next(words)
+    return Multipath(tuple(paths))
+
+
+def _parse_cache(args: list[str]) -> Cache:
+    features = args[5 : 5 + int(args[4])]
+    modes = [f for f in features if f in ("writethrough", "writeback", "passthrough")]
+    return Cache(args[0], args[1], args[2], int(args[3]), modes[0])
+
+
+_PARSERS: dict[str, Callable[[list[str]], Target]] = {
+    "linear": lambda a: Linear(a[0], int(a[1])),
+    "zero": lambda a: Zero(),
+    "error": lambda a: Error(),
+    "thin-pool": lambda a: ThinPool(a[0], a[1], int(a[2]), int(a[3])),
+    "thin": lambda a: Thin(a[0], int(a[1]), a[2] if len(a) > 2 else None),
+    "cache": _parse_cache,
+    "multipath": _parse_multipath,
+}

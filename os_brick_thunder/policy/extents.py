@@ -1,0 +1,111 @@
+"""Sets of byte ranges as values.
+
+An :class:`Extents` is a sorted tuple of disjoint, non-adjacent, non-empty half-open ranges
+``[start, end)`` in bytes. Everything that says *which part* of an image or a volume (allocated,
+unmodified, filled) is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Extents:
+    """An immutable set of bytes, held as sorted, disjoint, non-adjacent ranges."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, ranges: Iterable[tuple[int, int]]) -> Extents:
+        """Build from ``(start, end)`` pairs in any order; overlaps are merged, empties dropped.
+
+        :raises ValueError: a range that starts below 0 or ends before it starts
+        """
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(ranges):
+            if start < 0 or end < start:
+                raise ValueError(f"not a byte range: [{start}, {end})")
+            if start == end:
+                continue
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        return cls(tuple(merged))
+
+    @classmethod
+    def from_wire(cls, pairs: Iterable[Sequence[int]]) -> Extents:
+        """Parse ``[[start, length], …]``, the form that crosses RPC."""
+        return cls.of((start, start + length) for start, length in pairs)
+
+    def to_wire(self) -> list[list[int]]:
+        """Print as ``[[start, length], …]`` in bytes."""
+        return [[start, end - start] for start, end in self.ranges]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.ranges)
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges)
+
+    @property
+    def length(self) -> int:
+        """Bytes in the set."""
+        return sum(end - start for start, end in self.ranges)
+
+    def complement(self, size: int) -> Extents:
+        """The bytes of ``[0, size)`` that are not in the set."""
+        gaps: list[tuple[int, int]] = []
+        at = 0
+        for start, end in self.ranges:
+            if start >= size:
+                break
+            gaps.append((at, start))
+            at = end
+        gaps.append((at, max(at, size)))
+        return Extents.of(gaps)
+
+    def union(self, other: Extents) -> Extents:
+        return Extents.of((*self.ranges, *other.ranges))
+
+    def intersection(self, other: Extents) -> Extents:
+        size = max((e.ranges[-1][1] for e in (self, other) if e.ranges), default=0)
+        return self.complement(size).union(other.complement(size)).complement(size)
+
+    def difference(self, other: Extents) -> Extents:
+        size = self.ranges[-1][1] if self.ranges else 0
+        return self.intersection(other.complement(size))
+
+    def whole_blocks(self, block: int) -> Extents:
+        """Shrink every range to the blocks that lie wholly inside it."""
+        return Extents.of(
+            (-(-start // block) * block, end // block * block)
+            for start, end in self.ranges
+            if -(-start // block) * block < end // block * block
+        )
+
+    def touched_blocks(self, block: int, size: int) -> Extents:
+        """Grow every range to the blocks that it touches, cut at ``size``."""
+        return Extents.of(
+            (start // block * block, min(-(-end // block) * block, size))
+            for start, end in self.ranges
+            if start < size
+        )
+
+    def chunks(self, length: int) -> Iterator[tuple[int, int]]:
+        """Walk the set in pieces of at most ``length`` bytes, cut at its multiples."""
+        for start, end in self.ranges:
+            at = start
+            while at < end:
+                upto = min(end, (at // length + 1) * length)
+                yield at, upto
+                at = upto
+
+    def at_most(self, count: int) -> Extents:
+        """Keep the ``count`` longest ranges: a bounded part of the set, never more than it."""
+        if len(self.ranges) <= count:
+            return self
+        longest = sorted(self.ranges, key=lambda r: r[0] - r[1])[:count]
+        return Extents(tuple(sorted(longest)))
