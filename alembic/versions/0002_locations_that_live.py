@@ -1,0 +1,36 @@
+"""Manifests and deleted images; drained hosts, and the room that storage hosts have
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column(
+        "thunder_hosts",
+        sa.Column("drained", sa.Boolean(), nullable=False, server_default=sa.false()),
+    )
+    op.add_column("thunder_hosts", sa.Column("free", sa.BigInteger(), nullable=True))
+    op.add_column(
+        "thunder_images",
+        sa.Column(
+            "manifest",
+            sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"),
+            nullable=True,
+        ),
+    )
+    op.add_column(
+        "thunder_images",
+        sa.Column("gone", sa.Boolean(), nullable=False, server_default=sa.false()),
+    )

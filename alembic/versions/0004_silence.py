@@ -1,0 +1,19 @@
+"""When a host was heard of again
+
+Revision ID: 0004
+Revises: 0003
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("thunder_hosts", sa.Column("back_at", sa.DateTime(), nullable=True))

@@ -1,0 +1,73 @@
+"""The schema's version: read it, and bring it up to date."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from cinder_thunder.db import models
+
+VERSION_TABLE = models.TABLE_PREFIX + "alembic_version"
+
+
+def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
+    return kind != "table" or (name or "").startswith(models.TABLE_PREFIX)
+
+
+#: How alembic is to look at the database, for ``env.py`` and for comparisons.
+OPTIONS: dict[str, Any] = {
+    "target_metadata": models.Base.metadata,
+    "version_table": VERSION_TABLE,
+    "include_name": _is_ours,
+    "render_as_batch": True,  # SQLite cannot alter a table
+}
+
+
+def scripts() -> Path:
+    """The folder of the migrations: beside the package in a source tree, else where
+    ``data_files`` of setup.cfg went.
+
+    :raises FileNotFoundError: says where it was looked for
+    """
+    candidates = (
+        Path(__file__).parents[2] / "alembic",
+        Path(sysconfig.get_path("data")) / "share/thunder/alembic",
+    )
+    for candidate in candidates:
+        if (candidate / "env.py").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"the migrations are in none of {', '.join(map(str, candidates))}: install thunder again"
+    )
+
+
+def version(engine: sqlalchemy.Engine) -> str | None:
+    """The revision that the database is at; None before the first upgrade."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection, opts=OPTIONS).get_current_revision()
+
+
+def head() -> str | None:
+    """The newest revision that this code knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def upgrade(engine: sqlalchemy.Engine, revision: str = "head") -> None:
+    """Bring the tables to ``revision``; nothing happens if they are there."""
+    config = _config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+
+
+def _config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    return config

@@ -1,0 +1,118 @@
+"""The tracker's tables. They may live in Cinder's database or in one of their own.
+
+Sizes and offsets are in bytes, times are UTC without a zone, ids are UUIDs as text.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+#: What alembic may look at and nothing else: the rest of the database is Cinder's.
+TABLE_PREFIX = "thunder_"
+
+_ID = String(36)
+_NAME = String(255)
+#: TEXT ends at 64 KiB on MariaDB; the extents of a fragmented image are longer.
+_LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+
+
+class Base(DeclarativeBase):
+    __table_args__: Any = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}  # noqa: RUF012
+
+
+class Host(Base):
+    """A host that reads or serves images: a compute host, or a storage backend."""
+
+    __tablename__ = "thunder_hosts"
+
+    host: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    rack: Mapped[str] = mapped_column(_NAME)
+    zone: Mapped[str] = mapped_column(_NAME)
+    address: Mapped[str] = mapped_column(_NAME)
+    initiator: Mapped[str] = mapped_column(_NAME)
+    #: By its operator's wish nobody may read from it.
+    drained: Mapped[bool] = mapped_column(default=False)
+    #: Bytes that a storage host can still allocate; None for a compute host.
+    free: Mapped[int | None] = mapped_column(BigInteger)
+    heartbeat_at: Mapped[datetime]
+    #: When it was heard of again after a silence; None if there was none.
+    back_at: Mapped[datetime | None]
+
+
+class Image(Base):
+    """A Glance image as its masters hold it. Its row is the lock of its tree of locations."""
+
+    __tablename__ = "thunder_images"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    #: JSON, ``[[start, length], …]``: what is not a hole.
+    allocated: Mapped[str] = mapped_column(_LONG_TEXT)
+    #: None: Cinder was not configured to verify signatures when the master was made.
+    signature_verified: Mapped[bool | None]
+    #: JSON of wire.Manifest; None for a master made before there were manifests. Read only by who
+    #: asks for it: it has megabytes where the image has terabytes.
+    manifest: Mapped[str | None] = mapped_column(_LONG_TEXT, deferred=True)
+    #: Glance has it no more: its replicas go as soon as no volume needs them.
+    gone: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+
+
+class Location(Base):
+    """A replica of an image on one host, and what it reads from while it fills."""
+
+    __tablename__ = "thunder_locations"
+    __table_args__ = (
+        UniqueConstraint("image_id", "host", name="uniq_thunder_locations0image_id0host"),
+        Base.__table_args__,
+    )
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    image_id: Mapped[str] = mapped_column(ForeignKey("thunder_images.id", ondelete="CASCADE"))
+    host: Mapped[str] = mapped_column(_NAME)
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    parent_id: Mapped[str | None] = mapped_column(_ID, index=True)
+    depth: Mapped[int]
+    filled: Mapped[int] = mapped_column(BigInteger)
+    portal: Mapped[str] = mapped_column(_NAME)
+    iqn: Mapped[str] = mapped_column(_NAME)
+    lun: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class Volume(Base):
+    """A volume whose LV shares blocks with the master of an image on the same backend."""
+
+    __tablename__ = "thunder_volumes"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    image_id: Mapped[str] = mapped_column(_ID, index=True)
+    host: Mapped[str] = mapped_column(_NAME)
+
+
+class Stack(Base):
+    """A host has (or is about to have) the devices of a volume."""
+
+    __tablename__ = "thunder_stacks"
+
+    volume_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    host: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    mode: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]
+
+
+class Lease(Base):
+    """Who does what only one storage host should do at a time, and until when that is believed."""
+
+    __tablename__ = "thunder_leases"
+
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    owner: Mapped[str] = mapped_column(_NAME)
+    expires_at: Mapped[datetime]

@@ -1,0 +1,82 @@
+"""What the storage host's thin pool knows: which blocks an image has, and which a volume shares."""
+
+from __future__ import annotations
+
+from os_brick_thunder import errors
+from os_brick_thunder.mechanism.dmsetup import DmSetup
+from os_brick_thunder.mechanism.thinmeta import ThinMetadata
+from os_brick_thunder.policy import dmstatus
+from os_brick_thunder.policy.dmtable import SECTOR
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.run import Runner
+
+
+def dm_name(group: str, volume: str, layer: str = "") -> str:
+    """Name of an LV's device-mapper device: LVM doubles the hyphens within names.
+
+    :param layer: "tpool" (hyphen) or "tmeta" (underscore) of a thin pool, as lvmthin(7) has them
+    """
+    name = f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
+    return name + {"": "", "tpool": "-tpool", "tmeta": "_tmeta"}[layer]
+
+
+class ThinPool:
+    """One LVM thin pool, read through its metadata; nothing is ever written to it."""
+
+    def __init__(self, group: str, pool: str, runner: Runner) -> None:
+        self._group = group
+        self._run = runner
+        self._pool = dm_name(group, pool, "tpool")
+        self._idle = dm_name(group, pool)
+        self._metadata = ThinMetadata(
+            self._pool,
+            f"/dev/mapper/{dm_name(group, pool, 'tmeta')}",
+            DmSetup(runner),
+            runner,
+        )
+
+    def allocated(self, volume: str) -> Extents:
+        """Bytes of a volume that are not holes, in whole blocks of the pool.
+
+        :raises errors.DeviceNotFound: it is not active
+        """
+        return self._metadata.mapped(self._thin_id(volume))
+
+    def modified(self, volume: str, master: str) -> Extents:
+        """Bytes in which a volume may differ from its master, in whole blocks of the pool.
+
+        :raises errors.DeviceNotFound: one of them is not active
+        """
+        return self._metadata.different(self._thin_id(volume), self._thin_id(master))
+
+    def status(self) -> dmstatus.PoolStatus:
+        """How full the pool is.
+
+        :raises errors.ProcessError: it is not active
+        """
+        name = self._pool
+        try:
+            table = self._run("dmsetup", "table", name)
+        except errors.ProcessError:  # without an active volume LVM gives it the LV's own name
+            name = self._idle
+            table = self._run("dmsetup", "table", name)
+        # "0 <sectors> thin-pool <metadata> <data> <sectors a block> …"
+        block = int(table.split()[5]) * SECTOR
+        return dmstatus.pool(DmSetup(self._run).status(name), block)
+
+    def _thin_id(self, volume: str) -> int:
+        """From the kernel's table, ``0 <sectors> thin <pool> <id>``: lvs would take ten times as
+        long."""
+        device = dm_name(self._group, volume)
+        try:
+            table = self._run("dmsetup", "table", device).split()
+        except errors.ProcessError as error:
+            raise errors.DeviceNotFound(
+                f"/dev/mapper/{device}", f"activate {self._group}/{volume} ({error.err})"
+            ) from error
+        if len(table) < 5 or table[2] != "thin":
+            raise errors.DeviceError(
+                f"{self._group}/{volume} is no thin volume (its table: {' '.join(table)}): "
+                "thunder serves volumes of a thin pool only"
+            )
+        return int(table[4])
