@@ -1,0 +1,376 @@
+"""A whole lab: what the command line, the tests and the benchmarks work with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import IO, Any, Self, TypeVar
+
+from lab import config, control, preconditions, seed
+from lab.control import Controller
+from lab.errors import Cancelled, LabError
+from lab.image import root_image
+from lab.net import Network
+from lab.node import Node, make_keys
+from lab.progress import Steps
+from lab.topology import Link, Topology
+from lab.uml import Machine
+
+_T = TypeVar("_T")
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
+
+
+def cache_folder() -> Path:
+    """Where things are kept that are built once: ``$THUNDER_LAB_CACHE``."""
+    return Path(os.environ.get("THUNDER_LAB_CACHE", "/var/cache/thunder-lab"))
+
+
+def state_folder() -> Path:
+    """Where the labs' disks and logs are: ``$THUNDER_LAB_STATE``."""
+    return Path(os.environ.get("THUNDER_LAB_STATE", "/var/tmp/thunder-lab"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of a lab is started: see ``lab up --help``."""
+
+    control_plane: bool = True
+    services: bool = True
+    backend_driver: str = "cinder_thunder.driver.ThunderDriver"
+
+
+class Cluster:
+    """A lab by its name, up or not.
+
+    >>> with Cluster("mine", Topology.standard(compute=2)) as cluster:
+    ...     cluster.node("cmp1").run("uname -a").stdout
+    """
+
+    def __init__(
+        self,
+        name: str = "thunder",
+        topology: Topology | None = None,
+        options: Options | None = None,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise LabError(f"lab name {name!r}: up to 20 of a-z, 0-9 and -, a letter first")
+        self.name = name
+        self.folder = state_folder() / name
+        self.logs = self.folder / "logs"
+        self.network = Network(name)
+        self.topology = topology or Topology.standard()
+        self.options = options or Options()
+        self.controller = Controller(
+            self.network, self.folder / "controller", self.logs / Controller.name
+        )
+        self._cancel = threading.Event()
+        self._make_nodes()
+
+    @classmethod
+    def load(cls, name: str = "thunder") -> Cluster:
+        """The lab of this name as it was brought up, from another process.
+
+        :raises LabError: there is none
+        """
+        cluster = cls(name)
+        try:
+            state = json.loads(cluster._state_file.read_text())
+        except FileNotFoundError:
+            raise LabError(
+                f"there is no lab {name!r}: bring it up with `lab --name {name} up`"
+            ) from None
+        return cls(name, Topology.from_wire(state["topology"]), Options(**state["options"]))
+
+    def _make_nodes(self) -> None:
+        keys = self.folder / "keys"
+        # Filled in by _up: a lab that is only looked at needs no image.
+        image = self.folder / "root.img"
+        self.nodes = {
+            spec.name: Node(
+                Machine(
+                    spec,
+                    self.network,
+                    image,
+                    self.folder / "nodes" / spec.name,
+                    self.logs / spec.name / "console.log",
+                ),
+                keys,
+                self.logs / spec.name,
+            )
+            for spec in self.topology.nodes
+        }
+        for node in self.nodes.values():
+            service = (
+                control.cinder_volume(node.spec, self.options.backend_driver)
+                if node.spec.kind == "storage"
+                else control.thunder_agent(node.spec)
+            )
+            node.catalog[service.name] = service
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    # -- up and down ---------------------------------------------------------------------------
+
+    def is_up(self) -> bool:
+        """Whether :meth:`up` has come to its end and :meth:`down` has not been called since."""
+        return self.network.exists() and (self.folder / "up").exists()
+
+    def up(self, steps: Steps | None = None) -> None:
+        """Bring the lab up; whatever goes wrong, what was started is taken down again.
+
+        :raises PreconditionError: this machine cannot run it; nothing was started
+        :raises LabError: a part did not start; with the reason and the end of its log
+        """
+        preconditions.check(self.topology, control_plane=self.options.control_plane)
+        with self._lock():
+            if self.is_up():
+                raise LabError(
+                    f"lab {self.name!r} is up: use it, or run `lab --name {self.name} down` first"
+                )
+            self._clear()
+            shutil.rmtree(self.logs, ignore_errors=True)
+            self._cancel.clear()
+            with steps or Steps(quiet=True) as shown:
+                try:
+                    self._up(shown)
+                    (self.folder / "up").touch()
+                except BaseException:
+                    self._cancel.set()
+                    with shown.step("taking down what was started"):
+                        self._clear()
+                    raise
+
+    def _up(self, steps: Steps) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._save()
+        with steps.step("network"):
+            self.network.create()
+        make_keys(self.folder / "keys")
+        with steps.step("root image"):
+            (self.folder / "root.img").symlink_to(root_image(cache_folder()))
+        with _Tasks(steps, self._cancel, self.network.kill) as tasks:
+            boots = {
+                node.name: tasks.start(f"{node.name}: boot", functools.partial(self._boot, node))
+                for node in self.nodes.values()
+            }
+            if self.options.control_plane:
+                self._start_services(tasks, boots)
+            tasks.finish()
+
+    def _start_services(self, tasks: _Tasks, boots: Mapping[str, Future[None]]) -> None:
+        """Each daemon as soon as what it cannot start without is ready."""
+
+        def start(place: Controller | Node, name: str, *after: Future[None]) -> Future[None]:
+            action = functools.partial(place.service_start, name, self._cancel)
+            return tasks.start(f"{place.name}: {name}", action, after)
+
+        controller = self.controller
+        controller.make_folders()
+        rabbitmq = start(controller, "rabbitmq")
+        databases = functools.partial(seed.provide, controller, cache_folder())
+        mariadb = start(controller, "mariadb", tasks.start("databases", databases))
+        upgrade = functools.partial(self.thunder, "db", "upgrade")
+        tables = tasks.start("thunder's tables", upgrade, [mariadb])
+        for name in ("keystone", "glance-api", "cinder-api"):
+            start(controller, name, mariadb)
+        start(controller, "cinder-scheduler", mariadb, rabbitmq)
+        if self.options.services:
+            for node in self.nodes.values():
+                for name in node.catalog:
+                    start(node, name, boots[node.name], rabbitmq, mariadb, tables)
+
+    def _boot(self, node: Node) -> None:
+        node.prepare(self.topology)
+        self.network.add_node(node.spec)
+        node.start(self._cancel)
+
+    def down(self, steps: Steps | None = None) -> None:
+        """Take the lab down; only its logs stay, until it comes up again. Absent is success.
+
+        An ``up`` that is under way in another process is told to stop first.
+        """
+        with steps or Steps(quiet=True) as shown, shown.step(f"lab {self.name} down"):
+            self._cancel.set()
+            with self._lock(interrupt=True):
+                self._clear()
+
+    def _clear(self) -> None:
+        (self.folder / "up").unlink(missing_ok=True)
+        self.network.delete()
+        if not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path == self.logs:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _lock(self, *, interrupt: bool = False) -> Iterator[None]:
+        """Two operations on a lab of one name do not mix.
+
+        The lock goes with its holder, so one that was killed leaves nothing to clean up.
+        """
+        lock = state_folder() / f"{self.name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a+") as held:
+            if not _try_lock(held):
+                held.seek(0)
+                holder = int(held.read() or 0)
+                if not interrupt:
+                    raise LabError(f"process {holder} is bringing lab {self.name!r} up or down")
+                if holder:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(holder, signal.SIGTERM)
+                fcntl.flock(held, fcntl.LOCK_EX)
+            held.truncate(0)
+            held.write(str(os.getpid()))
+            held.flush()
+            yield
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def node(self, name: str) -> Node:
+        """A node by its name.
+
+        :raises LabError: there is no such node; the message lists them
+        """
+        if name not in self.nodes:
+            raise LabError(f"there is no node {name!r}; there are: {', '.join(self.nodes)}")
+        return self.nodes[name]
+
+    def of_kind(self, kind: str) -> list[Node]:
+        """The "storage" or the "compute" nodes, in their order."""
+        return [node for node in self.nodes.values() if node.spec.kind == kind]
+
+    def set_link(self, name: str, link: Link) -> None:
+        """Change a node's cable while it runs."""
+        node = self.node(name)
+        self.topology = self.topology.with_link(name, link)
+        self.network.limit(dataclasses.replace(node.spec, link=link))
+        node.set_link(link)
+        self._save()
+
+    def openstack(self, *arguments: str, timeout: float = 300) -> str:
+        """Run the openstack client with the administrator's credentials; returns what it printed.
+
+        :raises CommandError: with what the client said
+        """
+        return self.controller.run(["openstack", *arguments], timeout=timeout).stdout
+
+    def openstack_json(self, *arguments: str, timeout: float = 300) -> Any:
+        """The same for commands that show something (list, show, create): the parsed answer."""
+        return json.loads(self.openstack(*arguments, "-f", "json", timeout=timeout))
+
+    def ask(self, question: Callable[[Any], _T]) -> _T:
+        """Call ``question`` with an openstacksdk connection of the administrator, in the lab.
+
+        For what is asked often: the client takes over a second of CPU for each command.
+
+        >>> cluster.ask(lambda cloud: cloud.block_storage.find_volume("v1").status)
+        """
+        return self.network.call(lambda: question(self._cloud))
+
+    @functools.cached_property
+    def _cloud(self) -> Any:
+        import openstack  # half a second, which most commands do without
+
+        return openstack.connect(**config.credentials(), load_yaml_config=False, load_envvars=False)
+
+    def thunder(self, *arguments: str) -> str:
+        """Run Thunder's own operator command against the lab's database; returns its output.
+
+        :raises CommandError: with what the command said
+        """
+        return self.controller.thunder(*arguments)
+
+    def env(self) -> dict[str, str]:
+        """``OS_…`` variables for clients that are run in the lab."""
+        return config.client_environment()
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.json"
+
+    def _save(self) -> None:
+        state = {
+            "topology": dataclasses.asdict(self.topology),
+            "options": dataclasses.asdict(self.options),
+        }
+        part = self._state_file.with_suffix(".part")
+        part.write_text(json.dumps(state, indent=1))
+        part.rename(self._state_file)
+
+
+class _Tasks:
+    """Parts of one operation that run at the same time; the first failure ends all of them.
+
+    :param abort: called again and again after a failure, until every part has ended
+    """
+
+    def __init__(self, steps: Steps, cancel: threading.Event, abort: Callable[[], object]) -> None:
+        self._steps = steps
+        self._cancel = cancel
+        self._abort = abort
+        self._pool = ThreadPoolExecutor(max_workers=64)
+        self._all: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._cancel.set()
+            while wait(self._all, timeout=0.5).not_done:
+                self._abort()
+        self._pool.shutdown()
+
+    def start(
+        self, what: str, action: Callable[[], object], after: Sequence[Future[None]] = ()
+    ) -> Future[None]:
+        """Run ``action`` when all of ``after`` are done; shown as a step while it runs."""
+
+        def body() -> None:
+            wait(after)
+            if self._cancel.is_set() or any(earlier.exception() for earlier in after):
+                raise Cancelled(f"{what}: not begun")
+            with self._steps.step(what):
+                action()
+
+        task = self._pool.submit(body)
+        self._all.append(task)
+        return task
+
+    def finish(self) -> None:
+        """Wait for all, or for the first that fails, whose error is raised."""
+        done, _ = wait(self._all, return_when=FIRST_EXCEPTION)
+        errors = [error for task in done if (error := task.exception())]
+        # What was given up because of a failure is not the failure.
+        for error in sorted(errors, key=lambda each: isinstance(each, Cancelled)):
+            raise error
+
+
+def _try_lock(held: IO[str]) -> bool:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,226 @@
+"""Configuration of everything that runs in a lab: values in, file contents out.
+
+Passwords are what they are because nothing outside the lab's namespace can reach it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.topology import HOST_ADDRESS, NodeSpec
+
+PASSWORD = "lab"
+REGION = "RegionOne"
+VOLUME_TYPE = "thunder"
+BACKEND = "thunder"
+VOLUME_GROUP = "cinder-volumes"
+KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
+IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
+TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
+#: Seconds that an agent in the lab may take to build a stack.
+ATTACH_DEADLINE = 60
+DATABASES = ("keystone", "glance", "cinder")
+SERVICE_USERS = ("glance", "cinder")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A line of Keystone's catalogue."""
+
+    service: str
+    type: str
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST_ADDRESS}:{self.port}{self.path}"
+
+
+ENDPOINTS = (
+    Endpoint("glance", "image", GLANCE_PORT, ""),
+    Endpoint("cinder", "block-storage", CINDER_PORT, "/v3"),
+)
+
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def ini(sections: Sections) -> str:
+    """An oslo.config file."""
+    lines: list[str] = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def credentials(user: str = "admin", project: str = "admin") -> dict[str, str]:
+    """Keyword arguments of ``openstack.connect``."""
+    return {
+        "auth_url": IDENTITY_URL,
+        "username": user,
+        "password": PASSWORD,
+        "project_name": project,
+        "user_domain_name": "Default",
+        "project_domain_name": "Default",
+        "region_name": REGION,
+    }
+
+
+def client_environment() -> dict[str, str]:
+    """``OS_…`` variables of the openstack client."""
+    return {
+        **{f"OS_{key.upper()}": value for key, value in credentials().items()},
+        "OS_IDENTITY_API_VERSION": "3",
+        "OS_VOLUME_API_VERSION": "3.70",
+    }
+
+
+def database_url(name: str) -> str:
+    return f"mysql+pymysql://lab:{PASSWORD}@{HOST_ADDRESS}/{name}?charset=utf8mb4"
+
+
+def _token(user: str) -> dict[str, object]:
+    return {
+        "auth_type": "password",
+        "auth_url": IDENTITY_URL,
+        "www_authenticate_uri": IDENTITY_URL,
+        "username": user,
+        "password": PASSWORD,
+        "project_name": "service",
+        "user_domain_name": "Default",
+        "project_domain_name": "Default",
+        "region_name": REGION,
+        "service_token_roles": "service",
+        "service_token_roles_required": True,
+    }
+
+
+def keystone(folder: Path) -> str:
+    """keystone.conf; the keys are in ``folder``."""
+    return ini(
+        {
+            "database": {"connection": database_url("keystone")},
+            "token": {"provider": "fernet"},
+            "fernet_tokens": {"key_repository": folder / "fernet-keys"},
+            "credential": {"key_repository": folder / "credential-keys"},
+            "cache": {"enabled": True, "backend": "dogpile.cache.memory"},
+            # Thousands of rounds would guard a password that is written above.
+            "identity": {"password_hash_rounds": 4},
+        }
+    )
+
+
+def glance(folder: Path) -> str:
+    """glance-api.conf; the images are files in ``folder``/images."""
+    return ini(
+        {
+            "DEFAULT": {"enabled_backends": "file:file", "enable_v2_api": True},
+            "database": {"connection": database_url("glance")},
+            "glance_store": {"default_backend": "file"},
+            "file": {"filesystem_store_datadir": folder / "images"},
+            "os_glance_staging_store": {"filesystem_store_datadir": folder / "staging"},
+            "os_glance_tasks_store": {"filesystem_store_datadir": folder / "tasks"},
+            "keystone_authtoken": _token("glance"),
+            "paste_deploy": {
+                "flavor": "keystone",
+                "config_file": f"{sys.prefix}/etc/glance/glance-api-paste.ini",
+            },
+            "oslo_concurrency": {"lock_path": folder / "locks"},
+            "oslo_messaging_notifications": {"driver": "noop"},
+        }
+    )
+
+
+def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
+    """cinder.conf of the API and the scheduler; ``extra`` sections are a storage node's."""
+    extra = extra or {}
+    etc = f"{sys.prefix}/etc/cinder"
+    helper = f"{sys.prefix}/bin/privsep-helper --config-file {state}/cinder.conf"
+    default: dict[str, object] = {
+        "transport_url": TRANSPORT_URL,
+        "my_ip": address,
+        "state_path": state,
+        "image_conversion_dir": state / "conversion",
+        "auth_strategy": "keystone",
+        "api_paste_config": f"{etc}/api-paste.ini",
+        "resource_query_filters_file": f"{etc}/resource_filters.json",
+        "glance_api_servers": f"http://{HOST_ADDRESS}:{GLANCE_PORT}",
+        "default_volume_type": VOLUME_TYPE,
+        "report_interval": 5,
+        "service_down_time": 30,
+        # Cinder's own three, and the one that lets a test say where a volume is not to be.
+        "scheduler_default_filters": "AvailabilityZoneFilter,CapacityFilter,CapabilitiesFilter,"
+        "DifferentBackendFilter",
+        **extra.get("DEFAULT", {}),
+    }
+    common: dict[str, Mapping[str, object]] = {
+        "DEFAULT": default,
+        "database": {"connection": database_url("cinder")},
+        "keystone_authtoken": _token("cinder"),
+        "service_user": {
+            "send_service_user_token": True,
+            **{k: v for k, v in _token("cinder").items() if not k.startswith(("www", "service_"))},
+        },
+        "oslo_concurrency": {"lock_path": state / "locks"},
+        "privsep_osbrick": {"helper_command": helper},
+        "cinder_sys_admin": {"helper_command": helper},
+    }
+    return ini({**common, **{k: v for k, v in extra.items() if k != "DEFAULT"}})
+
+
+def storage_backend(spec: NodeSpec, driver: str) -> Sections:
+    """What cinder.conf of a storage node has beyond the common part."""
+    backend: dict[str, object] = {
+        "volume_driver": driver,
+        "volume_backend_name": BACKEND,
+        "volume_group": VOLUME_GROUP,
+        "lvm_type": "thin",
+        "target_helper": "lioadm",
+        "target_protocol": "iscsi",
+        "target_ip_address": spec.address,
+    }
+    if driver.startswith("cinder_thunder."):
+        backend |= {
+            "thunder_rack": spec.rack,
+            "thunder_zone": spec.zone,
+            "thunder_clean_interval": 5,
+        }
+    return {"DEFAULT": {"enabled_backends": BACKEND, "host": spec.name}, BACKEND: backend}
+
+
+def agent(spec: NodeSpec) -> str:
+    """thunder.conf of a compute node: its whole data disk is the local pool."""
+    return ini(
+        {
+            "DEFAULT": {"transport_url": TRANSPORT_URL},
+            "thunder": {
+                "host": spec.name,
+                "address": spec.address,
+                "rack": spec.rack,
+                "zone": spec.zone,
+                "pool_device": "/dev/ubdb",
+                # The nodes of a lab share a processor or two: what takes a fifth of a second
+                # on a server takes some there.
+                "attach_deadline": ATTACH_DEADLINE,
+                "parent_wait": 30,
+                "rpc_timeout": 20,
+            },
+        }
+    )
+
+
+def rabbitmq() -> str:
+    """rabbitmq.conf."""
+    values = {
+        "listeners.tcp.1": f"{HOST_ADDRESS}:5672",
+        "loopback_users": "none",
+        "default_user": "lab",
+        "default_pass": PASSWORD,
+        "disk_free_limit.absolute": "50MB",
+        "log.console": "true",
+        "log.file": "false",
+    }
+    return "".join(f"{key} = {value}\n" for key, value in values.items())

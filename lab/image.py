@@ -1,0 +1,95 @@
+"""The root image of the nodes: built once, kept in the cache under a key of what goes into it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.shell import run
+
+#: Installed in every node, beside what dpkg calls required.
+PACKAGES = (
+    "dmsetup",
+    "e2fsprogs",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "lsscsi",
+    "lvm2",
+    "netbase",
+    "open-iscsi",
+    "openssh-server",
+    "procps",
+    "python3",
+    "qemu-utils",
+    "sg3-utils",
+    "strace",
+    "sudo",
+    "thin-provisioning-tools",
+    "tini",
+    "udev",
+)
+SUITE = "bookworm"
+SIZE_GIB = 10
+_ROOTFS = Path(__file__).parent / "rootfs"
+_LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
+
+
+def root_image(cache: Path) -> Path:
+    """The path of the root image, which is built if need be (a minute or two).
+
+    Only the entry program is part of the image; the rest of a node's start is in
+    ``lab/rootfs/init`` and reaches the node at every boot.
+    """
+    entry = _ROOTFS / "entry"
+    mirror = os.environ.get("THUNDER_LAB_MIRROR", "")
+    recipe = "\n".join([*PACKAGES, SUITE, mirror, str(SIZE_GIB), *_LEFT_OUT, entry.read_text()])
+    image = cache / f"root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.img"
+    if image.exists():
+        return image
+    with only_one(cache / "root.lock"):
+        if not image.exists():
+            _build(image, entry, mirror)
+    return image
+
+
+def _build(image: Path, entry: Path, mirror: str) -> None:
+    work = image.parent / "root.part"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    left_out = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
+    run(
+        contained(
+            "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", *left_out,
+            f"--include={','.join(PACKAGES)}",
+            f"--customize-hook=copy-in {entry} /sbin",
+            SUITE, str(work / "root"), *([mirror] if mirror else []),
+        )
+    )  # fmt: skip
+    raw = work / "root.img"
+    run(["truncate", "--size", f"{SIZE_GIB}G", str(raw)])
+    run(contained("mkfs.ext4", "-q", "-d", str(work / "root"), str(raw)))
+    raw.rename(image)
+    shutil.rmtree(work)
+
+
+def contained(*argv: str) -> list[str]:
+    """``argv`` so that it dies, with all it started and mounted, when the lab's process dies."""
+    return [
+        "setpriv", "--pdeathsig", "KILL",
+        "unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "--", *argv,
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold ``lock`` against other processes; it is free again whatever becomes of this one."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield

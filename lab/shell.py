@@ -1,0 +1,117 @@
+"""The gate through which the lab starts processes, and the way it waits for conditions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lab.errors import Cancelled, CommandError, ConditionError
+
+#: Seconds between two looks at a condition.
+POLL = 0.1
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    input: str | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a process to its end and return it with its output as text.
+
+    :param timeout: seconds, after which the process is killed
+    :param env: added to this process's environment
+    :raises CommandError: on any exit code but 0, unless ``check`` is false, and on a timeout
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(argv, -1, f"still running after {timeout} seconds") from error
+    except FileNotFoundError as error:
+        raise CommandError(argv, 127, f"{error.filename}: not found") from error
+    if check and done.returncode != 0:
+        raise CommandError(argv, done.returncode, done.stderr or done.stdout)
+    return done
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a daemon in a session of its own: it outlives the lab's own process.
+
+    :param env: added to this process's environment
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            pass_fds=pass_fds,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+        )
+
+
+def wait_for(
+    what: str,
+    condition: Callable[[], bool],
+    *,
+    timeout: float,
+    log: Path | None = None,
+    alive: Callable[[], bool] | None = None,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Return when ``condition()`` is true.
+
+    :param timeout: seconds
+    :param log: its tail becomes part of the error
+    :param alive: when this turns false there is nothing left to wait for
+    :raises ConditionError: too late, or no longer alive
+    :raises Cancelled: ``cancel`` was set
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        # Asked before the condition: a process that answered and died must not count as ready.
+        living = alive is None or alive()
+        if condition():
+            return
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"{what}: given up")
+        if not living:
+            raise ConditionError(f"{what}: its process ended{log_tail(log)}")
+        if time.monotonic() > deadline:
+            raise ConditionError(f"{what}: not within {timeout:g} seconds{log_tail(log)}")
+        time.sleep(POLL)
+
+
+def log_tail(log: Path | None, lines: int = 25) -> str:
+    """The end of a log as the second half of an error message; nothing if there is no log."""
+    if log is None or not log.exists():
+        return ""
+    last = log.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join([f"; the end of {log}:", *last])
