@@ -1,0 +1,56 @@
+"""What a volume of an image costs beside a thin snapshot, on the same backend in the same run.
+
+``--image`` of the fourth volume of an image is the Thunder path (a snapshot of the master);
+``--snapshot`` is Cinder's LVM driver alone (lvcreate -s). In turn, several times; the medians'
+ratio is the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from lab import guest
+from lab.cluster import Cluster
+from lab.journey import Journey
+from lab.progress import Steps
+from lab.topology import Topology
+
+
+def measure(journey: Journey, image: Path, turns: int) -> dict[str, list[float]]:
+    """Seconds from the API call to available, for both kinds."""
+    found = journey.upload(image, "bench")
+    made = [journey.create_volume(f"first-{i}", 1, "--image", found) for i in range(3)]
+    snapshot = journey.create_snapshot(made[0], "bench")
+    seconds: dict[str, list[float]] = {"--image": [], "--snapshot": []}
+    for turn in range(turns):
+        for what, source in (("--image", found), ("--snapshot", snapshot)):
+            began = time.monotonic()
+            volume = journey.create_volume(f"{what[2:]}-{turn}", 1, what, source)
+            seconds[what].append(time.monotonic() - began)
+            journey.delete_volumes([volume])  # the project's quota is ten
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.create", description=__doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    turns = parser.parse_args().turns
+    image = guest.build()
+    cluster = Cluster("bench", Topology.standard(compute=0))
+    cluster.up(Steps())
+    try:
+        seconds = measure(Journey(cluster), image, turns)
+    finally:
+        cluster.down()
+    for what, values in seconds.items():
+        line = ", ".join(f"{value:.2f}" for value in values)
+        print(f"volume create {what:10} median {statistics.median(values):.2f} s  ({line})")
+    medians = {what: statistics.median(values) for what, values in seconds.items()}
+    print(f"ratio {medians['--image'] / medians['--snapshot']:.2f} (bar: 1.5)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Hundreds of hosts that attach volumes of one image at once: how long planning takes, and whether
+the tree is right.
+
+Two trackers, each a process of its own with a thread for every attach, on one MariaDB. There are
+two masters; hosts stand in racks of ten, racks in zones of five. A plan is what the tracker's store
+does for an attach: a heartbeat, then the plan itself with the volume's stack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cinder_thunder.db import migration
+from cinder_thunder.db.api import Image, Store
+from cinder_thunder.policy.ranking import MASTER, Limits, Location
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.wire import Topology
+from tests.mariadb import ServerError, new_database, server
+
+IMAGE = "image"
+GIB = 1 << 30
+#: As of a distribution's cloud image: some hundreds of ranges.
+RANGES = 400
+#: While this lasts, hosts that have been heard of stay alive.
+TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """``seconds`` from the first request to the last answer; ``each``: of every plan."""
+
+    seconds: float
+    each: tuple[float, ...]
+    locations: tuple[Location, ...]
+    problems: tuple[str, ...]
+
+
+def compute(number: int) -> Topology:
+    rack = number // 10
+    name = f"c{number:03}"
+    return Topology(
+        name, f"10.1.{rack}.{number % 10}", f"r{rack}", f"z{rack // 5}", f"iqn.2026-11.org.x:{name}"
+    )
+
+
+def prepare(url: str) -> Store:
+    """Tables, two storage hosts and one image that both of them have."""
+    store = Store(url, heartbeat_timeout=TIMEOUT)
+    migration.upgrade(store.engine)
+    step = GIB // RANGES // 65536 * 65536
+    allocated = Extents.of((at * step, at * step + step // 2) for at in range(RANGES))
+    for number in (1, 2):
+        name = f"stor{number}@thunder"
+        store.heartbeat(Topology(name, f"10.0.0.{number}", "s", f"z{number}", "", "storage"))
+        store.add_master(Image(IMAGE, GIB, allocated), name)
+    return store
+
+
+def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -> Result:
+    """Plan for ``hosts`` compute hosts at once.
+
+    :param url: of an empty database
+    """
+    limits = limits or Limits()
+    store = prepare(url)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.plans", "--tracker", url, *map(str, part)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for part in _parts(hosts, trackers, limits)
+    ]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n", "a tracker did not come up"
+    began = time.monotonic()
+    answers = []
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        out, _ = child.communicate()
+        assert child.returncode == 0
+        answers += json.loads(out)
+    seconds = max(ended for _host, _took, ended, _sources in answers) - began
+    locations = store.locations(IMAGE)
+    return Result(
+        seconds,
+        tuple(took for _host, took, _ended, _sources in answers),
+        tuple(locations),
+        tuple(check(locations, {host: sources for host, _, _, sources in answers}, limits)),
+    )
+
+
+def _parts(hosts: int, trackers: int, limits: Limits) -> list[tuple[int, ...]]:
+    """Each tracker's share: first host, step, end, and the bounds."""
+    return [(n, trackers, hosts, limits.fanout, limits.storage_fanout) for n in range(trackers)]
+
+
+def check(
+    locations: Sequence[Location], plans: Mapping[str, Sequence[str]], limits: Limits
+) -> list[str]:
+    """What is wrong with a tree that has just been planned; empty if nothing is.
+
+    :param plans: host → ids of the locations that it may read from, best first
+    """
+    known = {location.id: location for location in locations}
+    bases = {location.host: location for location in locations if location.kind != MASTER}
+    masters = [location.id for location in locations if location.kind == MASTER]
+    children = Counter(base.parent for base in bases.values())
+    problems = [f"{host} has no plan" for host in plans.keys() - bases.keys()]
+    for host, base in bases.items():
+        if children[base.id] > limits.fanout:
+            problems.append(f"{host} has {children[base.id]} children")
+        sources = [known[source] for source in plans.get(host, ())]
+        if not sources or sources[0].id != base.parent:
+            problems.append(f"{host}'s parent is not what it was told")
+        if any(source.depth >= base.depth for source in sources):
+            problems.append(f"{host} may read from one that is as deep as itself")
+        if not sources or sources[-1].kind != MASTER:
+            problems.append(f"{host}'s last source is no master")
+        seen, above = {base.id}, base
+        while above.parent is not None and above.parent not in seen:
+            above = known[above.parent]
+            seen.add(above.id)
+        if above.kind != MASTER:
+            problems.append(f"{host} reads from no master in the end")
+    storage = sum(children[master] for master in masters)
+    if storage > limits.storage_fanout:
+        problems.append(f"{storage} hosts read from storage hosts")
+    return problems
+
+
+def tracker(url: str, first: int, step: int, end: int, fanout: int, storage_fanout: int) -> None:
+    """One tracker: plans for its hosts, each in a thread, and prints what it took."""
+    store = Store(url, heartbeat_timeout=TIMEOUT)
+    limits = Limits(fanout=fanout, storage_fanout=storage_fanout)
+    store.locations(IMAGE)  # connected, and all code loaded
+    answers: list[tuple[str, float, float, list[str]]] = []
+    threads = [
+        threading.Thread(target=_plan, args=[store, compute(number), limits, answers])
+        for number in range(first, end, step)
+    ]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(answers))
+
+
+def _plan(store: Store, host: Topology, limits: Limits, answers: list[object]) -> None:
+    began = time.monotonic()
+    store.heartbeat(host)
+    planned = store.plan(IMAGE, host, limits, volume_id=f"volume of {host.host}", keep=True)
+    ended = time.monotonic()
+    sources = [source.location_id for source in planned.sources] if planned else []
+    answers.append((host.host, ended - began, ended, sources))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.plans", description=__doc__)
+    parser.add_argument("--hosts", type=int, default=200)
+    parser.add_argument("--tracker", nargs=6, help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.tracker:
+        url, *numbers = parsed.tracker
+        tracker(url, *map(int, numbers))
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix="plans") as home, server(Path(home)) as url:
+            result = run(new_database(url), parsed.hosts)
+    except ServerError as error:
+        sys.exit(f"bench.plans: {error}")
+    print(f"{parsed.hosts} hosts planned by two trackers at once in {result.seconds:.2f} s")
+    print(f"one plan: median {statistics.median(result.each):.2f} s, max {max(result.each):.2f} s")
+    depths = Counter(loc.depth for loc in result.locations if loc.kind != MASTER)
+    for depth, count in sorted(depths.items()):
+        print(f"depth {depth:2}: {count:4} hosts")
+    for problem in result.problems:
+        print(f"WRONG: {problem}")
+    if result.problems:
+        sys.exit(1)
+    print("the tree is valid: fan-outs kept, no circle, everybody has a storage host last")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Ten volumes of one image over two storage hosts, attached on five hosts in the same second.
+
+Prints what every cable carried, from the interfaces' own counters: first while the volumes were
+made (one download from Glance, one copy between the storage hosts), then while all of them were
+attached and read at once. A block should cross each compute host's cable inwards once, and leave
+the storage hosts no more often than ``thunder_storage_fanout`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cinder_thunder import conf
+from lab import blocks, config, guest
+from lab.cluster import Cluster
+from lab.demo import at_once, tree
+from lab.errors import LabError
+from lab.journey import Attached, Journey
+from lab.net import Counters
+from lab.node import Node
+from lab.progress import Steps
+from lab.topology import Link, Topology
+
+MIB = 1 << 20
+STORAGE, COMPUTE, VOLUMES = 2, 5, 10
+#: What the issue allows above the bound itself: protocol, file system probes, late parents.
+SLACK = 0.3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes over every node's cable while something was done."""
+
+    received: dict[str, int]
+    sent: dict[str, int]
+    seconds: float
+
+
+class Meter:
+    """Reads all cables' counters before and after."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._began = time.monotonic()
+        self._before = self._read()
+
+    def _read(self) -> dict[str, Counters]:
+        return {name: node.counters() for name, node in self._cluster.nodes.items()}
+
+    def stop(self) -> Phase:
+        after = self._read()
+        return Phase(
+            {name: after[name].received - old.received for name, old in self._before.items()},
+            {name: after[name].sent - old.sent for name, old in self._before.items()},
+            time.monotonic() - self._began,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the whole run; sizes in bytes."""
+
+    allocated: int
+    downloads: int  # of the image's data, from Glance
+    masters: dict[str, int]  # storage host → volumes on it
+    creation: Phase
+    use: Phase
+    sources: dict[str, str]  # compute host → whom its base began to read from
+    fetched: dict[str, int]  # compute host → image bytes its base read over the network
+    wrong: list[str]  # volumes whose content is not the image's
+
+
+def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
+    cluster, size = journey.cluster, raw.stat().st_size
+    compute, gib = cluster.of_kind("compute"), -(-size // (1 << 30))
+    with steps.step("set deadlines for two cores"):
+        at_once(_be_patient, compute)
+    with steps.step("start what stands for nova-compute"):
+        journey.start_bricks()
+    with steps.step(f"upload, create {VOLUMES} volumes at once"):
+        found = journey.upload(image, "relay")
+        meter = Meter(cluster)
+        volumes = at_once(
+            lambda i: journey.create_volume(f"relay-{i}", gib, "--image", found), range(VOLUMES)
+        )
+        creation = meter.stop()
+    placed = [journey.storage_of(volume).name for volume in volumes]
+    hosts = [node for node in compute for _ in range(VOLUMES // len(compute))]
+    meter = Meter(cluster)
+    with steps.step("attach all in the same second"), ThreadPoolExecutor(VOLUMES) as threads:
+        attached = list(threads.map(journey.attach, hosts, volumes))
+    stacks = [journey.stack(n, v) for n, v in zip(hosts, volumes, strict=True)]
+    for stack, one in zip(stacks, attached, strict=True):
+        if stack.get("mode") != "cached":
+            raise LabError(f"volume {one.volume} on {one.node} has no cache: {one.warnings}")
+
+    def digest(pair: tuple[Node, Attached]) -> str:
+        return journey.digest(pair[0], pair[1].path, size)
+
+    with steps.step("read all at once"):
+        wanted = blocks.expected_digest(raw, ())
+        digests = at_once(digest, zip(hosts, attached, strict=True))
+        use = meter.stop()
+    return Outcome(
+        allocated=journey.allocated(found),
+        downloads=journey.downloads(found),
+        masters={name: placed.count(name) for name in sorted(set(placed))},
+        creation=creation,
+        use=use,
+        sources={
+            node.name: stack.get("source", "") for node, stack in zip(hosts, stacks, strict=True)
+        },
+        fetched={node.name: journey.from_network(node) for node in compute},
+        wrong=[v for v, d in zip(volumes, digests, strict=True) if d != wanted],
+    )
+
+
+def _be_patient(node: Node) -> None:
+    """Seven kernels share two cores here: what takes a second on servers takes a minute."""
+    settings = config.agent(node.spec)
+    for option, usual in (("attach_deadline", 60), ("parent_wait", 30), ("rpc_timeout", 20)):
+        assert f"{option} = {usual}" in settings
+        settings = settings.replace(f"{option} = {usual}", f"{option} = {usual * 5}")
+    node.service_stop("thunder-agent")
+    service = node.catalog["thunder-agent"]
+    files = {**service.files, "/etc/thunder/thunder.conf": settings}
+    node.catalog["thunder-agent"] = dataclasses.replace(service, files=files)
+    node.service_start("thunder-agent")
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    table = Table(title="MiB over each host's cable, by its interface's counters")
+    for heading in (
+        "host",
+        "reads from",
+        "made: in",
+        "made: out",
+        "read: in",
+        "read: out",
+        "image",
+    ):
+        table.add_column(heading, justify="left" if heading in ("host", "reads from") else "right")
+    for name in outcome.use.sent:
+        phases = [
+            f"{value[name] / MIB:.1f}"
+            for phase in (outcome.creation, outcome.use)
+            for value in (phase.received, phase.sent)
+        ]
+        fetched = outcome.fetched.get(name)
+        image = "" if fetched is None else f"{fetched / MIB:.1f}"
+        table.add_row(name, outcome.sources.get(name, ""), *phases, image)
+    console.print(table)
+    console.print(tree(outcome.sources))
+    one = max(outcome.fetched.values())
+    egress = sum(outcome.use.sent[name] for name in outcome.use.sent if name not in outcome.fetched)
+    bound = _default("thunder_storage_fanout") + SLACK
+    spread = ", ".join(f"{count} on {name}" for name, count in outcome.masters.items())
+    console.print(
+        f"volumes: {spread}; Glance was asked for the image's data {outcome.downloads} time(s)"
+    )
+    console.print(f"contents: {len(outcome.wrong) or 'none'} of {VOLUMES} differ from the image")
+    console.print(
+        f"the storage hosts sent {egress / MIB:.1f} MiB to compute hosts: {egress / one:.2f} times "
+        f"the {one / MIB:.1f} MiB that one host reads (bound {bound:g}); "
+        f"the image holds {outcome.allocated / MIB:.1f} MiB; {outcome.use.seconds:.0f} s"
+    )
+
+
+def _default(option: str) -> float:
+    return float(next(opt.default for opt in conf.backend_opts if opt.name == option))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.relay", description=__doc__)
+    parser.add_argument("--rate", default="1gbit", help="of every cable, as tc has it (1gbit)")
+    parser.add_argument("--name", default="relay", help="name of the lab")
+    parsed = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    image = guest.build()
+    topology = Topology.standard(storage=STORAGE, compute=COMPUTE, link=Link(parsed.rate))
+    with (
+        tempfile.TemporaryDirectory(prefix="thunder-relay-", dir="/var/tmp") as name,
+        Steps() as steps,
+    ):
+        raw = Path(name, "raw")
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True)
+        cluster = Cluster(parsed.name, topology)
+        with steps.step("lab up"):
+            cluster.up()
+        try:
+            outcome = measure(Journey(cluster), image, raw, steps)
+        finally:
+            with steps.step("lab down"):
+                cluster.down()
+    show(outcome, console)
+    return 1 if outcome.wrong or outcome.downloads != 1 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

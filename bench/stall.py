@@ -1,0 +1,219 @@
+"""What a host feels when its parent dies: the longest read, failed reads, wrong bytes of each kill.
+
+One compute host reads an image from another one while neither has all of it (filling is set to
+1 MiB/s). A reader on the child reads blocks that are not there yet, past all caches, and checks
+them; meanwhile the parent's plug is pulled. Then the parent is started again, and the child's base
+made anew below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import blocks, config
+from lab.cluster import Cluster
+from lab.demo import at_once
+from lab.errors import LabError
+from lab.journey import Journey
+from lab.node import Node
+from lab.progress import Steps
+from lab.shell import wait_for
+from lab.topology import Topology
+
+MIB = 1 << 20
+GIB = 1 << 30
+SEED = "stall"
+#: Seconds that the reader reads, and after which the plug is pulled.
+READ, PULL = 10, 3
+#: MiB of the image that a round may use up, at 1 MiB/s, and for the first one.
+PER_KILL, AT_FIRST = 40, 80
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: who was killed, whom the child read from then, and what its reader saw."""
+
+    parent: str
+    then: str
+    calls: int
+    longest_s: float
+    failed: int
+    wrong: int
+
+
+class Scene:
+    """Two compute hosts of a lab that is up, one of which reads an image from the other."""
+
+    def __init__(self, journey: Journey, parent: Node, child: Node, length: int) -> None:
+        """:param length: of the image in bytes, a multiple of 64 KiB"""
+        self.journey = journey
+        self.parent = parent
+        self.child = child
+        self._length = length
+        self._volumes: list[str] = []
+        self._catalog = {node: node.catalog["thunder-agent"] for node in (parent, child)}
+        self.image = ""
+
+    @property
+    def volume(self) -> str:
+        """The one on the child."""
+        return self._volumes[1]
+
+    def open(self) -> None:
+        """Upload the image, and attach a volume of it on the parent, then one on the child.
+
+        :raises LabError: the child does not read from the parent
+        """
+        self._restart(slow=True)
+        with tempfile.NamedTemporaryFile(prefix="thunder-stall-", dir="/var/tmp") as file:
+            blocks.make(Path(file.name), SEED, self._length)
+            self.image = self.journey.upload(Path(file.name), "stall", "raw")
+        gib = -(-self._length // GIB)
+        for name in ("parent", "child"):
+            made = self.journey.create_volume(f"stall-{name}", gib, "--image", self.image)
+            self._volumes.append(made)
+        self.journey.attach(self.parent, self._volumes[0])
+        self.attach()
+
+    def close(self) -> None:
+        """Leave the lab as it was."""
+        for node in (self.parent, self.child):
+            if not node.running():
+                self.restart_parent()
+        for node, volume in zip((self.parent, self.child), self._volumes, strict=False):
+            self.journey.detach(node, volume)
+        self.journey.delete_volumes(self._volumes)
+        if self.image:
+            self.journey.cluster.openstack("image", "delete", self.image)
+        self._restart(slow=False)
+
+    def _restart(self, slow: bool) -> None:
+        """Restart both agents, with their filling as slow as it gets."""
+
+        def restart(node: Node) -> None:
+            service = self._catalog[node]
+            if slow:
+                settings = config.agent(node.spec) + "fill_rate_mib = 1\n"
+                files = {**service.files, "/etc/thunder/thunder.conf": settings}
+                service = dataclasses.replace(service, files=files)
+            node.service_stop("thunder-agent")
+            node.catalog["thunder-agent"] = service
+            node.service_start("thunder-agent")
+
+        at_once(restart, (self.parent, self.child))
+
+    def sources(self, node: Node) -> list[str]:
+        """Whom a host's base of the image reads from, in their order."""
+        bases = self.journey.agent(node)["bases"]
+        return next((base["sources"] for base in bases if base["image_id"] == self.image), [])
+
+    def attach(self) -> None:
+        """Attach the child's volume, so that its base is made.
+
+        :raises LabError: its base does not read from the parent
+        """
+        self.journey.attach(self.child, self.volume)
+        found = self.sources(self.child)
+        if found[:1] != [self.parent.name]:
+            raise LabError(f"{self.child.name} reads from {found}, not from {self.parent.name}")
+
+    def kill(self) -> Kill:
+        """Pull the parent's plug while the child reads."""
+        path = f"/dev/mapper/thunder-vol-{self.volume}"
+        command = (
+            f"python -m lab.blocks watch {path} {SEED} {self._length} {READ} "
+            f"/dev/mapper/thunder-paths-{self.image}"
+        )
+        with ThreadPoolExecutor(1) as threads:
+            reader = threads.submit(self.child.run, command, timeout=300)
+            time.sleep(PULL)
+            self.parent.kill()
+            seen: dict[str, Any] = json.loads(reader.result().stdout)
+        self.await_reparented()
+        return Kill(self.parent.name, self.sources(self.child)[0], **seen)
+
+    def await_reparented(self) -> None:
+        """Until the child's agent has given up the dead parent."""
+        wait_for(
+            f"{self.child.name} to have another source",
+            lambda: self.parent.name not in self.sources(self.child),
+            timeout=60,
+        )
+
+    def restart_parent(self) -> None:
+        """Start the parent again, and wait until its base is back."""
+        wait_for("the dead to be gone", lambda: not self.parent.running(), timeout=10)
+        self.parent.start()
+        self.parent.service_start("thunder-agent")
+        wait_for(
+            f"{self.parent.name}: its base to be back",
+            lambda: self.parent.run(
+                f"dmsetup info thunder-export-{self.image}", check=False
+            ).returncode == 0,
+            timeout=120,
+        )  # fmt: skip
+
+    def below_again(self) -> None:
+        """Make the child's base anew, so that it reads from the parent."""
+        self.journey.detach(self.child, self.volume)
+        self.journey.evict(self.child, self.image)
+        self.attach()
+
+
+def measure(scene: Scene, kills: int, show: bool = True) -> list[Kill]:
+    """One kill after the other; what was seen until something went wrong is not lost."""
+    seen: list[Kill] = []
+    try:
+        scene.open()
+        for number in range(kills):
+            if number:
+                scene.restart_parent()
+                scene.below_again()
+            seen.append(scene.kill())
+            if show:
+                print(f"{number + 1:3}  {_line(seen[-1])}", flush=True)
+    except Exception as error:
+        print(f"given up after {len(seen)} kills: {type(error).__name__}: {error}", flush=True)
+    return seen
+
+
+def _line(kill: Kill) -> str:
+    return (
+        f"{kill.parent} killed, {kill.then} read from then: longest read {kill.longest_s:.2f} s, "
+        f"{kill.failed} errors, {kill.wrong} wrong pages in {kill.calls} reads"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.stall", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--name", default="stall", help="name of the lab")
+    parsed = parser.parse_args()
+    cluster = Cluster(parsed.name, Topology.standard(storage=1, compute=3))
+    cluster.up(Steps())
+    try:
+        parent, child, *_ = cluster.of_kind("compute")
+        length = (AT_FIRST + PER_KILL * parsed.kills) * MIB
+        seen = measure(Scene(Journey(cluster), parent, child, length), parsed.kills)
+    finally:
+        cluster.down()
+    if seen:
+        print(
+            f"{len(seen)} kills: longest stall {max(k.longest_s for k in seen):.2f} s (bar: 3), "
+            f"{sum(k.failed for k in seen)} I/O errors, {sum(k.wrong for k in seen)} wrong pages "
+            f"in {sum(k.calls for k in seen)} reads"
+        )
+    return 0 if len(seen) == parsed.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""One set of assertions, two worlds: the fakes, and a kernel.
+
+``THUNDER_KERNEL=1`` (set by tests/lab inside a node, where root may do anything) runs them on
+the kernel; without it they run on the fakes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder.agent.main import kernel_kit
+from os_brick_thunder.agent.ports import Kit
+from os_brick_thunder.mechanism import lio
+from os_brick_thunder.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.mechanism.dmsetup import DmSetup
+from os_brick_thunder.mechanism.pool import LocalPool
+from tests import fakes
+
+KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
+MIB = 1 << 20
+collect_ignore = [] if KERNEL else ["test_bytes.py", "test_full_pool.py", "test_lvm.py"]
+
+
+@dataclass(frozen=True)
+class World:
+    """A kit and a block device of 64 MiB to build on."""
+
+    kit: Kit
+    disk: str
+    kernel: bool
+
+
+@pytest.fixture
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A test may give the size of its pool in MiB, as an indirect parameter."""
+    if not KERNEL:
+        kit = fakes.fake_kit()
+        assert isinstance(kit.blocks, fakes.FakeBlocks)
+        kit.blocks.sizes["/dev/vdc"] = 64 * MIB
+        yield World(kit, "/dev/vdc", kernel=False)
+        return
+    before = _devices()
+    disks = [
+        _disk(tmp_path / name, size)
+        for name, size in (("pool", getattr(request, "param", 512)), ("disk", 64))
+    ]
+    dm = DmIoctl()
+    pool = LocalPool(dm)
+    pool.open(disks[0], 64 << 10)
+    kit = kernel_kit(dm, pool)
+    yield World(kit, disks[1], kernel=True)
+    for target in lio.targets():
+        lio.unexport(target.iqn)
+    _sweep(dm)
+    for disk in disks:
+        subprocess.run(["losetup", "--detach", disk], check=True)
+    assert _devices() == before
+
+
+def _disk(file: Path, mib: int) -> str:
+    with open(file, "wb") as opened:
+        opened.truncate(mib * MIB)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _devices() -> set[str]:
+    return {device.name for device in DmSetup().devices()}
+
+
+def _sweep(dm: DmSetup) -> None:
+    """Remove all devices that a test left, the pool last."""
+    while devices := dm.devices():
+        idle = [device.name for device in devices if not device.opened]
+        assert idle, devices
+        for name in idle:
+            dm.remove(name)

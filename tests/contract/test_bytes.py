@@ -1,0 +1,69 @@
+"""Which bytes come from where: the kernel's alone to answer, so not collected without one."""
+
+from __future__ import annotations
+
+import os
+
+from os_brick_thunder.policy import cachemap, layout
+from os_brick_thunder.policy.extents import Extents
+from tests.contract.conftest import MIB, World
+
+
+def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
+    """Mapped blocks come from the cache's device, others and the tail from the origin."""
+    kit, block, cached = world.kit, 64 << 10, 8 * MIB
+    names = layout.VolumeNames("v")
+    with open(world.disk, "r+b") as disk:
+        disk.write(b"O" * 16 * MIB)
+        os.fsync(disk.fileno())
+    blocks = cached // block
+    for name, thin_id, length in (
+        (names.meta, 1, cachemap.metadata_length(blocks)),
+        (names.local, 2, cached),
+    ):
+        kit.pool.create_thin(thin_id)
+        kit.dm.create(name, layout.thin_table(length, thin_id))
+    with open(layout.path(names.local), "r+b") as local:
+        local.write(b"C" * cached)
+        os.fsync(local.fileno())
+    xml = cachemap.metadata_xml([(0, 10), (20, 128)], blocks, block)
+    kit.restore_cache(layout.path(names.meta), xml)
+    kit.dm.create(
+        names.cached,
+        layout.cached_table(names, world.disk, cached, 64 * MIB, block, "writethrough"),
+    )
+    kit.dm.create(names.vol, layout.vol_table(names, world.disk, 64 * MIB, direct=False))
+    with open(layout.path(names.vol), "r+b", buffering=0) as vol:
+        data = os.pread(vol.fileno(), 16 * MIB, 0)
+        assert data[: 10 * block] == b"C" * 10 * block
+        assert data[10 * block : 20 * block] == b"O" * 10 * block
+        assert data[20 * block : cached] == b"C" * (cached - 20 * block)
+        assert data[cached:] == b"O" * (16 * MIB - cached)
+        os.pwrite(vol.fileno(), b"W" * 4096, 5 * block)  # mapped
+        os.pwrite(vol.fileno(), b"W" * 4096, 15 * block)  # not mapped
+        os.pwrite(vol.fileno(), b"W" * 4096, 12 * MIB)  # the tail
+        os.fsync(vol.fileno())
+    fd = os.open(world.disk, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    for offset in (5 * block, 15 * block, 12 * MIB):
+        assert os.pread(fd, 4096, offset) == b"W" * 4096, "a write did not reach the LUN"
+    os.close(fd)
+    # "cache <metadata block> <used>/<all> <block> <used>/<all> <4 counters> <demotions>
+    # <promotions> <dirty> …"
+    words = kit.dm.status(names.cached).splitlines()[0].split()
+    assert words[9:12] == ["0", "0", "0"], words
+    for name in names.top_down:
+        kit.dm.remove(name)
+
+
+def test_readahead_over_holes_fails_no_path(world: World) -> None:
+    """dm's zero target would: buffered reads of a hole then cost a multipath its path."""
+    kit, size = world.kit, 8 * MIB
+    kit.dm.create("thunder-s", layout.source_table(None, size, Extents(), 64 << 10), readonly=True)
+    paths = layout.paths_table((layout.path("thunder-s"),), size)
+    kit.dm.create("thunder-m", paths, readonly=True)
+    with open(layout.path("thunder-m"), "rb") as device:
+        assert device.read() == bytes(size)
+    assert " F " not in kit.dm.status("thunder-m")
+    kit.dm.remove("thunder-m")
+    kit.dm.remove("thunder-s")

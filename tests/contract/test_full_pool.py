@@ -1,0 +1,248 @@
+"""Pools that run full, and volumes that leave and take up their caches, under writes: the kernel's
+alone to answer, so not collected without one.
+
+What the agent does then rests on this: the kernel holds writes that find no room back for a
+minute, and a volume that leaves its cache meanwhile finds all of them on its LUN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import wire
+from os_brick_thunder.agent.bases import Bases
+from os_brick_thunder.agent.space import Guard, Room
+from os_brick_thunder.agent.stacks import Stacks
+from os_brick_thunder.agent.state import Store
+from os_brick_thunder.policy import cachemap, dmstatus, layout
+from os_brick_thunder.policy.layout import VolumeNames
+from tests import fakes
+from tests.contract.conftest import MIB, World, _disk
+
+LENGTH, BLOCK = 48 * MIB, 64 << 10
+NAMES = VolumeNames("v")
+LOCAL, META, BALLAST = 1, 2, 1000  # the last one out of the way of ids that the agent gives
+#: What is left for the volume when the ballast is in.
+ROOM = 16 * MIB
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[str]:
+    """A device that stands for a replica that was logged in: the image's bytes."""
+    device = _disk(tmp_path / "image", LENGTH // MIB)
+    yield device
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def build(world: World) -> None:
+    """A volume whose cache answers for all of its image, in a pool that has not enough room."""
+    kit, blocks = world.kit, LENGTH // BLOCK
+    lengths = ((NAMES.meta, META, cachemap.metadata_length(blocks), None),
+               (NAMES.local, LOCAL, LENGTH, layout.path(layout.ZERO)))  # fmt: skip
+    for name, thin_id, length, below in lengths:
+        kit.pool.create_thin(thin_id)
+        kit.dm.create(name, layout.thin_table(length, thin_id, below))
+    xml = cachemap.metadata_xml([(0, blocks)], blocks, BLOCK)
+    kit.restore_cache(layout.path(NAMES.meta), xml)
+    table = layout.cached_table(NAMES, world.disk, LENGTH, 64 * MIB, BLOCK, "writethrough")
+    kit.dm.create(NAMES.cached, table)
+    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, 64 * MIB, direct=False))
+
+
+def fill_up(world: World) -> None:
+    """All but ROOM bytes of the pool."""
+    kit = world.kit
+    kit.pool.create_thin(BALLAST)
+    kit.dm.create("thunder-ballast", layout.thin_table(1 << 30, BALLAST))
+    fd = os.open(layout.path("thunder-ballast"), os.O_WRONLY | os.O_DIRECT)
+    with mmap.mmap(-1, MIB) as buffer:
+        for at in range(0, (kit.pool.status().total - kit.pool.status().used - ROOM), MIB):
+            os.pwritev(fd, [buffer], at)
+    os.close(fd)
+
+
+class Guest:
+    """Writes every page of the image's part once, and goes on reading; counts what fails."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        """:param pause: seconds after each call"""
+        self.longest = 0.0
+        self._pause = pause
+        self.errors: list[OSError] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        fd = os.open(layout.path(NAMES.vol), os.O_RDWR | os.O_DIRECT)
+        with mmap.mmap(-1, 256 << 10) as buffer:
+            for at in range(0, LENGTH, len(buffer)):
+                buffer[:] = bytes([1 + at // len(buffer) % 255]) * len(buffer)
+                began = time.monotonic()
+                try:
+                    os.pwritev(fd, [buffer], at)
+                    os.preadv(fd, [buffer], 0)
+                except OSError as error:
+                    self.errors.append(error)
+                self.longest = max(self.longest, time.monotonic() - began)
+                time.sleep(self._pause)
+        os.close(fd)
+
+    def waits(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return self._thread.is_alive()
+
+
+@pytest.fixture
+def full(world: World) -> tuple[World, Guest]:
+    build(world)
+    fill_up(world)
+    return world, waiting_guest(world)
+
+
+def waiting_guest(world: World) -> Guest:
+    guest = Guest()
+    until = time.monotonic() + 30
+    while not world.kit.pool.status().full and time.monotonic() < until:
+        time.sleep(0.05)
+    assert world.kit.pool.status().full
+    assert guest.waits(0.5)
+    return guest
+
+
+@pytest.mark.parametrize("world", [144], indirect=True)
+def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, Guest]) -> None:
+    (world, guest), kit = full, full[0].kit
+    assert dmstatus.mapped(kit.dm.status(NAMES.local)) < LENGTH
+    kit.dm.message(NAMES.vol, f"fail_path {kit.blocks.devnum(layout.path(NAMES.cached))}")
+    kit.dm.wipe(NAMES.local)
+    kit.dm.wipe(NAMES.meta)
+    kit.pool.delete_thin(LOCAL)
+    status = kit.pool.status()
+    assert status.healthy
+    assert not status.full
+    assert not guest.waits(20)
+    assert guest.errors == []
+    kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, world.disk, 64 * MIB, direct=True))
+    for name in (NAMES.cached, NAMES.meta, NAMES.local):
+        kit.dm.remove(name)
+    kit.pool.delete_thin(META)
+    assert_written()
+
+
+def assert_written() -> None:
+    fd = os.open(layout.path(NAMES.vol), os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 256 << 10) as buffer:
+        for at in range(0, LENGTH, len(buffer)):
+            os.preadv(fd, [buffer], at)
+            assert buffer[:] == bytes([1 + at // len(buffer) % 255]) * len(buffer), at
+    os.close(fd)
+
+
+@pytest.mark.parametrize("world", [144], indirect=True)
+def test_writes_that_wait_for_room_go_on_when_there_is_some(full: tuple[World, Guest]) -> None:
+    (_world, guest), kit = full, full[0].kit
+    kit.dm.remove("thunder-ballast")
+    kit.pool.delete_thin(BALLAST)
+    assert not guest.waits(20)
+    assert guest.errors == []
+    assert " F " not in kit.dm.status(NAMES.vol)
+
+
+class Host:
+    """The agent's services over the kernel, with a tracker that looks at the disks themselves."""
+
+    def __init__(self, world: World, source: str, folder: Path) -> None:
+        self.world, self.source = world, source
+        initiator, targets = fakes.FakeInitiator(), fakes.FakeTargets()
+        initiator.login = lambda export, last=True: source  # type: ignore[method-assign]
+        self.kit = dataclasses.replace(world.kit, initiator=initiator, targets=targets)
+        self.tracker = fakes.FakeTracker()
+        self.tracker.plan_attach = self.plan  # type: ignore[method-assign]
+        self.store = Store(folder / "state.json")
+        topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
+        common = (self.kit, self.store)
+        self.bases = Bases(*common, self.tracker, topology, "127.0.0.1:3260", 0.0)
+        self.stacks = Stacks(*common, self.bases, self.tracker, topology)
+
+    def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        """The map is of the blocks that are the image's on the volume's disk, at this moment."""
+        image = wire.ImageInfo("i", LENGTH, ((0, LENGTH),))
+        sources = (wire.Source("l0", "stor1", "master", "stor1@thunder"),)
+        same = []
+        fds = [os.open(d, os.O_RDONLY | os.O_DIRECT) for d in (self.world.disk, self.source)]
+        with mmap.mmap(-1, BLOCK) as one, mmap.mmap(-1, BLOCK) as other:
+            for at in range(0, LENGTH, BLOCK):
+                os.preadv(fds[0], [one], at)
+                os.preadv(fds[1], [other], at)
+                if one[:] == other[:]:
+                    same.append((at, BLOCK))
+        for fd in fds:
+            os.close(fd)
+        return wire.Plan("v", "cached", "", image, "l1", sources, tuple(same))
+
+    def attach(self) -> None:
+        payload = wire.Payload("v", "i", "stor1@thunder")
+        attached = self.stacks.attach(payload, self.world.disk, time.monotonic() + 60)
+        assert attached.mode == "cached", attached
+
+
+def test_a_volume_goes_direct_and_back_while_it_is_written(
+    source: str, world: World, tmp_path: Path
+) -> None:
+    host = Host(world, source, tmp_path)
+    host.attach()
+    guest = Guest(pause=0.02)  # some four seconds: all swaps are under its writes
+    modes = []
+    while guest.waits(0.2):
+        host.stacks.to_direct("v", "said so")
+        modes.append(host.stacks.to_cached("v").mode)
+    assert modes
+    assert set(modes) == {"cached"}
+    print(f"{len(modes)} times there and back, longest call of the guest {guest.longest:.2f} s")
+    assert guest.errors == []
+    assert_written()
+    assert " F " not in host.kit.dm.status(NAMES.vol)
+    host.stacks.detach("v")
+    host.bases.remove("i")
+
+
+@pytest.mark.parametrize("world", [144], indirect=True)
+def test_an_agent_that_comes_too_late_still_saves_every_write(
+    source: str, world: World, tmp_path: Path
+) -> None:
+    """As after a stop of some seconds: guests wait already when the agent first looks."""
+    host = Host(world, source, tmp_path)
+    kit, store, stacks = host.kit, host.store, host.stacks
+    room = Room(kit, store, 80, 90)
+    guard = Guard(room, stacks, host.bases.remove)
+    host.attach()
+    fill_up(world)
+    guest = waiting_guest(world)
+    guard.start()
+    try:
+        assert not guest.waits(30)
+        until = time.monotonic() + 30
+        while (store.bases or store.stacks["v"].local_id) and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        guard.stop()
+    assert guest.errors == []
+    assert [each["what"] for each in guard.status()["given_up"]][:1] == ["cut"]
+    assert store.stacks["v"].mode == "direct"
+    assert not room.status().full
+    assert_written()
+    stacks.detach("v")
+    assert store.bases == {}, "a base without users stays in a pool above its low mark"
+    left = {device.name for device in kit.dm.devices()}
+    assert left == {
+        layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO, "thunder-ballast"
+    }  # fmt: skip

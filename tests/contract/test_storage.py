@@ -1,0 +1,133 @@
+"""Thin volumes of a storage host: the same assertions on files and on LVM."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cinder_thunder.mechanism.lvm import ThinVolumes
+from cinder_thunder.mechanism.thinpool import ThinPool, dm_name
+from os_brick_thunder import errors
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.run import run
+from tests.contract.conftest import KERNEL
+from tests.fake_storage import FileVolumes
+
+MIB = 1 << 20
+BLOCK = 64 << 10
+SIZE = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Storage:
+    """``volumes`` makes them, ``pool`` tells what is in them."""
+
+    volumes: Any
+    pool: Any
+    group: str
+    kernel: bool
+
+    def write(self, name: str, *offsets: int) -> None:
+        with open(self.volumes.path(name), "r+b") as volume:
+            for offset in offsets:
+                volume.seek(offset)
+                volume.write(b"x" * 512)
+            volume.flush()
+            os.fsync(volume.fileno())
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    if not KERNEL:
+        files = FileVolumes(tmp_path / "vg")
+        yield Storage(files, files, "vg", kernel=False)
+        return
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(256 * MIB)
+    loop = run("losetup", "--find", "--show", str(disk)).strip()
+    group = f"t-{uuid.uuid4().hex[:8]}"  # with a hyphen: LVM doubles it in names of devices
+    run("vgcreate", group, loop)
+    run("lvcreate", "--type", "thin-pool", "--size", "128M", "--chunksize", "64k", "--name",
+        f"{group}-pool", group)  # fmt: skip
+    yield Storage(
+        ThinVolumes(group, f"{group}-pool", run, ["env", "LC_ALL=C"]),
+        ThinPool(group, f"{group}-pool", run),
+        group,
+        kernel=True,
+    )
+    run("vgremove", "--force", "--yes", group)
+    run("losetup", "--detach", loop)
+
+
+def test_life_of_a_master(storage: Storage) -> None:
+    volumes, pool = storage.volumes, storage.pool
+    volumes.create("filling", SIZE + 512)
+    assert pool.allocated("filling") == Extents()
+    storage.write("filling", 0, 3 * BLOCK + 512, 4 * BLOCK)
+    volumes.protect("filling")
+    assert pool.allocated("filling").ranges == ((0, BLOCK), (3 * BLOCK, 5 * BLOCK))
+    volumes.rename("filling", "master")
+    assert "master" in volumes.names()
+    assert "filling" not in volumes.names()
+    volumes.snapshot("clone", "master")
+    assert pool.modified("clone", "master") == Extents()
+    volumes.extend("clone", 3 * SIZE)
+    assert pool.modified("clone", "master") == Extents()
+    # Over the image, into one of its holes, and past its end.
+    storage.write("clone", 512, 20 * BLOCK, 2 * SIZE)
+    changed = ((0, BLOCK), (20 * BLOCK, 21 * BLOCK), (2 * SIZE, 2 * SIZE + BLOCK))
+    assert pool.modified("clone", "master").ranges == changed
+    assert pool.allocated("master").ranges == ((0, BLOCK), (3 * BLOCK, 5 * BLOCK))
+    if storage.kernel:
+        with pytest.raises(OSError, match=r"not permitted|Read-only"):
+            storage.write("master", 0)
+    volumes.remove("clone")
+    volumes.remove("master")
+    assert not {"clone", "master"} & volumes.names()
+
+
+def test_sizes_are_rounded_up_to_extents(storage: Storage) -> None:
+    assert storage.volumes.rounded(1) == storage.volumes.rounded(4 * MIB) == 4 * MIB
+    assert storage.volumes.rounded(4 * MIB + 1) == 8 * MIB
+    storage.volumes.create("v", 5 * MIB)
+    with open(storage.volumes.path("v"), "rb") as volume:
+        assert volume.seek(0, os.SEEK_END) == 8 * MIB
+    with pytest.raises(errors.ProcessError, match="matches existing size"):
+        storage.volumes.extend("v", 8 * MIB)
+
+
+def test_refusals(storage: Storage) -> None:
+    storage.volumes.create("v", SIZE)
+    for method, *arguments in (
+        (storage.volumes.create, "v", SIZE),
+        (storage.volumes.snapshot, "w", "absent"),
+        (storage.volumes.rename, "absent", "w"),
+        (storage.volumes.remove, "absent"),
+    ):
+        with pytest.raises(errors.ProcessError):
+            method(*arguments)
+    with pytest.raises(errors.DeviceNotFound, match="absent"):
+        storage.pool.modified("v", "absent")
+
+
+def test_names_of_devices() -> None:
+    assert dm_name("cinder-volumes", "volume-1-2") == "cinder--volumes-volume--1--2"
+    assert dm_name("vg", "vg-pool", "tpool") == "vg-vg--pool-tpool"
+    assert dm_name("vg", "vg-pool", "tmeta") == "vg-vg--pool_tmeta"
+
+
+def test_how_full_the_pool_is(storage: Storage) -> None:
+    before = storage.pool.status()
+    assert (before.used, before.total, before.healthy) == (0, 128 * MIB, True)
+    storage.volumes.create("v", SIZE)
+    storage.write("v", 0, 5 * BLOCK, 5 * BLOCK + 512)
+    assert storage.pool.status().used == 2 * BLOCK
+    storage.volumes.remove("v")
+    assert storage.pool.status().used == 0

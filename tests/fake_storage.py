@@ -1,0 +1,166 @@
+"""A storage host's thin volumes, in files. tests/contract holds them to what LVM does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.mechanism import lio
+from os_brick_thunder.mechanism.iscsi import Session
+from os_brick_thunder.policy.dmstatus import PoolStatus
+from os_brick_thunder.policy.extents import Extents
+
+EXTENT = 4 << 20
+POOL = 128 << 20
+
+
+class FileVolumes:
+    """Thin volumes as sparse files: what the drivers ask of LVM, with LVM's refusals."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.protected: set[str] = set()
+        self.fail: str | None = None  # name of the command that fails
+        self._lock = threading.Lock()
+
+    def _refuse(self, verb: str, name: str, taken: bool | None = None) -> None:
+        exists = (self.folder / name).exists()
+        if self.fail == verb or (taken is not None and exists != taken):
+            raise errors.ProcessError((verb, name), 5, f"{verb} refused for {name}")
+
+    def rounded(self, size: int) -> int:
+        return -(-size // EXTENT) * EXTENT
+
+    def create(self, name: str, size: int) -> None:
+        with self._lock:
+            self._refuse("create", name, taken=False)
+            with (self.folder / name).open("xb") as file:
+                file.truncate(self.rounded(size))
+
+    def snapshot(self, name: str, origin: str) -> None:
+        self._refuse("snapshot", origin, taken=True)
+        self._refuse("snapshot", name, taken=False)
+        subprocess.run(
+            ["cp", "--sparse=always", self.folder / origin, self.folder / name], check=True
+        )
+
+    def extend(self, name: str, size: int) -> None:
+        self._refuse("extend", name, taken=True)
+        path = self.folder / name
+        if self.rounded(size) <= path.stat().st_size:
+            raise errors.ProcessError(("extend", name), 5, "New size matches existing size")
+        with path.open("r+b") as file:
+            file.truncate(self.rounded(size))
+
+    def protect(self, name: str) -> None:
+        self._refuse("protect", name, taken=True)
+        self.protected.add(name)
+
+    def rename(self, name: str, to: str) -> None:
+        self._refuse("rename", name, taken=True)
+        self._refuse("rename", to, taken=False)
+        (self.folder / name).rename(self.folder / to)
+        if name in self.protected:
+            self.protected.remove(name)
+            self.protected.add(to)
+
+    def remove(self, name: str) -> None:
+        self._refuse("remove", name, taken=True)
+        (self.folder / name).unlink()
+        self.protected.discard(name)
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    # What a pool tells:
+
+    def allocated(self, volume: str) -> Extents:
+        return Extents.of(_data(self.folder / volume))
+
+    def status(self) -> PoolStatus:
+        found = sum(self.allocated(name).length for name in self.names())
+        return PoolStatus(found, POOL, healthy=True)
+
+    def modified(self, volume: str, master: str) -> Extents:
+        """Bytes that differ, in blocks of 64 KiB."""
+        ours, theirs = (self.folder / volume), (self.folder / master)
+        if not ours.exists() or not theirs.exists():
+            raise errors.DeviceNotFound(volume if theirs.exists() else master)
+        block = 65536
+        one, other = ours.read_bytes(), theirs.read_bytes()
+        size = max(len(one), len(other))
+        one, other = one.ljust(size, b"\0"), other.ljust(size, b"\0")
+        return Extents.of(
+            (at, at + block)
+            for at in range(0, size, block)
+            if one[at : at + block] != other[at : at + block]
+        )
+
+
+def _data(path: Path) -> Iterator[tuple[int, int]]:
+    """Blocks of 64 KiB of a sparse file that are on disk."""
+    block, at, size = 65536, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while at < size:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole is left
+                return
+            at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            yield start // block * block, -(-at // block) * block
+
+
+@dataclass
+class StorageNetwork:
+    """Exporters of masters and the initiator of one storage host: what a Peers works with."""
+
+    #: Of each backend: its volumes.
+    backends: dict[str, FileVolumes] = field(default_factory=dict)
+    admitted: set[tuple[str, str, str]] = field(default_factory=set)  # exporter, image, initiator
+    logged_in: dict[tuple[str, str], str] = field(default_factory=dict)  # iqn, portal: device
+    fail: str | None = None  # the verb that fails
+    said: list[str] = field(default_factory=list)
+
+    def _do(self, verb: str, what: str) -> None:
+        self.said.append(f"{verb} {what}")
+        if self.fail == verb:
+            raise errors.LoginError(f"{verb} refused")
+
+    def open_export(
+        self, source: wire.Source, image_id: str, initiator: str, wait: float
+    ) -> wire.Export:
+        self.admitted.add((source.exporter, image_id, initiator))  # an answer may get lost
+        self._do("open_export", source.exporter)
+        iqn = lio.iqn_of(source.exporter, image_id)
+        return wire.Export(f"{source.exporter}:3260", iqn, 0, "user", "secret")
+
+    def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
+        self._do("close_export", exporter)
+        self.admitted.discard((exporter, image_id, initiator))
+
+    def initiator_name(self) -> str:
+        return "iqn.x:here"
+
+    def login(self, export: wire.Export) -> str:
+        self._do("login", export.iqn)
+        backend = next(b for b in self.backends if export.iqn.startswith(lio.iqn_of(b, "")))
+        image_id = export.iqn.rpartition(":")[2]
+        device = self.backends[backend].path(f"thunder-master-{image_id}")
+        self.logged_in[(export.iqn, export.portal)] = device
+        return device
+
+    def logout(self, iqn: str, portal: str) -> None:
+        self._do("logout", iqn)
+        self.logged_in.pop((iqn, portal), None)
+
+    def sessions(self) -> list[Session]:
+        return [Session(iqn, portal, device) for (iqn, portal), device in self.logged_in.items()]

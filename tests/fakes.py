@@ -1,0 +1,381 @@
+"""Fakes of what the agent's services need of the world.
+
+They keep the rules that the kernel keeps, and tests/contract runs the same assertions on them
+and on the kernel: a fake that the kernel would contradict is a bug.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent.ports import Kit
+from os_brick_thunder.mechanism.dmsetup import Device
+from os_brick_thunder.mechanism.iscsi import Session
+from os_brick_thunder.mechanism.lio import Credentials, Target
+from os_brick_thunder.policy import dmtable, layout
+from os_brick_thunder.policy.dmstatus import PoolStatus
+from os_brick_thunder.policy.dmtable import Table
+from os_brick_thunder.policy.extents import Extents
+
+MAPPER = "/dev/mapper/"
+#: What makes a path a device number here: the kernel's have a colon, too.
+NUMBER = "253:"
+#: A cache of 600 blocks for 1000, 3 of 4 reads answered.
+CACHE_STATUS = (
+    "cache 8 34/1024 128 600/1000 75 25 8 2 0 0 0 3 metadata2 writethrough no_discard_passdown "
+    "2 migration_threshold 0 cleaner 0 rw -"
+)
+
+
+class FakeDeviceMapper:
+    """Devices refer to each other by path; other paths (``/dev/sdb``) are taken as there."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, tuple[Table, bool]] = {}
+        self.held: set[str] = set()
+        self.suspended: set[str] = set()
+        self.failed: dict[str, set[str]] = {}
+        self.log: list[str] = []
+        self.thin_ids: set[int] = set()
+        self.mapped: dict[int, int] = {}  # bytes of thin devices that have blocks
+
+    def create(self, name: str, table: Table, readonly: bool = False) -> None:
+        if name in self.tables:
+            if self.tables[name][0] != table:
+                raise errors.TableMismatch(name, str(table), str(self.tables[name][0]))
+            return
+        self._check(name, table)
+        self.tables[name] = (table, readonly)
+        self.log.append(f"create {name}")
+
+    def reload(self, name: str, table: Table, readonly: bool = False) -> None:
+        if name not in self.tables:
+            raise errors.ProcessError(["dmsetup", "load", name], 1, "No such device or address")
+        self._check(name, table)
+        self.tables[name] = (table, readonly)
+        self.failed.pop(name, None)
+        self.suspended.discard(name)
+        self.log.append(f"reload {name}")
+
+    def suspend(self, name: str) -> None:
+        self.suspended.add(name)
+
+    def resume(self, name: str) -> None:
+        self.suspended.discard(name)
+
+    def wipe(self, name: str) -> None:
+        if name not in self.tables:
+            raise errors.ProcessError(["dmsetup", "wipe_table", name], 1, "No such device")
+        table, readonly = self.tables[name]
+        self.tables[name] = (Table.of((table.length, dmtable.Error())), readonly)
+        self.log.append(f"wipe {name}")
+
+    def remove(self, name: str) -> None:
+        if name not in self.tables:
+            return
+        if opened := self._opened(name):
+            raise errors.DeviceBusy(name, f"{opened} opener(s)")
+        del self.tables[name]
+        self.log.append(f"remove {name}")
+
+    def message(self, name: str, text: str) -> str:
+        if name not in self.tables:
+            raise errors.ProcessError(["dmsetup", "message", name], 1, "No such device or address")
+        verb, *args = text.split()
+        if verb == "switch_group":
+            self.log.append(f"{text} {name}")
+        elif verb == "fail_path":
+            self.failed.setdefault(name, set()).add(args[0].removeprefix(NUMBER))
+        elif verb == "reinstate_path":
+            self.failed.get(name, set()).discard(args[0].removeprefix(NUMBER))
+        return ""
+
+    def status(self, name: str) -> str:
+        if name not in self.tables:
+            raise errors.ProcessError(["dmsetup", "status", name], 1, "Device does not exist")
+        target = self.tables[name][0].segments[0].target
+        if isinstance(target, dmtable.Thin):
+            return f"thin {self.mapped.get(target.id, 0) // 512} 0"
+        if isinstance(target, dmtable.Cache):
+            return CACHE_STATUS
+        words = ["2", "0", "0", "0", "1", "1"]
+        for path in self.tables[name][0].devices:
+            flag = "F" if path in self.failed.get(name, set()) else "A"
+            words += ["A", "0", "1", "0", NUMBER + path, flag, "0"]
+        return " ".join(words)
+
+    def table(self, name: str) -> Table | None:
+        found = self.tables.get(name)
+        return found[0] if found else None
+
+    def devices(self) -> list[Device]:
+        return [
+            Device(
+                name,
+                layout.UUID_PREFIX + name,
+                "253:0",
+                self._opened(name),
+                readonly,
+                name in self.suspended,
+            )
+            for name, (_table, readonly) in self.tables.items()
+        ]
+
+    def _opened(self, name: str) -> int:
+        below = sum(MAPPER + name in table.devices for table, _ in self.tables.values())
+        return below + (name in self.held)
+
+    def _check(self, name: str, table: Table) -> None:
+        for device in table.devices:
+            if device.startswith(MAPPER) and device.removeprefix(MAPPER) not in self.tables:
+                raise errors.ProcessError(["dmsetup", "create", name], 1, f"{device}: not found")
+        for segment in table.segments:
+            if isinstance(segment.target, dmtable.Thin) and segment.target.id not in self.thin_ids:
+                raise errors.ProcessError(["dmsetup", "create", name], 1, "No such thin device")
+
+
+@dataclass
+class FakePool:
+    dm: FakeDeviceMapper
+    block: int = 64 << 10
+    total: int = 1 << 30
+
+    def create_thin(self, thin_id: int) -> None:
+        if thin_id in self.dm.thin_ids:
+            raise errors.ProcessError(["dmsetup", "message"], 1, "File exists")
+        self.dm.thin_ids.add(thin_id)
+
+    def delete_thin(self, thin_id: int) -> None:
+        for table, _ in self.dm.tables.values():
+            for segment in table.segments:
+                if isinstance(segment.target, dmtable.Thin) and segment.target.id == thin_id:
+                    raise errors.ProcessError(["dmsetup", "message"], 1, "Device busy")
+        self.dm.thin_ids.discard(thin_id)
+        self.dm.mapped.pop(thin_id, None)
+
+    def status(self) -> PoolStatus:
+        used = sum(self.dm.mapped.values())
+        return PoolStatus(used, self.total, healthy=used < self.total, full=used >= self.total)
+
+
+@dataclass
+class FakeMetadata:
+    dm: FakeDeviceMapper
+    filled: dict[int, Extents] = field(default_factory=dict)
+
+    def mapped(self, thin_id: int) -> Extents:
+        return self.filled.get(thin_id, Extents())
+
+    def ids(self) -> set[int]:
+        return set(self.dm.thin_ids)
+
+
+@dataclass
+class FakeLoops:
+    dm: FakeDeviceMapper
+    loops: dict[str, str] = field(default_factory=dict)
+
+    def attach(self, device: str) -> str:
+        if found := self.find(device):
+            return found
+        name = f"/dev/loop{len(self.loops)}"
+        self.loops[name] = device
+        self.dm.held.add(device.removeprefix(MAPPER))
+        return name
+
+    def find(self, device: str) -> str | None:
+        return next((name for name, back in self.loops.items() if back == device), None)
+
+    def detach(self, loop: str) -> None:
+        device = self.loops.pop(loop, None)
+        if device:
+            self.dm.held.discard(device.removeprefix(MAPPER))
+
+
+@dataclass
+class FakeInitiator:
+    unreachable: set[str] = field(default_factory=set)  # portals: nobody answers any more
+    logged_in: dict[tuple[str, str], str] = field(default_factory=dict)
+    patient: dict[tuple[str, str], bool] = field(default_factory=dict)
+    disks: int = 0  # that ever were: a name is not given twice
+
+    def login(self, export: wire.Export, last: bool = False) -> str:
+        key = (export.iqn, export.portal)
+        if key not in self.logged_in:
+            if export.portal in self.unreachable:
+                raise errors.LoginError(f"{export.iqn} at {export.portal}: no route")
+            self.logged_in[key] = f"/dev/sdm{self.disks}"
+            self.disks += 1
+        self.rank(*key, last)
+        return self.logged_in[key]
+
+    def rank(self, iqn: str, portal: str, last: bool) -> None:
+        if (iqn, portal) in self.logged_in:
+            self.patient[iqn, portal] = last
+
+    def logout(self, iqn: str, portal: str) -> None:
+        self.logged_in.pop((iqn, portal), None)
+        self.patient.pop((iqn, portal), None)
+
+    def sessions(self) -> list[Session]:
+        return [
+            Session(iqn, portal, device, alive=portal not in self.unreachable)
+            for (iqn, portal), device in self.logged_in.items()
+        ]
+
+
+@dataclass
+class FakeTargets:
+    exported: dict[str, tuple[str, str]] = field(default_factory=dict)
+    admitted: dict[tuple[str, str], Credentials] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)  # of each export
+
+    def export(self, device: str, iqn: str, portal: str) -> None:
+        self.exported[iqn] = (device, portal)
+
+    def admit(self, iqn: str, initiator: str) -> Credentials:
+        if iqn not in self.exported:
+            raise errors.ExportError(f"there is no export {iqn} to admit {initiator} to")
+        fresh = Credentials("user", f"secret-{len(self.admitted)}")
+        return self.admitted.setdefault((iqn, initiator), fresh)
+
+    def revoke(self, iqn: str, initiator: str) -> None:
+        self.admitted.pop((iqn, initiator), None)
+
+    def unexport(self, iqn: str) -> None:
+        self.exported.pop(iqn, None)
+        for key in [key for key in self.admitted if key[0] == iqn]:
+            del self.admitted[key]
+
+    def targets(self, prefix: str = "") -> tuple[Target, ...]:
+        return tuple(
+            Target(
+                iqn,
+                device,
+                (portal,),
+                tuple(i for q, i in self.admitted if q == iqn),
+                tuple(sorted(self.readers.get(iqn, ()))),
+            )
+            for iqn, (device, portal) in sorted(self.exported.items())
+            if iqn.startswith(prefix)
+        )
+
+
+@dataclass
+class FakeBlocks:
+    sizes: dict[str, int] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+
+    def size(self, device: str) -> int:
+        return self.sizes[device]
+
+    def bytes_read(self, device: str) -> int:
+        raise errors.DeviceNotFound(device)
+
+    def devnum(self, device: str) -> str:
+        return NUMBER + device.removeprefix(NUMBER)
+
+    def answers(self, device: str) -> bool:
+        return device not in self.silent
+
+
+@dataclass
+class FakeTracker:
+    """Answers with the plan it was given; ``down`` makes every call fail.
+
+    It has rows of what it planned or was told of: ``locations`` by image, ``stacks`` by volume.
+    """
+
+    plan: wire.Plan | None = None
+    down: bool = False
+    delay: float = 0.0  # seconds that plan_attach takes
+    orders: wire.Orders = field(default_factory=wire.Orders)
+    excluded: list[tuple[str, ...]] = field(default_factory=list)  # of each plan_sources
+    reports: list[wire.LocationReport] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    locations: set[str] = field(default_factory=set)
+    stacks: set[str] = field(default_factory=set)
+    admitted: set[str] = field(default_factory=set)  # exporters at which the host is
+
+    def _check(self) -> None:
+        if self.down:
+            raise errors.TrackerUnavailable("thunder-tracker did not answer")
+
+    def heartbeat(self, topology: wire.Topology) -> wire.Orders:
+        self._check()
+        return self.orders
+
+    def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        self._check()
+        time.sleep(self.delay)
+        assert self.plan is not None
+        self.stacks.add(volume_id)
+        if self.plan.image:
+            self.locations.add(self.plan.image.id)
+        return self.plan
+
+    def plan_sources(
+        self, image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()
+    ) -> wire.Plan:
+        self._check()
+        assert self.plan is not None
+        self.excluded.append(exclude)
+        if self.plan.image:
+            self.locations.add(self.plan.image.id)
+        return self.plan
+
+    def manifest(self, image_id: str) -> wire.Manifest:
+        self._check()
+        raise errors.NoReplica(f"there is no manifest of image {image_id}")
+
+    def release(self, volume_id: str, host: str) -> None:
+        self._check()
+        self.released.append(volume_id)
+        self.stacks.discard(volume_id)
+
+    def report(self, report: wire.LocationReport) -> None:
+        self._check()
+        self.reports.append(report)
+        if report.state == "gone":
+            self.locations.discard(report.image_id)
+        else:
+            self.locations.add(report.image_id)
+
+    def open_export(
+        self, source: wire.Source, image_id: str, initiator: str, wait: float
+    ) -> wire.Export:
+        self._check()
+        self.admitted.add(source.exporter)
+        iqn = f"iqn.2026-11.org.thunder:{source.host}:{image_id}"
+        return wire.Export(f"{source.host}:3260", iqn, 0, "user", "secret")
+
+    def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
+        self._check()
+        self.closed.append(exporter)
+        self.admitted.discard(exporter)
+
+
+def fake_kit() -> Kit:
+    """A host with an empty pool."""
+    dm = FakeDeviceMapper()
+    for name in (layout.POOL_METADATA, layout.POOL_DATA):
+        dm.create(name, Table.of((1 << 21, dmtable.Linear("/dev/vdb"))))
+    pool = dmtable.ThinPool(
+        layout.path(layout.POOL_METADATA), layout.path(layout.POOL_DATA), 128, 1
+    )
+    dm.create(layout.POOL, Table.of((1 << 21, pool)))
+    dm.thin_ids.add(layout.ZERO_ID)
+    dm.create(layout.ZERO, layout.thin_table(layout.ZERO_LENGTH, layout.ZERO_ID), readonly=True)
+    return Kit(
+        dm=dm,
+        pool=FakePool(dm),
+        metadata=FakeMetadata(dm),
+        loops=FakeLoops(dm),
+        initiator=FakeInitiator(),
+        targets=FakeTargets(),
+        blocks=FakeBlocks(),
+        restore_cache=lambda device, xml: None,
+    )

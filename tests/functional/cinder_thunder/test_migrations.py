@@ -1,0 +1,58 @@
+"""The schema, from an empty database, on the databases that Cinder runs on."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from cinder_thunder.db import migration, models
+
+
+def revisions() -> list[str]:
+    config = Config()
+    config.set_main_option("script_location", str(migration.scripts()))
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][
+        ::-1
+    ]
+
+
+def test_models_are_what_the_migrations_make(database: str) -> None:
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:  # a table of Cinder's, in the same database
+        connection.execute(sa.text("CREATE TABLE volumes (id INTEGER PRIMARY KEY)"))
+    migration.upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts=migration.OPTIONS)
+        assert compare_metadata(context, models.Base.metadata) == []
+    names = set(sa.inspect(engine).get_table_names())
+    assert names == {*models.Base.metadata.tables, "volumes", "thunder_alembic_version"}
+
+
+def test_walk(database: str) -> None:
+    engine = sa.create_engine(database)
+    assert migration.version(engine) is None
+    assert revisions(), "no migrations found"
+    for revision in revisions():
+        migration.upgrade(engine, revision)
+        assert migration.version(engine) == revision
+        migration.upgrade(engine, revision)  # again: nothing happens
+    assert migration.version(engine) == revisions()[-1]
+
+
+def test_one_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migration.scripts()))
+    assert len(ScriptDirectory.from_config(config).get_heads()) == 1
+
+
+def test_missing_scripts_say_where_they_were_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setattr(migration, "__file__", f"{tmp_path}/a/b/c.py")
+    monkeypatch.setattr("sysconfig.get_path", lambda _: f"{tmp_path}/prefix")
+    with pytest.raises(FileNotFoundError, match="prefix/share/thunder/alembic: install thunder"):
+        migration.scripts()

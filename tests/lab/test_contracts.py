@@ -1,0 +1,29 @@
+"""The contract tests once more, on a kernel: in a node of their own, which has no agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.cluster import Cluster, Options
+from lab.node import TREE, Node
+from lab.topology import Topology
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    bare = Options(control_plane=False, services=False)
+    with Cluster("contract", Topology.standard(storage=0, compute=1), bare) as cluster:
+        yield cluster.node("cmp1")
+
+
+def test_the_kernel_keeps_the_contracts_that_the_fakes_keep(node: Node) -> None:
+    # On the data disk: what the tests fill is more than the node's root has room for.
+    node.run("mkfs.ext4 -q /dev/ubdb && mount /dev/ubdb /mnt")
+    command = f"cd {TREE} && THUNDER_KERNEL=1 python -m pytest -p no:cacheprovider"
+    command += " --basetemp=/mnt/tests tests/contract"
+    done = node.run(command, check=False, timeout=800)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "skipped" not in done.stdout

@@ -1,0 +1,291 @@
+"""The main journey in small, and what must be true when its parts are not there."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab import blocks, config
+from lab.journey import Attached, Journey
+from lab.node import Node
+
+MIB = 1 << 20
+GIB = 1 << 30
+#: No multiple of a pool's block, so that the last one is partial.
+SIZE = 40 * MIB + 3 * 512
+#: A page in the image, one at its very end, one that crosses nothing but the LUN.
+OFFSETS = (0, 17 * MIB, 39 * MIB, 700 * MIB)
+
+
+@dataclass(frozen=True)
+class Image:
+    id: str
+    raw: Path
+    digest: str
+
+
+@pytest.fixture(scope="module")
+def image(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    """Data, holes and a partial last block, uploaded as qcow2."""
+    folder = tmp_path_factory.mktemp("image")
+    raw, qcow2 = folder / "image.raw", folder / "image.qcow2"
+    dice = random.Random(1)
+    with open(raw, "wb") as file:
+        file.truncate(SIZE)
+        for start, length in ((0, 12 * MIB), (16 * MIB, 8 * MIB), (38 * MIB, SIZE - 38 * MIB)):
+            file.seek(start)
+            file.write(dice.randbytes(length))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
+    found = journey.upload(qcow2, "journey")
+    yield Image(found, raw, blocks.expected_digest(raw, ()))
+    journey.cluster.openstack("image", "delete", found)
+
+
+@pytest.fixture
+def volume(journey: Journey, image: Image) -> Iterator[str]:
+    made = journey.create_volume("one", 1, "--image", image.id)
+    yield made
+    journey.delete_volumes([made])
+
+
+def compute(journey: Journey, index: int) -> Node:
+    return journey.cluster.of_kind("compute")[index]
+
+
+def test_six_volumes_on_three_hosts_at_once(journey: Journey, image: Image) -> None:
+    """Contents right, one base a host, one host reading from another, the storage host last."""
+    source = ("--image", image.id)
+    with ThreadPoolExecutor(6) as threads:  # one download all the same
+        names = [f"six-{i}" for i in range(6)]
+        volumes = list(threads.map(lambda n: journey.create_volume(n, 1, *source), names))
+    hosts = [node for node in journey.cluster.of_kind("compute") for _ in range(2)]
+    with ThreadPoolExecutor(6) as threads:
+        attached = list(threads.map(journey.attach, hosts, volumes))
+        stacks = list(threads.map(journey.stack, hosts, volumes))
+        assert [stack.get("mode") for stack in stacks] == ["cached"] * 6, attached
+        digests = list(threads.map(lambda n, a: journey.digest(n, a.path, SIZE), hosts, attached))
+        assert digests == [image.digest] * 6
+        statuses = list(threads.map(journey.agent, hosts[::2]))
+        list(threads.map(lambda n, a: journey.write(n, a.path, n.name, OFFSETS), hosts, attached))
+        list(threads.map(journey.detach, hosts, volumes))
+    allocated = journey.allocated(image.id)
+    sources = {stack["source"] for stack in stacks}
+    assert sources & {node.name for node in hosts}, f"nobody reads from another host: {sources}"
+    for status in statuses:
+        (base,) = [base for base in status["bases"] if base["image_id"] == image.id]
+        # Two volumes read all of the image: it came over the network once.
+        assert base["from_network"] <= allocated * 1.2
+    assert [journey.leftovers(node) for node in hosts[::2]] == [[], [], []]
+    moved = journey.attach(hosts[-1], volumes[0])
+    assert journey.differing(hosts[-1], moved.path, hosts[0].name, OFFSETS) == ""
+    patches = [(hosts[0].name, offset) for offset in OFFSETS if offset < SIZE]
+    wanted = blocks.expected_digest(image.raw, patches)
+    assert journey.digest(hosts[-1], moved.path, SIZE) == wanted
+    journey.detach(hosts[-1], volumes[0])
+    journey.delete_volumes(volumes)
+
+
+def test_the_cache_answers_and_the_lun_is_current(
+    journey: Journey, image: Image, volume: str
+) -> None:
+    """Unmodified blocks are read locally; every write is on the LUN, of a fresh read of it too."""
+    node = compute(journey, 0)
+    attached = journey.attach(node, volume)
+    lun = journey.stack(node, volume)["device"].removeprefix("/dev/")
+
+    def read_from_lun() -> int:
+        return int(node.run(f"cat /sys/block/{lun}/stat").stdout.split()[2]) * 512
+
+    before = read_from_lun()
+    whole = SIZE // MIB * MIB
+    wanted = blocks.expected_digest(image.raw, (), whole)
+    assert journey.digest(node, attached.path, whole) == wanted
+    assert read_from_lun() - before < MIB
+    journey.write(node, attached.path, "w", OFFSETS)
+    assert journey.differing(node, f"/dev/{lun}", "w", OFFSETS) == ""
+    assert journey.differing(node, attached.path, "w", OFFSETS) == ""
+    # Buffered readers too: readahead over holes must not cost the volume its cache.
+    node.run(f"dd if={attached.path} of=/dev/null bs=1M count=40")
+    status = node.run(f"dmsetup status {Path(attached.path).name}").stdout
+    assert " F " not in status, status
+    journey.detach(node, volume)
+
+
+def test_an_agent_that_does_not_do_its_work_costs_no_attach(
+    journey: Journey, image: Image, volume: str
+) -> None:
+    """Plain iSCSI within the deadline plus 2 s, with a warning; detach works; content right.
+
+    The agent is hung (SIGSTOP), then stopped, then something else answers on its socket.
+    """
+    node, deadline = compute(journey, 1), 5
+    plain = journey.attach(node, volume, plain=True)
+    journey.detach(node, volume, plain=True)
+    settings = config.agent(node.spec)
+    node.write("/etc/thunder/thunder.conf", _with_deadline(settings, deadline))
+    patches: list[tuple[str, int]] = []
+    try:
+        for trouble, expected in _TROUBLES.items():
+            _make_trouble(node, trouble)
+            attached = journey.attach(node, volume)
+            if trouble == "hung":
+                node.service_signal("thunder-agent", signal.SIGCONT)
+            assert attached.path.startswith("/dev/sd"), trouble
+            print(f"{trouble}: {attached.connect_s:.1f} s, plain {plain.connect_s:.1f} s")
+            assert attached.connect_s - plain.connect_s <= deadline + 2, trouble
+            (warning,) = [w for w in attached.warnings if "as plain iSCSI" in w]
+            assert expected in warning
+            wanted = blocks.expected_digest(image.raw, patches)
+            assert journey.digest(node, attached.path, SIZE) == wanted, trouble
+            journey.write(node, attached.path, trouble, OFFSETS)
+            patches = [(trouble, offset) for offset in OFFSETS]
+            journey.detach(node, volume)
+            assert journey.leftovers(node) == []
+    finally:
+        node.run("pkill -f [g]arbage.py; rm -f /run/thunder/agent.sock", check=False)
+        node.write("/etc/thunder/thunder.conf", settings)
+        node.service_start("thunder-agent")
+    again = journey.attach(node, volume)  # what was written past the agent is there
+    assert journey.stack(node, volume)["mode"] == "cached"
+    assert journey.differing(node, again.path, trouble, OFFSETS) == ""
+    journey.detach(node, volume)
+
+
+_TROUBLES = {
+    "hung": "thunder-agent did not answer in 5 s",
+    "stopped": "thunder-agent is not running",
+    "garbage": "thunder-agent answered nonsense",
+}
+_GARBAGE = """\
+import os, socket
+os.path.exists('/run/thunder/agent.sock') and os.unlink('/run/thunder/agent.sock')
+server = socket.socket(socket.AF_UNIX)
+server.bind('/run/thunder/agent.sock')
+server.listen()
+while True:
+    client, _ = server.accept()
+    client.recv(65536)
+    client.sendall(b'\\x00garbage' * 100)
+    client.close()
+"""
+
+
+def _with_deadline(settings: str, seconds: int) -> str:
+    return settings.replace(
+        f"attach_deadline = {config.ATTACH_DEADLINE}", f"attach_deadline = {seconds}"
+    )
+
+
+def _make_trouble(node: Node, trouble: str) -> None:
+    if trouble == "hung":
+        node.service_signal("thunder-agent", signal.SIGSTOP)
+    elif trouble == "stopped":
+        node.service_stop("thunder-agent")
+    else:
+        node.write("/run/garbage.py", _GARBAGE)
+        node.run("setsid python /run/garbage.py > /dev/null 2>&1 < /dev/null &")
+        node.run("until ss -Hxl | grep -q agent.sock; do sleep 0.1; done", timeout=30)
+
+
+def test_a_tracker_that_cannot_be_reached_costs_no_attach(journey: Journey, volume: str) -> None:
+    node, storage = compute(journey, 0), journey.storage_of(volume)
+    journey.attach(node, volume)
+    stored = journey.stored(node, volume)
+    journey.host_only(node, "disconnect", volume)
+    storage.service_signal("cinder-volume", signal.SIGSTOP)
+    try:
+        attached = journey.reconnect(node, volume, stored)
+    finally:
+        storage.service_signal("cinder-volume", signal.SIGCONT)
+    assert attached.path.startswith("/dev/sd")
+    (warning,) = [w for w in attached.warnings if "as plain iSCSI" in w]
+    assert f"thunder-tracker on {storage.name}@thunder did not answer plan_attach" in warning
+    journey.detach(node, volume)
+
+
+def test_stored_connection_data_never_brings_old_blocks_back(
+    journey: Journey, image: Image, volume: str
+) -> None:
+    """Nova reconnects with what it stored. A map in there would be stale: all writes are there."""
+    first, second = compute(journey, 0), compute(journey, 2)
+    attached = journey.attach(first, volume)
+    journey.write(first, attached.path, "before", OFFSETS[:2])
+    stored = journey.stored(first, volume)
+    journey.write(first, attached.path, "after", OFFSETS[2:])
+    first.kill()
+    try:
+        journey.host_only(second, "admit", volume)
+        moved = journey.reconnect(second, volume, stored)
+        assert journey.differing(second, moved.path, "before", OFFSETS[:2]) == ""
+        assert journey.differing(second, moved.path, "after", OFFSETS[2:]) == ""
+        journey.write(second, moved.path, "elsewhere", OFFSETS[1:3])
+        journey.detach(second, volume)
+    finally:
+        first.start()
+        first.service_start("thunder-agent")
+    # Back on the first host, which was away: what it cached before counts for nothing.
+    back = journey.reconnect(first, volume, stored)
+    patches = [("before", OFFSETS[0]), ("elsewhere", OFFSETS[1]), ("elsewhere", OFFSETS[2])]
+    assert journey.digest(first, back.path, SIZE) == blocks.expected_digest(image.raw, patches)
+    journey.detach(first, volume)
+    assert journey.leftovers(first) == []
+
+
+def test_an_agent_that_is_killed_finds_everything_again(journey: Journey, volume: str) -> None:
+    node = compute(journey, 1)
+    attached = journey.attach(node, volume)
+    before = journey.agent(node)
+    node.service_signal("thunder-agent", signal.SIGKILL)
+    journey.write(node, attached.path, "alone", OFFSETS)  # guests do not need the agent
+    node.service_start("thunder-agent")
+    after = journey.agent(node)
+    for stack in (*before["stacks"], *after["stacks"]):
+        del stack["cache"]  # its counters go on
+    assert after["stacks"] == before["stacks"]
+    assert [base["image_id"] for base in after["bases"]] == [
+        base["image_id"] for base in before["bases"]
+    ]
+    assert journey.differing(node, attached.path, "alone", OFFSETS) == ""
+    journey.detach(node, volume)
+    assert journey.leftovers(node) == []
+
+
+def test_a_second_attachment_is_direct(journey: Journey, volume: str) -> None:
+    """As in a live migration: while two hosts have a volume, the second has no cache."""
+    first, second = compute(journey, 0), compute(journey, 1)
+    one: Attached = journey.attach(first, volume)
+    two: Attached = journey.attach(second, volume)
+    stack = journey.stack(second, volume)
+    assert stack["mode"] == "direct"
+    assert "attached to cmp1 too" in stack["reason"]
+    journey.write(first, one.path, "source", OFFSETS)
+    assert journey.differing(second, two.path, "source", OFFSETS) == ""
+    journey.detach(first, volume)
+    journey.write(second, two.path, "target", OFFSETS)
+    journey.detach(second, volume)
+    third = journey.attach(first, volume)
+    assert journey.stack(first, volume)["mode"] == "cached"
+    assert journey.differing(first, third.path, "target", OFFSETS) == ""
+    journey.detach(first, volume)
+
+
+def test_a_volume_grows_under_its_guest(journey: Journey, image: Image, volume: str) -> None:
+    node = compute(journey, 0)
+    attached = journey.attach(node, volume)
+    assert os.fspath(attached.path).startswith("/dev/mapper/thunder-vol-")
+    journey.cluster.openstack("volume", "set", "--size", "2", volume)
+    journey.await_volume(volume, "in-use")
+    assert journey.extend(node, volume) == 2 * GIB
+    assert int(node.run(["blockdev", "--getsize64", attached.path]).stdout) == 2 * GIB
+    journey.write(node, attached.path, "grown", [GIB + 5 * MIB])
+    assert journey.differing(node, attached.path, "grown", [GIB + 5 * MIB]) == ""
+    assert journey.digest(node, attached.path, SIZE) == image.digest
+    journey.detach(node, volume)

@@ -1,0 +1,100 @@
+"""The local pool under writes at full speed: it stays below its mark, and no guest sees an error.
+
+The pool is a whole data disk here, so the marks are put a little above what is in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lab import lowspace
+from lab.journey import Journey
+from lab.lowspace import MIB
+
+#: Image → its size, what of that is data, and how many volumes; least recently used first.
+IMAGES = {"space-a": (40, 40, 1), "space-b": (40, 40, 1), "space-c": (256, 8, 3)}
+#: What is written to each volume of the last image, one after the other, in MiB.
+WRITES = (30, 256, 200)
+
+
+@pytest.fixture
+def images(journey: Journey, tmp_path: Path) -> Iterator[dict[str, list[str]]]:
+    """Image id → its volumes, in the order of IMAGES."""
+
+    def make(name: str) -> tuple[str, list[str]]:
+        size, data, count = IMAGES[name]
+        file = lowspace.make_image(tmp_path, name, size * MIB, data * MIB)
+        image = journey.upload(file, name)
+        return image, [
+            journey.create_volume(f"{name}-{i}", 1, "--image", image) for i in range(count)
+        ]
+
+    with ThreadPoolExecutor() as threads:
+        made = dict(threads.map(make, IMAGES))
+    yield made
+    journey.delete_volumes([volume for volumes in made.values() for volume in volumes])
+    journey.cluster.openstack("image", "delete", *made)
+
+
+def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) -> None:
+    node = journey.cluster.of_kind("compute")[0]
+    first, second, third = images
+    for image in (first, second):
+        (volume,) = images[image]
+        journey.attach(node, volume)
+        _await_complete(journey, image)
+        journey.detach(node, volume)
+    small, large, middle = images[third]
+    attached = {volume: journey.attach(node, volume) for volume in images[third]}
+    _await_complete(journey, third)
+    assert [journey.stack(node, volume)["mode"] for volume in attached] == ["cached"] * 3
+    pool = journey.agent(node)["pool"]
+    low = 100 * pool["used"] // pool["total"] + 2
+    began = time.time()
+    with lowspace.agent_options(node, pool_low_percent=low, pool_high_percent=low + 3):
+        with lowspace.Watch(node) as watch:
+            for volume, length in zip(attached, WRITES, strict=True):
+                wrote = lowspace.fill(node, attached[volume], volume, length * MIB)
+                print(f"{length} MiB: {wrote}")
+                assert wrote["failed"] == 0
+            status = lowspace.await_below(journey, node)
+        space, given_up = status["space"], lowspace.given_up(journey, node, began)
+        print([(each["what"], each["freed"] // MIB) for each in given_up])
+        print(f"peak {watch.peak // MIB}, marks {space['low'] // MIB} {space['high'] // MIB} MiB")
+        assert space["low"] < watch.peak < space["high"]
+        assert status["pool"]["used"] <= space["low"]
+        bases = [each["id"] for each in given_up if each["what"] == "base"]
+        assert bases[-2:] == [first, second]  # other tests may have left some, used before
+        assert given_up[0]["what"] == "base"
+        volumes = [each["id"] for each in given_up if each["what"] == "volume"]
+        assert volumes in ([large], [large, middle])
+        for volume in attached:
+            stack = journey.stack(node, volume)
+            wanted = ("direct", "the local pool ran low") if volume in volumes else ("cached", "")
+            assert (stack["mode"], stack["reason"]) == wanted
+        for volume, length in zip(attached, WRITES, strict=True):
+            found = journey.digest(node, attached[volume].path, length * MIB)
+            assert found == lowspace.expected(volume, length * MIB)
+        journey.detach(node, large)
+    # Another agent's options, the same stacks: all of it goes as if nothing had been.
+    again = journey.attach(node, large)
+    assert journey.stack(node, large)["mode"] == "cached"
+    written = lowspace.expected(large, WRITES[1] * MIB)
+    assert journey.digest(node, again.path, WRITES[1] * MIB) == written
+    for volume in (small, large, middle):
+        journey.detach(node, volume)
+    assert journey.leftovers(node) == []
+
+
+def _await_complete(journey: Journey, image: str) -> None:
+    node, until = journey.cluster.of_kind("compute")[0], time.monotonic() + 60
+    while not any(
+        base["image_id"] == image and base["complete"] for base in journey.agent(node)["bases"]
+    ):
+        assert time.monotonic() < until, f"the base of {image} does not fill"
+        time.sleep(0.3)

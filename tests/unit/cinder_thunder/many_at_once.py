@@ -1,0 +1,59 @@
+"""Four green threads ask for the master of one image at once; run by test_master.py.
+
+Usage: python -m tests.unit.cinder_thunder.many_at_once FOLDER IMAGE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cinder import monkey_patch
+
+monkey_patch.patch()
+
+import cinder.privsep  # noqa: E402
+import eventlet  # noqa: E402
+from cinder import context, coordination  # noqa: E402
+from oslo_config import cfg  # noqa: E402
+
+from cinder_thunder.db import migration  # noqa: E402
+from cinder_thunder.db.api import Store  # noqa: E402
+from cinder_thunder.master import Masters  # noqa: E402
+from cinder_thunder.peers import Peers  # noqa: E402
+from tests.fake_storage import FileVolumes, StorageNetwork  # noqa: E402
+from tests.unit.cinder_thunder.conftest import STORAGE, Glance  # noqa: E402
+
+
+def main(folder: Path, image: Path) -> None:
+    cinder.privsep.sys_admin_pctxt.set_client_mode(False)
+    cfg.CONF([], project="cinder", default_config_files=[])
+    cfg.CONF.set_override("image_conversion_dir", str(folder / "conversion"))
+    cfg.CONF.set_override("lock_path", str(folder / "locks"), group="oslo_concurrency")
+    cfg.CONF.set_override("backend_url", f"file://{folder}/coordination", group="coordination")
+    coordination.COORDINATOR.start()
+    store = Store(f"sqlite:///{folder / 'many.sqlite'}")
+    migration.upgrade(store.engine)
+    volumes = FileVolumes(folder / "many")
+    nobody = StorageNetwork()
+    peers = Peers(nobody, nobody, folder / "peers")
+    masters = Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+    glance = Glance()
+    meta = glance.add(image, "raw")
+    admin = context.get_admin_context()
+    pool = eventlet.GreenPool()
+    asked = list(
+        pool.imap(lambda _: masters.ensure(admin, glance.per_request(), meta, 1), range(4))
+    )
+    summary = {
+        "masters": len(volumes.names()),
+        "downloads": len(glance.downloads),
+        "asked": len(asked),
+    }
+    coordination.COORDINATOR.stop()
+    sys.stdout.write(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,207 @@
+"""What trackers do from time to time: replicas that are missing, images that Glance lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.tracker.cleaning import Cleaner
+from cinder_thunder.tracker.periodic import Periodic, Task
+from cinder_thunder.tracker.replicas import Replicas, Room
+from os_brick_thunder import errors
+from os_brick_thunder.policy.dmstatus import PoolStatus
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.wire import LocationReport, Topology
+from tests.unit.cinder_thunder.conftest import STORAGE
+
+OTHER, THIRD = "stor2@thunder", "stor3@thunder"
+MIB = 1 << 20
+
+
+def storage(name: str, rack: str, zone: str = "z1") -> Topology:
+    return Topology(name, "10.0.0.1", rack, zone, "", "storage")
+
+
+# Threads
+
+
+def test_a_task_goes_on_whatever_happens_until_it_is_stopped() -> None:
+    calls: list[str] = []
+    enough, opened = threading.Semaphore(0), threading.Event()
+
+    def fails() -> None:
+        calls.append("fails")
+        enough.release()
+        raise RuntimeError("the database is away")
+
+    def waits() -> None:
+        calls.append("waits")
+        enough.release()
+
+    tasks = [Task("fails", 0.001, fails), Task("waits", 0.001, waits, opened.is_set)]
+    periodic = Periodic(tasks)
+    periodic.start()
+    for _ in range(3):
+        assert enough.acquire(timeout=10)
+    assert "waits" not in calls
+    opened.set()
+    while "waits" not in calls:
+        assert enough.acquire(timeout=10)
+    periodic.stop()
+    for thread in threading.enumerate():
+        if thread.name in ("fails", "waits"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+# Room
+
+
+def test_room_is_looked_at_once_in_a_while() -> None:
+    now, looks = [0.0], [PoolStatus(30, 100, True), PoolStatus(95, 100, True)]
+    looks += [PoolStatus(0, 0, False)]
+    room = Room(lambda: looks.pop(0), 0.1, 60, lambda: now[0])
+    found = []
+    for now[0] in (0, 59, 60, 119, 120):
+        found.append(room.free())
+    assert found == [60, 60, 0, 0, 0]
+
+
+def test_a_pool_that_cannot_be_looked_at() -> None:
+    def broken() -> PoolStatus:
+        raise errors.ProcessError(("dmsetup",), 1, "no such device")
+
+    assert Room(broken, 0.0).free() is None
+
+
+# Replicas
+
+
+class World:
+    """Three storage hosts, one tracker each; what they copy appears at once."""
+
+    def __init__(self, store: Store, wanted: int = 2) -> None:
+        self.store = store
+        self.copied: list[tuple[str, str]] = []
+        self.broken: dict[str, Exception] = {}
+        for name, rack in ((STORAGE, "r0"), (OTHER, "r0"), (THIRD, "r1")):
+            store.heartbeat(storage(name, rack), free=100 * MIB)
+        self.trackers = {
+            name: Replicas(name, store, wanted, 600, lambda i, n=name: self.replicate(i, n))  # type: ignore[misc]
+            for name in (STORAGE, OTHER, THIRD)
+        }
+
+    def replicate(self, image_id: str, host: str) -> None:
+        self.copied.append((image_id, host))
+        if image_id in self.broken:
+            raise self.broken[image_id]
+        [image] = [image for image in self.store.images() if image.id == image_id]
+        self.store.add_master(image, host)
+
+    def run(self) -> list[tuple[str, str]]:
+        self.copied = []
+        for tracker in self.trackers.values():
+            tracker.run()
+        return self.copied
+
+
+def add(store: Store, image_id: str, size: int = MIB) -> None:
+    store.add_master(Image(image_id, size, Extents.of([(0, size)])), STORAGE)
+
+
+def test_missing_masters_are_made_once(store: Store) -> None:
+    world = World(store)
+    for name in ("i", "j"):
+        add(store, name)
+    assert world.run() == [("i", THIRD), ("j", THIRD)]  # the other rack
+    assert world.run() == []
+
+
+def test_a_host_without_room_is_given_none(store: Store) -> None:
+    world = World(store)
+    add(store, "big", 90 * MIB)
+    add(store, "small", 20 * MIB)
+    # Each would fit on the third host, in another rack, but not both.
+    assert world.run() == [("big", OTHER), ("small", THIRD)]
+
+
+def test_a_drained_host_does_not_count_and_is_given_none(store: Store) -> None:
+    world = World(store)
+    add(store, "i")
+    store.set_drained(THIRD, True)
+    assert world.run() == [("i", OTHER)]
+    store.set_drained(OTHER, True)
+    store.set_drained(THIRD, False)
+    assert world.run() == [("i", THIRD)]
+
+
+def test_one_that_cannot_be_copied_keeps_none_from_the_others(store: Store) -> None:
+    world = World(store)
+    for name in ("i", "j", "k"):
+        add(store, name)
+    world.broken = {"i": errors.NoReplica("nobody answered"), "j": RuntimeError("a bug")}
+    assert world.run() == [("i", THIRD), ("j", THIRD), ("k", THIRD)]
+    world.broken.popitem()
+    assert world.run() == [("i", THIRD), ("j", THIRD)]  # are tried again the next time
+    assert store.masters(THIRD) == {"j", "k"}
+
+
+def test_an_image_that_glance_lost_is_not_copied(store: Store) -> None:
+    world = World(store)
+    add(store, "i")
+    store.set_gone("i", True)
+    assert world.run() == []
+
+
+# Images that Glance lost
+
+
+def test_masters_go_when_glance_says_so_and_nobody_needs_them(store: Store) -> None:
+    answers: dict[str, bool] = {}
+    asked: list[list[str]] = []
+    removed: list[str] = []
+
+    def present(image_ids: Iterable[str]) -> dict[str, bool]:
+        asked.append(list(image_ids))
+        return answers
+
+    def remove(image_id: str) -> None:
+        removed.append(image_id)
+        if image_id == "busy":
+            raise errors.DeviceBusy("master", "1 volume(s)")
+        store.drop_master(image_id, STORAGE)
+
+    for name in ("busy", "kept", "lost", "unclear", "used"):
+        add(store, name)
+    store.put_volume(Volume("v", "used", STORAGE))
+    cleaner = Cleaner(STORAGE, store, present, remove)
+    cleaner.run()
+    assert asked == [["busy", "kept", "lost", "unclear", "used"]]
+    assert removed == []
+    answers.update(kept=True, lost=False, busy=False, used=False)
+    cleaner.run()
+    assert removed == ["busy", "lost"]
+    assert store.masters(STORAGE) == {"busy", "kept", "unclear", "used"}
+    store.drop_volume("v")
+    cleaner.run()
+    assert store.masters(STORAGE) == {"busy", "kept", "unclear"}
+    assert {image.id for image in store.images() if image.gone} == {"busy"}
+
+
+def test_masters_wait_for_bases(store: Store) -> None:
+    add(store, "i")
+    store.heartbeat(Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1"))
+    store.report(LocationReport("l", "i", "c1", "filling", 0, "p", "iqn", 0, STORAGE))
+    gone = Cleaner(
+        STORAGE,
+        store,
+        lambda ids: dict.fromkeys(ids, False),
+        lambda i: store.drop_master(i, STORAGE),
+    )
+    gone.run()
+    assert store.masters(STORAGE) == {"i"}
+    assert store.orders("c1").remove == ("i",)
+    store.report(LocationReport("l", "i", "c1", "gone", 0, "p", "iqn", 0))
+    gone.run()
+    assert store.images() == []

@@ -1,0 +1,352 @@
+"""ThunderDriver on Cinder's real base class, with volumes as files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cinder import exception
+from cinder.volume import configuration, manager
+from cinder.volume.drivers import lvm
+from oslo_config import cfg
+
+from cinder_thunder import driver as thunder
+from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.driver import ThunderDriver
+from cinder_thunder.master import MASTER, Masters
+from cinder_thunder.peers import Peers
+from os_brick_thunder import wire
+from os_brick_thunder.policy.extents import Extents
+from tests.fake_storage import FileVolumes
+from tests.unit.cinder_thunder.conftest import (
+    STORAGE,
+    Glance,
+    cinder_volume,
+    qcow2,
+)
+
+GIB = 1 << 30
+
+
+class CinderDb:
+    """The one call of Cinder's database that the driver makes."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, dict[str, Any]] = {}
+
+    def volume_glance_metadata_bulk_create(
+        self, context: Any, volume_id: str, metadata: dict[str, Any]
+    ) -> None:
+        self.metadata[volume_id] = metadata
+
+
+def make_driver(conf: cfg.ConfigOpts, **options: Any) -> ThunderDriver:
+    for name, value in {"target_helper": "fake", "lvm_type": "thin", **options}.items():
+        conf.set_override(name, value, group=configuration.SHARED_CONF_GROUP)
+    config = configuration.Configuration(manager.volume_backend_opts, config_group="thunder")
+    return ThunderDriver(configuration=config, host=STORAGE)
+
+
+@pytest.fixture
+def driver(cinder_conf: cfg.ConfigOpts, store: Store, volumes: FileVolumes, peers: Peers) -> Any:
+    """As after a successful start, over files instead of LVM."""
+    driver: Any = make_driver(cinder_conf)
+    driver.db = CinderDb()
+    driver._store = store
+    driver._volumes = volumes
+    driver._masters = Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+    return driver
+
+
+def clone(driver: Any, admin: Any, glance: Glance, meta: dict[str, Any], volume: Any) -> Any:
+    return driver.clone_image(admin, volume, None, meta, glance.per_request())
+
+
+def test_clones_have_the_asked_size_and_one_download(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    made = [cinder_volume(size) for size in (1, 2, 1)]
+    for volume in made:
+        assert clone(driver, admin, glance, meta, volume) == ({}, True)
+        path = volumes.folder / volume.name
+        assert path.stat().st_size == volume.size * GIB
+        with path.open("rb") as content:
+            assert content.read(raw_image.stat().st_size) == raw_image.read_bytes()
+        assert store.volume(volume.id) == Volume(volume.id, meta["id"], STORAGE)
+        assert driver.db.metadata[volume.id] == {"signature_verified": False}
+    assert glance.downloads == [meta["id"]]
+
+
+def test_an_image_as_large_as_the_volume_is_not_extended(
+    driver: Any, admin: Any, volumes: FileVolumes, tmp_path: Path
+) -> None:
+    """LVM refuses to extend to the size that a volume has, also by rounding."""
+    full = tmp_path / "full.raw"
+    with full.open("wb") as file:
+        file.truncate(GIB - 512)
+    glance = Glance()
+    meta = glance.add(qcow2(full), "qcow2")
+    volume = cinder_volume(1)
+    assert clone(driver, admin, glance, meta, volume)[1] is True
+    assert (volumes.folder / volume.name).stat().st_size == GIB
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "extend"])
+def test_a_failing_clone_leaves_no_volume(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store, verb: str
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    volume = cinder_volume(1)
+    volumes.fail = verb
+    with pytest.raises(exception.VolumeBackendAPIException, match=f"{verb} refused"):
+        clone(driver, admin, glance, meta, volume)
+    assert volumes.names() == {MASTER + meta["id"]}
+    assert store.volume(volume.id) is None
+
+
+def test_a_master_that_vanished_is_made_again(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    clone(driver, admin, glance, meta, cinder_volume(1))
+    volumes.remove(MASTER + meta["id"])
+    assert clone(driver, admin, glance, meta, cinder_volume(1))[1] is True
+    assert len(glance.downloads) == 2
+
+
+def test_without_its_records_a_clone_is_made_all_the_same(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    clone(driver, admin, glance, meta, cinder_volume(1))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE thunder_volumes")
+    volume = cinder_volume(1)
+    assert clone(driver, admin, glance, meta, volume)[1] is True
+    assert volume.name in volumes.names()
+
+
+def connector(**changes: Any) -> dict[str, Any]:
+    topology = wire.Topology("c1", "10.0.0.2", "r1", "z1", "iqn.x:c1")
+    return {"host": "c1", "initiator": "iqn.x:c1", "thunder": {**topology.to_wire(), **changes}}
+
+
+@pytest.fixture
+def attached(driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A volume that shares an image; the target answers as Cinder's does."""
+    monkeypatch.setattr(
+        driver.target_driver,
+        "initialize_connection",
+        lambda volume, connector: {"driver_volume_type": "iscsi", "data": {"target_lun": 0}},
+    )
+    monkeypatch.setattr(driver.target_driver, "terminate_connection", lambda *a, **k: None)
+    volume = cinder_volume(1)
+    store.put_volume(Volume(volume.id, "image", STORAGE))
+    return volume
+
+
+def test_the_payload_is_small_and_carries_neither_map_nor_secret(
+    driver: Any, attached: Any
+) -> None:
+    attached.id = str(uuid.uuid4())
+    driver._store.put_volume(Volume(attached.id, str(uuid.uuid4()), STORAGE))
+    info = driver.initialize_connection(attached, connector())
+    payload = wire.parse(wire.Payload, info["data"]["thunder"])
+    assert (payload.volume_id, payload.tracker) == (attached.id, STORAGE)
+    assert len(json.dumps(info["data"]["thunder"])) < 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"host": "c1", "initiator": "iqn.x:c1"},
+        connector(version=2),
+        connector(rack=None),
+        {**connector(), "thunder": "nonsense"},
+    ],
+)
+def test_hosts_that_did_not_announce_themselves_get_plain_iscsi(
+    driver: Any, attached: Any, asked: dict[str, Any]
+) -> None:
+    info = driver.initialize_connection(attached, asked)
+    assert info == {"driver_volume_type": "iscsi", "data": {"target_lun": 0}}
+    assert driver.terminate_connection(attached, asked) is False
+
+
+def test_volumes_without_an_image_or_attached_twice_get_plain_iscsi(
+    driver: Any, attached: Any
+) -> None:
+    assert "thunder" not in driver.initialize_connection(cinder_volume(1), connector())["data"]
+    attached.multiattach = True
+    assert "thunder" not in driver.initialize_connection(attached, connector())["data"]
+
+
+def test_a_broken_database_does_not_fail_an_attach(
+    driver: Any, attached: Any, store: Store
+) -> None:
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE thunder_volumes")
+        connection.exec_driver_sql("DROP TABLE thunder_stacks")
+    assert "thunder" not in driver.initialize_connection(attached, connector())["data"]
+    assert driver.terminate_connection(attached, connector()) is False
+
+
+def test_terminate_releases_and_says_whether_the_export_is_shared(
+    driver: Any, attached: Any, store: Store
+) -> None:
+    store.put_stack(attached.id, "c1", "cached")
+    store.put_stack(attached.id, "c2", "direct")
+    attached.volume_attachment = [SimpleNamespace(connector=None) for _ in range(2)]
+    assert driver.terminate_connection(attached, connector()) is True
+    assert [stack.host for stack in store.stacks(attached.id)] == ["c2"]
+    attached.volume_attachment.pop()
+    assert driver.terminate_connection(attached, connector()) is False
+
+
+def test_copies_and_snapshots_inherit_the_image(
+    driver: Any, store: Store, volumes: FileVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("create_volume_from_snapshot", "create_cloned_volume", "delete_volume"):
+        monkeypatch.setattr(lvm.LVMVolumeDriver, method, lambda *a: None)
+    store.put_volume(Volume("v", "i", STORAGE))
+    one, other = cinder_volume(1), cinder_volume(1)
+    driver.create_cloned_volume(one, {"id": "v", "name": "volume-v", "size": 1})
+    driver.create_volume_from_snapshot(other, SimpleNamespace(volume_id="v"))
+    for volume in (one, other):
+        assert store.volume(volume.id) == Volume(volume.id, "i", STORAGE)
+        driver.delete_volume(volume)
+        assert store.volume(volume.id) is None
+
+
+def test_a_migrated_volume_shares_nothing(
+    driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvm.LVMVolumeDriver, "update_migrated_volume", lambda *a: {"x": None})
+    monkeypatch.setattr(lvm.LVMVolumeDriver, "migrate_volume", lambda *a: (a[3]["moves"], None))
+    old, new = cinder_volume(1), cinder_volume(1)
+    store.put_volume(Volume(old.id, "i", "stor2@thunder"))
+    assert driver.update_migrated_volume(None, old, new, "available") == {"x": None}
+    assert store.volume(old.id) is None
+    store.put_volume(Volume(new.id, "i", STORAGE))
+    assert driver.migrate_volume(None, new, {"moves": False}) == (False, None)
+    assert store.volume(new.id) is not None
+    assert driver.migrate_volume(None, new, {"moves": True}) == (True, None)
+    assert store.volume(new.id) is None
+
+
+def test_masters_cannot_be_managed(
+    driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_master(Image("i", 1, Extents()), STORAGE)
+    lvs = [MASTER + "i", "thunder-filling-j", "mine", "other"]
+    monkeypatch.setattr(
+        lvm.LVMVolumeDriver,
+        "get_manageable_volumes",
+        lambda *a: [{"reference": {"source-name": name}, "size": 1} for name in lvs],
+    )
+    listed = driver.get_manageable_volumes([], None, 1, 1, ["reference"], ["asc"])
+    assert [entry["reference"]["source-name"] for entry in listed] == ["other"]
+    with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of an"):
+        driver.manage_existing_get_size(cinder_volume(1), {"source-name": MASTER + "i"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_helper": "fake"}, "target_helper is fake: set it to lioadm"),
+        ({"lvm_type": "default"}, "lvm_type is default: set it to thin"),
+    ],
+)
+def test_what_it_cannot_work_with_is_refused_at_start(
+    cinder_conf: cfg.ConfigOpts, options: dict[str, Any], message: str
+) -> None:
+    driver: Any = make_driver(cinder_conf)
+    settings = {"target_helper": "lioadm", "lvm_type": "thin", **options}
+    driver.configuration = SimpleNamespace(**settings)
+    with pytest.raises(exception.VolumeBackendAPIException, match=message):
+        driver.check_for_setup_error()
+
+
+def test_tables_that_are_not_there(driver: Any, tmp_path: Path) -> None:
+    driver._check_tables()
+    driver._store = Store(f"sqlite:///{tmp_path / 'empty.sqlite'}")
+    with pytest.raises(
+        exception.VolumeBackendAPIException,
+        match="tables are at revision None, this code needs 0004: run thunder db upgrade",
+    ):
+        driver._check_tables()
+
+
+def test_background_work_waits_for_cinders_start(
+    cinder_conf: cfg.ConfigOpts, store: Store, volumes: FileVolumes
+) -> None:
+    driver: Any = make_driver(cinder_conf, thunder_clean_interval=7.0, thunder_min_replicas=2)
+    driver._store = store
+    driver._masters = SimpleNamespace(replicate=lambda image_id: None)
+    try:
+        tasks = list(driver._tasks(SimpleNamespace(evict=lambda image_id: None)))
+        assert [(task.name, task.interval) for task in tasks] == [
+            ("thunder-clean", 7.0),
+            ("thunder-replicas", 30.0),
+        ]
+        assert not any(task.ready() for task in tasks)
+        driver.set_initialized()
+        assert all(task.ready() for task in tasks)
+        for task in tasks:
+            task.run()
+    finally:
+        for option in ("thunder_clean_interval", "thunder_min_replicas"):
+            cinder_conf.clear_override(option, group=configuration.SHARED_CONF_GROUP)
+    [only] = driver._tasks(SimpleNamespace(evict=None))
+    assert only.name == "thunder-clean"
+
+
+def test_hosts_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    attachments = [
+        SimpleNamespace(connector=connector(host="agent-name"), attached_host="nova-name"),
+        SimpleNamespace(connector={"host": "plain"}, attached_host=None),
+        SimpleNamespace(connector=None, attached_host="old-style"),
+        SimpleNamespace(connector=None, attached_host=None),  # reserved, no host yet
+    ]
+    found = SimpleNamespace(name="volume-x", multiattach=False, volume_attachment=attachments)
+    monkeypatch.setattr("cinder.objects.Volume.get_by_id", lambda context, id: found)
+    volume = thunder._find_volume("x")
+    assert volume is not None
+    assert volume.hosts == {"agent-name", "plain", "old-style"}
+
+
+def overridden() -> list[str]:
+    return sorted(
+        name
+        for name, method in vars(ThunderDriver).items()
+        if inspect.isfunction(method) and hasattr(lvm.LVMVolumeDriver, name)
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in overridden() if name != "__init__"])
+def test_same_signature_as_cinders(name: str) -> None:
+    """Cinder's own compliance test compares nothing on Python 3."""
+    ours = inspect.signature(getattr(ThunderDriver, name)).parameters
+    theirs = inspect.signature(getattr(lvm.LVMVolumeDriver, name)).parameters
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.values()
+    ]
+
+
+def test_signatures_are_compared() -> None:
+    assert {"clone_image", "initialize_connection", "delete_volume"} <= set(overridden())
+
+
+def test_options_are_documented() -> None:
+    names = {option.name for option in ThunderDriver.get_driver_options()}
+    assert {"volume_group", "thunder_rack", "thunder_fanout"} <= names

@@ -1,0 +1,69 @@
+"""All replicas of an image go, the deepest first; what is in use stays and says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker.eviction import Outcome, evict
+from os_brick_thunder import errors, wire
+from os_brick_thunder.policy.extents import Extents
+
+STORAGE = "stor1@thunder"
+
+
+def topology(host: str, kind: str = "compute") -> wire.Topology:
+    return wire.Topology(host, "10.0.0.1", "r1", "z1", f"iqn.2026-11.org.example:{host}", kind)
+
+
+@pytest.fixture
+def chain(store: Store) -> Store:
+    """stor1 → c1 → c2."""
+    store.heartbeat(topology(STORAGE, "storage"))
+    store.add_master(Image("i", 1 << 20, Extents.of([(0, 4096)])), STORAGE)
+    for host in ("c1", "c2"):
+        store.heartbeat(topology(host))
+        assert store.plan("i", topology(host), Limits(fanout=1, storage_fanout=1)) is not None
+    return store
+
+
+def test_the_deepest_goes_first_and_the_image_last(chain: Store) -> None:
+    asked: list[str] = []
+    outcomes = evict(chain, "i", lambda host, image: asked.append(host))
+    assert asked == ["c2", "c1", STORAGE]
+    assert outcomes == [Outcome("c2", "base"), Outcome("c1", "base"), Outcome(STORAGE, "master")]
+    assert chain.locations("i") == []
+    with pytest.raises(errors.InvalidRequest, match="no replica of an image i"):
+        evict(chain, "i", lambda host, image: None)
+
+
+def test_masters_go_last_though_a_complete_base_is_as_deep(chain: Store) -> None:
+    for host in ("c1", "c2"):
+        chain.report(wire.LocationReport("", "i", host, "complete", 4096, "p", "iqn", 0))
+    asked: list[str] = []
+    evict(chain, "i", lambda host, image: asked.append(host))
+    assert sorted(asked[:2]) == ["c1", "c2"]
+    assert asked[2:] == [STORAGE]
+
+
+def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Store) -> None:
+    def remove(host: str, image: str) -> None:
+        if host == "c1":
+            raise errors.DeviceBusy("thunder-base-i", "a volume of this host")
+
+    outcomes = evict(chain, "i", remove)
+    assert [(o.host, bool(o.kept)) for o in outcomes] == [
+        ("c2", False),
+        ("c1", True),
+        (STORAGE, True),
+    ]
+    assert "a volume of this host" in outcomes[1].kept
+    assert {location.host for location in chain.locations("i")} == {"c1", STORAGE}
+
+
+def test_a_master_with_volumes_stays(store: Store) -> None:
+    store.add_master(Image("i", 1 << 20, Extents()), STORAGE)
+    store.put_volume(Volume("v", "i", STORAGE))
+    assert store.volumes_of("i", STORAGE) == 1
+    assert store.volumes_of("other", STORAGE) == 0

@@ -1,0 +1,227 @@
+"""Masters: real downloads' checks by Cinder, real qemu-img, volumes as sparse files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cinder import exception
+
+from cinder_thunder.db.api import Image, Master, Store
+from cinder_thunder.master import FILLING, MASTER, Masters
+from cinder_thunder.peers import Peers
+from os_brick_thunder import errors
+from os_brick_thunder.policy.extents import Extents
+from tests.fake_storage import FileVolumes
+from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
+
+
+@pytest.fixture
+def masters(cinder_conf: Any, store: Store, volumes: FileVolumes, peers: Peers) -> Masters:
+    return Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+
+
+def leftovers(volumes: FileVolumes, store: Store, conf: Any) -> list[str]:
+    """Everything that a failure might leave behind."""
+    files = Path(conf.image_conversion_dir)
+    return [
+        *sorted(volumes.names()),
+        *sorted(store.masters(STORAGE)),
+        *(path.name for path in (files.iterdir() if files.exists() else ())),
+    ]
+
+
+@pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
+def test_a_master_is_the_image(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    raw_image: Path,
+    disk_format: str,
+    cinder_conf: Any,
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image if disk_format == "raw" else qcow2(raw_image), disk_format)
+    size = raw_image.stat().st_size
+    assert masters.ensure(admin, glance.per_request(), meta, 1) == Master(size, False)
+    name = MASTER + meta["id"]
+    content = (volumes.folder / name).read_bytes()
+    assert content[:size] == raw_image.read_bytes()
+    assert not any(content[size:])
+    assert len(content) == 12 << 20
+    assert volumes.protected == {name}
+    # Nothing but data was written: the hole between is not on disk.
+    assert (volumes.folder / name).stat().st_blocks * 512 <= 400 << 10
+    assert leftovers(volumes, store, cinder_conf) == [name, meta["id"]]
+
+
+def test_one_download_for_many(raw_image: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose threads are green as in cinder-volume."""
+    script = [sys.executable, "-m", "tests.unit.cinder_thunder.many_at_once"]
+    done = subprocess.run(
+        [*script, str(tmp_path), str(raw_image)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout) == {"masters": 1, "downloads": 1, "asked": 4}
+
+
+def test_image_larger_than_the_volume(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    tmp_path: Path,
+    cinder_conf: Any,
+) -> None:
+    big = tmp_path / "big.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", big, "3G"], check=True)
+    glance = Glance()
+    meta = glance.add(big, "qcow2")
+    with pytest.raises(exception.ImageUnacceptable) as error:
+        masters.ensure(admin, glance.per_request(), meta, 2)
+    assert str(error.value) == (
+        f"Image {meta['id']} is unacceptable: "
+        "Image virtual size is 3GB and doesn't fit in a volume of size 2GB."
+    )
+    assert leftovers(volumes, store, cinder_conf) == []
+
+
+def test_image_larger_than_a_later_volume(masters: Masters, store: Store, admin: Any) -> None:
+    store.add_master(Image("i", 3 << 30, Extents()), STORAGE)
+    with pytest.raises(exception.ImageUnacceptable, match="3GB and doesn't fit in a volume of"):
+        masters.ensure(admin, Glance(), {"id": "i"}, 2)
+
+
+def test_qcow2_with_a_backing_file(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    tmp_path: Path,
+    cinder_conf: Any,
+) -> None:
+    evil = tmp_path / "evil.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", evil],
+        check=True,
+    )
+    glance = Glance()
+    meta = glance.add(evil, "qcow2")
+    with pytest.raises(exception.ImageUnacceptable) as error:
+        masters.ensure(admin, glance.per_request(), meta, 1)
+    assert str(error.value) == (
+        f"Image {meta['id']} is unacceptable: Cinder's safety check refused its format. "
+        "An image must be one file: a qcow2 with a backing file or an external data file is not. "
+        "Flatten it (qemu-img convert) and upload it again"
+    )
+    assert leftovers(volumes, store, cinder_conf) == []
+
+
+def test_qcow2_with_a_data_file(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    tmp_path: Path,
+    cinder_conf: Any,
+) -> None:
+    evil = tmp_path / "evil.qcow2"
+    options = f"data_file={tmp_path / 'data'},data_file_raw=on"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, evil, "1M"], check=True
+    )
+    glance = Glance()
+    meta = glance.add(evil, "qcow2")
+    with pytest.raises(exception.ImageUnacceptable) as error:
+        masters.ensure(admin, glance.per_request(), meta, 1)
+    assert "Cinder's safety check refused its format" in str(error.value)
+    assert leftovers(volumes, store, cinder_conf) == []
+
+
+def test_data_that_does_not_match_its_hash(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    raw_image: Path,
+    cinder_conf: Any,
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    right = meta["os_hash_value"]
+    damaged = raw_image.read_bytes().replace(b"late", b"Late", 1)
+    raw_image.write_bytes(damaged)
+    with pytest.raises(exception.ImageUnacceptable) as error:
+        masters.ensure(admin, glance.per_request(), meta, 1)
+    assert f"its data does not match its hash: sha512 should be {right}, is " in str(error.value)
+    assert "upload it again" in str(error.value)
+    assert leftovers(volumes, store, cinder_conf) == []
+
+
+def test_incomplete_signature_is_refused(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    raw_image: Path,
+    cinder_conf: Any,
+) -> None:
+    cinder_conf.set_override("verify_glance_signatures", "enabled")
+    try:
+        glance = Glance()
+        meta = glance.add(raw_image, "raw", properties={"img_signature": "c2ln"})
+        with pytest.raises(exception.InvalidSignatureImage):
+            masters.ensure(admin, glance.per_request(), meta, 1)
+        assert leftovers(volumes, store, cinder_conf) == []
+        plain = glance.add(raw_image, "raw")
+        assert masters.ensure(admin, glance.per_request(), plain, 1).signature_verified is False
+    finally:
+        cinder_conf.clear_override("verify_glance_signatures")
+
+
+@pytest.mark.parametrize("verb", ["create", "protect", "rename"])
+def test_a_failing_step_leaves_nothing(
+    masters: Masters,
+    volumes: FileVolumes,
+    store: Store,
+    admin: Any,
+    raw_image: Path,
+    cinder_conf: Any,
+    verb: str,
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    volumes.fail = verb
+    with pytest.raises(errors.ProcessError, match=f"{verb} refused"):
+        masters.ensure(admin, glance.per_request(), meta, 1)
+    assert leftovers(volumes, store, cinder_conf) == []
+    volumes.fail = None
+    masters.ensure(admin, glance.per_request(), meta, 1)
+
+
+def test_what_an_earlier_attempt_left_is_no_obstacle(
+    masters: Masters, volumes: FileVolumes, admin: Any, raw_image: Path
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    volumes.create(FILLING + meta["id"], 1)
+    masters.ensure(admin, glance.per_request(), meta, 1)
+    assert volumes.names() == {MASTER + meta["id"]}
+
+
+def test_reconcile_after_a_crash(masters: Masters, volumes: FileVolumes, store: Store) -> None:
+    for name in (FILLING + "a", MASTER + "b", MASTER + "c", "volume-1"):
+        volumes.create(name, 1)
+    for image_id in ("c", "d"):
+        store.add_master(Image(image_id, 1, Extents()), STORAGE)
+    masters.reconcile()
+    assert volumes.names() == {MASTER + "c", "volume-1"}
+    assert store.masters(STORAGE) == {"c"}

@@ -1,0 +1,432 @@
+"""Masters on several storage hosts: one download, and every other one copied and checked."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cinder import exception
+
+from cinder_thunder import lease as leases
+from cinder_thunder import master as masters_module
+from cinder_thunder import privileged
+from cinder_thunder.db.api import Image, Master, Store
+from cinder_thunder.lease import Lease
+from cinder_thunder.master import FILLING, MASTER, Masters
+from cinder_thunder.peers import Peers
+from os_brick_thunder import errors, wire
+from os_brick_thunder.mechanism import lio
+from os_brick_thunder.policy import manifest as manifests
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.policy.manifest import Manifest
+from os_brick_thunder.wire import Topology
+from tests.fake_storage import FileVolumes, StorageNetwork
+from tests.unit.cinder_thunder.conftest import Glance
+
+NEAR, FAR, HERE = "near@thunder", "far@thunder", "here@thunder"
+PLACES = {FAR: ("r9", "z9"), NEAR: ("r2", "z1"), HERE: ("r1", "z1")}
+
+
+@dataclass
+class Cloud:
+    """Storage hosts over one store and one Glance."""
+
+    store: Store
+    admin: Any
+    folder: Path
+    glance: Glance = field(default_factory=Glance)
+    network: StorageNetwork = field(default_factory=StorageNetwork)
+
+    def masters(self, host: str) -> Masters:
+        rack, zone = PLACES[host]
+        self.store.heartbeat(Topology(host, "10.0.0.1", rack, zone, "", "storage"))
+        if host not in self.network.backends:
+            self.network.backends[host] = FileVolumes(self.folder / host)
+        volumes: Any = self.network.backends[host]
+        peers = Peers(self.network, self.network, self.folder / f"{host}-peers")
+        return Masters(host, self.store, volumes, volumes, "1M", peers)
+
+    def ensure(self, host: str, meta: dict[str, Any], gibibytes: int = 1) -> Master:
+        return self.masters(host).ensure(self.admin, self.glance.per_request(), meta, gibibytes)
+
+    def content(self, host: str, image_id: str) -> bytes:
+        return (self.network.backends[host].folder / (MASTER + image_id)).read_bytes()
+
+    def check_nothing_is_open(self) -> None:
+        assert self.network.logged_in == {}
+        assert self.network.admitted == set()
+        assert [*self.folder.glob("*-peers/*")] == []
+        for volumes in self.network.backends.values():
+            assert not [name for name in volumes.names() if name.startswith(FILLING)]
+        assert self.store.acquire_lease("image-x", "t", 1)
+        with self.store.engine.connect() as connection:
+            rows = connection.exec_driver_sql("SELECT name FROM thunder_leases").all()
+        assert [row[0] for row in rows] == ["image-x"]
+
+
+@pytest.fixture
+def cloud(cinder_conf: Any, store: Store, admin: Any, tmp_path: Path) -> Iterator[Cloud]:
+    cloud = Cloud(store, admin, tmp_path)
+    yield cloud
+    cloud.check_nothing_is_open()
+
+
+@pytest.fixture
+def meta(cloud: Cloud, raw_image: Path) -> dict[str, Any]:
+    return cloud.glance.add(raw_image, "raw")
+
+
+def test_the_first_master_has_a_manifest(cloud: Cloud, meta: Any, raw_image: Path) -> None:
+    cloud.ensure(NEAR, meta)
+    data = raw_image.read_bytes()
+    found = cloud.store.manifest(meta["id"])
+    assert found is not None
+    wanted = [manifests.digest(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20)]
+    assert Manifest.parse(len(data), found.chunk, found.digests).digests == b"".join(wanted)
+
+
+def test_a_second_host_copies_from_the_nearest(cloud: Cloud, meta: Any, raw_image: Path) -> None:
+    for host in (FAR, NEAR, HERE):
+        found = cloud.ensure(host, meta)
+        assert found == Master(raw_image.stat().st_size, False)
+        assert cloud.content(host, meta["id"])[: found.size] == raw_image.read_bytes()
+    assert cloud.glance.downloads == [meta["id"]]
+    opened = [said for said in cloud.network.said if said.startswith("open_export")]
+    assert opened == [f"open_export {FAR}", f"open_export {NEAR}"]
+    volumes = cloud.network.backends[HERE]
+    assert volumes.protected == {MASTER + meta["id"]}
+    # Holes are neither read nor written.
+    assert (volumes.folder / (MASTER + meta["id"])).stat().st_blocks * 512 <= 400 << 10
+
+
+def test_an_image_that_is_larger_than_the_volume_is_not_copied(
+    cloud: Cloud, meta: Any, tmp_path: Path
+) -> None:
+    cloud.masters(NEAR)
+    cloud.store.add_master(Image(meta["id"], 3 << 30, Extents()), NEAR)
+    with pytest.raises(exception.ImageUnacceptable, match="doesn't fit in a volume of size 2GB"):
+        cloud.ensure(HERE, meta, 2)
+    assert cloud.network.said == []
+
+
+@pytest.mark.parametrize("verb", ["open_export", "login", "wrong bytes", "hole", "dead", "gone"])
+def test_a_master_that_cannot_be_copied_is_passed_over(
+    cloud: Cloud, meta: Any, raw_image: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First for the next one, at last for Glance; with a warning each, and nothing wrong kept."""
+    cloud.ensure(FAR, meta)
+    cloud.ensure(NEAR, meta)
+    path = cloud.network.backends[NEAR].folder / (MASTER + meta["id"])
+    if verb in ("open_export", "login"):
+        honest = getattr(cloud.network, verb)
+
+        def refuse(*arguments: Any) -> Any:
+            if "near" in str(arguments[0]):
+                if verb == "open_export":
+                    cloud.network.admitted.add((NEAR, arguments[1], arguments[2]))
+                raise errors.TrackerUnavailable("no answer")
+            return honest(*arguments)
+
+        monkeypatch.setattr(cloud.network, verb, refuse)
+    elif verb in ("wrong bytes", "hole"):
+        with path.open("r+b") as file:
+            file.seek(100 if verb == "wrong bytes" else 6 << 20)
+            file.write(b"X" if verb == "wrong bytes" else bytes(100))
+    elif verb == "dead":
+        long_ago = "UPDATE thunder_hosts SET heartbeat_at='2001-01-01 00:00:00' WHERE host = ?"
+        with cloud.store.engine.begin() as connection:
+            connection.exec_driver_sql(long_ago, (NEAR,))
+    else:
+        path.unlink()
+    here = cloud.masters(HERE)
+    here.replicate(meta["id"])
+    assert cloud.glance.downloads == [meta["id"]]
+    size = raw_image.stat().st_size
+    assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
+    opened = [said for said in cloud.network.said if said.startswith("login")]
+    assert opened[-1] == f"login {lio.iqn_of(FAR, meta['id'])}"
+
+
+def test_at_last_glance_is_asked_again(
+    cloud: Cloud, meta: Any, raw_image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud.ensure(NEAR, meta)
+    cloud.network.fail = "login"
+    with pytest.raises(errors.NoReplica, match=f"that {HERE} can copy: those of {NEAR} failed"):
+        cloud.masters(HERE).replicate(meta["id"])
+    cloud.ensure(HERE, meta)
+    assert cloud.glance.downloads == [meta["id"]] * 2
+    assert "could not be copied from the master on near@thunder: login refused" in caplog.text
+    assert "it comes from Glance" in caplog.text
+    size = raw_image.stat().st_size
+    assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
+
+
+def test_glance_may_not_contradict_the_replicas(
+    cloud: Cloud, meta: Any, raw_image: Path, tmp_path: Path
+) -> None:
+    """Two masters of one image with different bytes would make caches of one wrong for the other"""
+    cloud.ensure(NEAR, meta)
+    cloud.network.fail = "login"
+    for data in (raw_image.read_bytes().replace(b"late", b"Late", 1), b"short"):
+        other = tmp_path / "other"
+        other.write_bytes(data)
+        changed = cloud.glance.add(other, "raw", id=meta["id"])
+        cloud.glance.images[meta["id"]] = (changed, other)
+        with pytest.raises(exception.ImageUnacceptable, match="is not what its replicas have"):
+            cloud.ensure(HERE, changed)
+        assert cloud.store.masters(HERE) == set()
+
+
+def test_nobody_hears_of_a_master_before_it_can_be_opened(
+    cloud: Cloud, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = cloud.masters(NEAR)
+    add_master = cloud.store.add_master
+
+    def check(image: Image, host: str) -> None:
+        assert cloud.network.backends[NEAR].names() == {MASTER + image.id}
+        add_master(image, host)
+
+    monkeypatch.setattr(cloud.store, "add_master", check)
+    near.ensure(cloud.admin, cloud.glance.per_request(), meta, 1)
+
+
+def test_a_master_that_was_never_recorded_is_made_again(cloud: Cloud, meta: Any) -> None:
+    near = cloud.masters(NEAR)
+    cloud.network.backends[NEAR].create(MASTER + meta["id"], 1)
+    near.ensure(cloud.admin, cloud.glance.per_request(), meta, 1)
+    assert cloud.network.backends[NEAR].names() == {MASTER + meta["id"]}
+
+
+def test_replicate(cloud: Cloud, meta: Any) -> None:
+    here = cloud.masters(HERE)
+    with pytest.raises(errors.NoReplica, match="there is none"):
+        here.replicate(meta["id"])
+    made = cloud.ensure(NEAR, meta)
+    assert here.replicate(meta["id"]) == made
+    said = len(cloud.network.said)
+    assert here.replicate(meta["id"]) == made  # nothing more to do
+    assert len(cloud.network.said) == said
+
+
+def test_an_image_without_a_manifest_is_copied_all_the_same(
+    cloud: Cloud, meta: Any, raw_image: Path
+) -> None:
+    cloud.ensure(NEAR, meta)
+    with cloud.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE thunder_images SET manifest = NULL")
+    cloud.masters(HERE).replicate(meta["id"])
+    size = raw_image.stat().st_size
+    assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
+    assert cloud.store.manifest(meta["id"]) is None
+
+
+@pytest.mark.parametrize("verb", ["create", "protect", "rename"])
+def test_a_failing_step_leaves_nothing(cloud: Cloud, meta: Any, verb: str) -> None:
+    cloud.ensure(NEAR, meta)
+    here = cloud.masters(HERE)
+    cloud.network.backends[HERE].fail = verb
+    with pytest.raises(errors.NoReplica):
+        here.replicate(meta["id"])
+    assert cloud.network.backends[HERE].names() == set()
+    assert cloud.store.masters(HERE) == set()
+    cloud.network.backends[HERE].fail = None
+    here.replicate(meta["id"])
+
+
+def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) -> None:
+    """An agent on the same host has the same initiator name."""
+    cloud.ensure(NEAR, meta)
+    iqn = lio.iqn_of(NEAR, meta["id"])
+    device = cloud.network.backends[NEAR].path(MASTER + meta["id"])
+    cloud.network.logged_in[(iqn, "portal")] = device
+    cloud.masters(HERE).replicate(meta["id"])
+    assert cloud.network.said == []
+    assert cloud.network.logged_in.pop((iqn, "portal")) == device
+
+
+def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Path) -> None:
+    cloud.ensure(NEAR, meta)
+    here = cloud.masters(HERE)
+
+    class Crash(BaseException):
+        pass
+
+    def crash(note: Path) -> None:
+        raise Crash
+
+    for logged_in in (False, True):
+        peers = Peers(cloud.network, cloud.network, tmp_path / f"{HERE}-peers")
+        cloud.network.fail = None if logged_in else "login"
+        peers._close = crash  # type: ignore[method-assign]
+        source = wire.Source("l", NEAR, "master", NEAR)
+        with pytest.raises(Crash), peers.opened(source, meta["id"]):
+            pass
+        assert len(cloud.network.admitted) == 1
+        cloud.network.backends[HERE].create(FILLING + meta["id"], 1)
+        cloud.store.acquire_lease("image-y", HERE, 60)
+        here.reconcile()
+        cloud.check_nothing_is_open()
+        cloud.store.release_lease("image-x", "t")
+
+
+def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any) -> None:
+    cloud.ensure(NEAR, meta)
+    here = cloud.masters(HERE)
+    cloud.network.fail = "logout"
+    here.replicate(meta["id"])
+    assert len(cloud.network.logged_in) == 1
+    cloud.network.fail = None
+    here.reconcile()
+
+
+# -- the lease ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud.store = OneAtATime(cloud.store)  # type: ignore[assignment]
+    monkeypatch.setattr(masters_module, "LOOK", 0.02)
+    monkeypatch.setattr(leases, "LENGTH", 0.5)
+    monkeypatch.setattr(leases, "RENEWAL", 0.05)
+
+
+class OneAtATime:
+    """A store for threads: SQLite refuses those that write at once (MariaDB lets them wait)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self._lock:
+                return method(*arguments, **named)
+
+        return call if callable(method) else method
+
+
+def test_hosts_that_ask_at_once_make_one_download(
+    cloud: Cloud, meta: Any, raw_image: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a lease without its renewal, too."""
+    go = threading.Event()
+
+    def download(
+        self: Masters, context: Any, service: Glance, meta: dict[str, Any], gibibytes: int
+    ) -> Master:
+        """Without Cinder's own, whose thread pool serves one native thread."""
+        service.downloads.append(meta["id"])
+        assert go.wait(30)
+        size = raw_image.stat().st_size
+        copy = functools.partial(privileged.copy, str(raw_image), size=size)
+        return self._fill(meta["id"], size, None, copy)
+
+    monkeypatch.setattr(Masters, "_download", download)
+    made = {host: cloud.masters(host) for host in PLACES}
+    with ThreadPoolExecutor(3) as threads:
+        asked = [
+            threads.submit(one.ensure, cloud.admin, cloud.glance.per_request(), meta, 1)
+            for one in made.values()
+        ]
+        try:
+            until = time.monotonic() + 20
+            while not cloud.glance.downloads and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(1.2)
+            assert cloud.glance.downloads == [meta["id"]]
+            assert not any(future.done() for future in asked), asked
+        finally:
+            go.set()
+        assert len({future.result(30) for future in asked}) == 1
+    assert cloud.glance.downloads == [meta["id"]]
+    size = raw_image.stat().st_size
+    for host in PLACES:
+        assert cloud.content(host, meta["id"])[:size] == raw_image.read_bytes()
+
+
+def test_a_holder_that_died_is_waited_for_no_longer(cloud: Cloud, meta: Any, quick: None) -> None:
+    assert Lease(cloud.store, f"image-{meta['id']}", "dead@thunder").acquire()
+    began = time.monotonic()
+    cloud.ensure(HERE, meta)
+    assert time.monotonic() - began >= 0.4
+    assert cloud.glance.downloads == [meta["id"]]
+
+
+def test_a_holder_that_never_ends_is_not_waited_for_forever(
+    cloud: Cloud, meta: Any, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masters_module, "PATIENCE", 0.2)
+    lease = Lease(cloud.store, f"image-{meta['id']}", FAR)
+    assert lease.acquire()
+    with (
+        lease.kept(),
+        pytest.raises(exception.VolumeBackendAPIException, match="another storage host has been"),
+    ):
+        cloud.ensure(HERE, meta)
+    assert cloud.glance.downloads == []
+
+
+def test_a_failed_download_lets_the_next_one_try(
+    cloud: Cloud, meta: Any, raw_image: Path, quick: None
+) -> None:
+    cloud.glance.images[meta["id"]] = ({**meta, "os_hash_value": "0"}, raw_image)
+    with pytest.raises(exception.ImageUnacceptable, match="does not match its hash"):
+        cloud.ensure(NEAR, {**meta, "os_hash_value": "0"})
+    cloud.ensure(HERE, meta)
+    assert cloud.glance.downloads == [meta["id"]] * 2
+
+
+# -- in the helper --------------------------------------------------------------------------------
+
+
+def test_a_copy_that_fails_is_forgotten(cloud: Cloud, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"x" * 1024)
+    target.write_bytes(b"")
+    wrong = Manifest(1024, 1 << 20, bytes(16))
+    with pytest.raises(errors.WrongDigest, match="the 1024 bytes at 0 are not the image's"):
+        privileged.copy(str(source), str(target), 1024, Extents.of([(0, 1024)]), wrong)
+    assert target.read_bytes() == b""
+    with pytest.raises(FileNotFoundError):
+        privileged.copy(str(tmp_path / "absent"), str(target), 1024)
+    assert privileged._copies == {}
+
+
+def test_values_survive_the_helpers_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """privsep sends msgpack, which has fewer types than JSON has."""
+    import msgpack  # type: ignore[import-untyped]
+
+    def through(value: Any) -> Any:
+        return msgpack.unpackb(msgpack.packb(value, use_bin_type=True), use_list=False, raw=False)
+
+    for name in ("_begin", "_progress", "_result", "_end", "_login", "_sessions"):
+        function = getattr(privileged, name)
+        monkeypatch.setattr(
+            privileged, name, lambda *args, f=function: through(f(*through(list(args))))
+        )
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"x" * 1000)
+    target.write_bytes(b"")
+    made = privileged.copy(str(source), str(target), 1024)
+    assert made == Manifest(1024, 1 << 20, manifests.digest(b"x" * 1000 + bytes(24)))
+    again = tmp_path / "again"
+    again.write_bytes(b"")
+    assert privileged.copy(str(target), str(again), 1024, Extents.of([(0, 1024)]), made) == made
+    assert again.read_bytes() == b"x" * 1000 + bytes(24)
+    export = wire.Export("p:1", "iqn.x", 0, "u", "secret")
+    monkeypatch.setattr(
+        "os_brick_thunder.mechanism.iscsi.IscsiAdm.login", lambda self, e: json.dumps(e.to_wire())
+    )
+    assert json.loads(privileged.login(export)) == export.to_wire()

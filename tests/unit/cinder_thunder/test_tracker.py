@@ -1,0 +1,289 @@
+"""The tracker's decisions, on a real store and a pool of files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import oslo_messaging
+import pytest
+
+from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.master import MASTER
+from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker.exporter import Exporter
+from cinder_thunder.tracker.server import ExporterEndpoint, TrackerEndpoint
+from cinder_thunder.tracker.service import MAP_RANGES, CinderVolume, Tracker
+from os_brick_thunder import errors, wire
+from os_brick_thunder.mechanism import lio
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.wire import LocationReport, Orders, Topology
+from tests.fake_storage import FileVolumes
+from tests.unit.cinder_thunder.conftest import STORAGE
+
+BLOCK = 65536
+SIZE = 4 << 20
+
+
+def host(name: str, rack: str = "r1") -> Topology:
+    return Topology(name, "10.0.0.9", rack, "z1", f"iqn.2026-11.org.example:{name}")
+
+
+@dataclasses.dataclass
+class World:
+    tracker: Tracker
+    store: Store
+    volumes: FileVolumes
+    cinder: dict[str, CinderVolume]
+
+    def attached(self, *hosts: str, multiattach: bool = False) -> None:
+        self.cinder["v"] = CinderVolume("volume-v", multiattach, frozenset(hosts))
+
+
+@pytest.fixture
+def world(store: Store, volumes: FileVolumes) -> World:
+    """Volume ``v`` is a clone of image ``i``; Cinder says that it is attached to ``c1``."""
+    volumes.create(MASTER + "i", SIZE)
+    (volumes.folder / (MASTER + "i")).write_bytes(b"i" * SIZE)
+    volumes.snapshot("volume-v", MASTER + "i")
+    store.add_master(Image("i", SIZE, Extents.of([(0, SIZE)])), STORAGE)
+    store.put_volume(Volume("v", "i", STORAGE))
+    cinder: dict[str, CinderVolume] = {}
+    world = World(Tracker(STORAGE, store, volumes, Limits(), cinder.get), store, volumes, cinder)
+    world.attached("c1")
+    return world
+
+
+def test_a_fresh_clone_is_all_image(world: World) -> None:
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert (plan.mode, plan.reason) == ("cached", "")
+    assert plan.image == wire.ImageInfo("i", SIZE, ((0, SIZE),))
+    assert plan.unmodified == ((0, SIZE),)
+    assert [source.exporter for source in plan.sources] == [STORAGE]
+    assert [stack.mode for stack in world.store.stacks("v")] == ["cached"]
+    assert wire.parse(wire.Plan, plan.to_wire()) == plan
+
+
+def test_what_was_written_is_not_in_the_map(world: World) -> None:
+    world.tracker.plan_attach("v", host("c1"))
+    with (world.volumes.folder / "volume-v").open("r+b") as volume:
+        volume.seek(3 * BLOCK + 5)
+        volume.write(b"x")
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert plan.unmodified == ((0, 3 * BLOCK), (4 * BLOCK, SIZE - 4 * BLOCK))
+
+
+def test_past_the_end_of_the_image_nothing_is_mapped(world: World) -> None:
+    world.volumes.extend("volume-v", 2 * SIZE)
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert plan.unmodified == ((0, SIZE),)
+
+
+def test_a_map_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cinder_thunder.tracker.service.MAP_RANGES", 2)
+    assert MAP_RANGES > 2
+    with (world.volumes.folder / "volume-v").open("r+b") as volume:
+        for block in (1, 10, 40):
+            volume.seek(block * BLOCK)
+            volume.write(b"x")
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert plan.unmodified == ((11 * BLOCK, 29 * BLOCK), (41 * BLOCK, 23 * BLOCK))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: w.store.drop_volume("v"), "the volume shares no image with a master on"),
+        (lambda w: w.store.put_volume(Volume("v", "i", "stor2@thunder")), "shares no image"),
+        (lambda w: w.cinder.clear(), "Cinder knows no such volume"),
+        (lambda w: w.attached("c1", multiattach=True), "may be attached more than once"),
+        (lambda w: w.attached("c1", "c2"), "the volume is attached to c2 too"),
+        (lambda w: w.volumes.remove(MASTER + "i"), f"there is no block device {MASTER}i"),
+    ],
+)
+def test_direct(world: World, change: Any, reason: str) -> None:
+    change(world)
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert plan.mode == "direct"
+    assert reason in plan.reason
+    assert (plan.image, plan.sources, plan.unmodified) == (None, (), ())
+    assert [stack.mode for stack in world.store.stacks("v")] == ["direct"]
+
+
+def test_no_live_storage_host(world: World) -> None:
+    world.store.drop_master("i", STORAGE)
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert (plan.mode, plan.reason) == ("direct", "no storage host with image i is alive")
+    assert world.tracker.plan_sources("i", host("c1")).mode == "direct"
+
+
+def test_a_storage_host_that_answers_is_alive_however_late_its_heartbeats_are(
+    world: World,
+) -> None:
+    with world.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE thunder_hosts SET heartbeat_at = '2020-01-01 00:00:00'")
+    assert [host.state for host in world.store.hosts()] == ["dead"]
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert [source.host for source in plan.sources] == [STORAGE]
+
+
+def test_second_attachment_is_direct_until_the_first_goes(world: World) -> None:
+    """A live migration: the source is released last, and then the map is asked for again."""
+    assert world.tracker.plan_attach("v", host("c1")).mode == "cached"
+    world.attached("c1", "c2")
+    assert world.tracker.plan_attach("v", host("c2")).mode == "direct"
+    world.tracker.release("v", "c1")
+    world.attached("c2")
+    assert world.tracker.plan_attach("v", host("c2")).mode == "cached"
+
+
+def test_a_stack_that_was_not_released(world: World) -> None:
+    """A live host's stack counts though Cinder has forgotten it; a dead host's does not."""
+    assert world.tracker.plan_attach("v", host("c9")).mode == "direct"  # Cinder says c1
+    world.attached("c9")
+    world.store.put_stack("v", "never-heard-of", "cached")
+    assert world.tracker.plan_attach("v", host("c9")).mode == "cached"
+    assert {stack.host for stack in world.store.stacks("v")} == {"c9"}
+    world.attached("c1")
+    assert world.tracker.plan_attach("v", host("c1")).reason == "the volume is attached to c9 too"
+
+
+def test_a_dead_host_that_cinder_lists_still_counts(world: World) -> None:
+    """Its agent is silent, but its guest may be alive and writing."""
+    world.store.put_stack("v", "silent", "cached")
+    world.attached("c1", "silent")
+    assert world.tracker.plan_attach("v", host("c1")).mode == "direct"
+
+
+def test_relay(world: World) -> None:
+    world.tracker.plan_attach("v", host("c1"))
+    plan = world.tracker.plan_sources("i", host("c2"))
+    assert [source.host for source in plan.sources] == ["c1", STORAGE]
+    assert (plan.volume_id, plan.unmodified) == ("", ())
+
+
+# RPC
+
+
+def test_manifest(world: World) -> None:
+    endpoint = TrackerEndpoint(world.tracker)
+    with pytest.raises(oslo_messaging.ExpectedException) as error:
+        endpoint.manifest({}, "i")
+    assert isinstance(error.value.exc_info[1], errors.NoReplica)
+    manifest = wire.Manifest("i", 1 << 20, "digests")
+    world.store.add_master(Image("i", SIZE, Extents(), None, manifest), "stor2@thunder")
+    assert wire.parse(wire.Manifest, endpoint.manifest({}, "i")) == manifest
+
+
+def test_rpc_is_plain_json(world: World) -> None:
+    endpoint = TrackerEndpoint(world.tracker)
+    assert endpoint.heartbeat({}, host("c1").to_wire()) == Orders().to_wire()
+    answer = endpoint.plan_attach({}, "v", host("c1").to_wire())
+    plan = wire.parse(wire.Plan, answer)
+    assert plan.mode == "cached"
+    report = LocationReport(str(plan.location_id), "i", "c1", "complete", SIZE, "p", "iqn", 0)
+    assert endpoint.report({}, report.to_wire()) == {}
+    assert endpoint.plan_sources({}, "i", host("c2").to_wire())["sources"][0]["host"] == "c1"
+    assert endpoint.release({}, "v", "c1") == {}
+    assert world.store.stacks("v") == []
+
+
+def test_rpc_nonsense_is_the_callers_error(world: World) -> None:
+    endpoint = TrackerEndpoint(world.tracker)
+    with pytest.raises(oslo_messaging.ExpectedException) as error:
+        endpoint.heartbeat({}, {"host": 5})
+    assert isinstance(error.value.exc_info[1], wire.MalformedValue)
+    bogus = LocationReport("l", "i", "c1", "burning", 0, "", "", 0)
+    with pytest.raises(oslo_messaging.ExpectedException) as error:
+        endpoint.report({}, bogus.to_wire())
+    assert str(error.value.exc_info[1]) == "a location cannot be 'burning'"
+
+
+class Targets:
+    """What LIO does, in a dictionary."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, str] = {}
+        self.admitted: dict[str, dict[str, lio.Credentials]] = {}
+
+    def export(self, device: str, iqn: str, portal: str) -> None:
+        self.devices[iqn] = device
+        self.admitted.setdefault(iqn, {})
+
+    def admit(self, iqn: str, initiator: str) -> lio.Credentials:
+        acls = self.admitted[iqn]
+        return acls.setdefault(initiator, lio.Credentials(f"u{len(acls)}", "secret"))
+
+    def revoke(self, iqn: str, initiator: str) -> None:
+        self.admitted.get(iqn, {}).pop(initiator, None)
+
+    def unexport(self, iqn: str) -> None:
+        self.devices.pop(iqn, None)
+
+    def exports(self, prefix: str) -> list[str]:
+        return [iqn for iqn in self.devices if iqn.startswith(prefix)]
+
+
+def exporter(store: Store, targets: Targets, ready: bool = True) -> Exporter:
+    def remove(image_id: str) -> None:
+        store.drop_master(image_id, STORAGE)
+
+    device = "/dev/{}".format
+    return Exporter(STORAGE, "10.0.0.1:3260", store, targets, device, remove, lambda: ready)
+
+
+def test_open_and_close(store: Store) -> None:
+    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+    targets = Targets()
+    endpoint = ExporterEndpoint(exporter(store, targets))
+    answer = endpoint.open_export({}, "i", "iqn.x:c1", 0)
+    export = wire.parse(wire.Export, answer)
+    iqn = "iqn.2026-11.org.thunder:stor1.thunder:i"
+    assert export == wire.Export("10.0.0.1:3260", iqn, 0, "u0", "secret", SIZE)
+    assert "secret" not in repr(export)
+    assert endpoint.open_export({}, "i", "iqn.x:c1", 0) == answer
+    assert targets.devices == {iqn: "/dev/i"}
+    assert endpoint.close_export({}, "i", "iqn.x:c1") == {}
+    assert endpoint.close_export({}, "i", "iqn.x:c1") == {}
+    assert targets.admitted[iqn] == {}
+
+
+def test_no_such_master(store: Store) -> None:
+    targets = Targets()
+    with pytest.raises(errors.NoReplica, match=f"{STORAGE} has no master of image i"):
+        exporter(store, targets).open_export("i", "iqn.x:c1", 0)
+    assert targets.devices == {}
+
+
+def test_nothing_is_exported_before_cinder_is_ready(store: Store) -> None:
+    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+    targets = Targets()
+    with pytest.raises(errors.NoReplica, match="still starting"):
+        exporter(store, targets, ready=False).open_export("i", "iqn.x:c1", 0.2)
+    assert targets.devices == {}
+
+
+def test_exports_of_masters_that_are_gone(store: Store) -> None:
+    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+    targets = Targets()
+    for image, backend in (("i", STORAGE), ("old", STORAGE), ("old", "stor1@other")):
+        targets.export("/dev/x", lio.iqn_of(backend, image), "p")
+    exporter(store, targets).reconcile()
+    assert set(targets.devices) == {lio.iqn_of(STORAGE, "i"), lio.iqn_of("stor1@other", "old")}
+
+
+def test_a_master_is_evicted_when_no_volume_is_made_of_it(store: Store) -> None:
+    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+    store.put_volume(Volume("v", "i", STORAGE))
+    targets = Targets()
+    endpoint = ExporterEndpoint(exporter(store, targets))
+    endpoint.open_export({}, "i", "iqn.x:c1", 0)
+    with pytest.raises(oslo_messaging.ExpectedException) as caught:
+        endpoint.evict({}, "i")
+    assert "master of image i is in use by 1 volume(s)" in str(caught.value.exc_info[1])
+    assert len(targets.devices) == 1
+    store.drop_volume("v")
+    endpoint.evict({}, "i")
+    endpoint.evict({}, "i")  # absent is success
+    assert targets.devices == {}
+    assert store.masters(STORAGE) == set()

@@ -1,0 +1,68 @@
+"""The configuration that the lab writes is one that its readers know."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+from oslo_config import cfg
+
+import os_brick_thunder.conf
+from cinder_thunder import conf as cinder_conf
+from lab import config, control
+from lab.topology import NodeSpec, Topology
+
+_STORAGE, _COMPUTE = Topology.standard(storage=1, compute=1).nodes
+_DRIVER = "cinder_thunder.driver.ThunderDriver"
+
+
+def _parsed(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    parser.read_string(text)
+    return parser
+
+
+def test_the_agent_knows_its_options(tmp_path: Path) -> None:
+    path = tmp_path / "thunder.conf"
+    path.write_text(config.agent(_COMPUTE))
+    options = cfg.ConfigOpts()
+    os_brick_thunder.conf.register(options, agent=True)
+    options(["--config-file", str(path)])
+    read = options.thunder
+    assert (read.host, read.address, read.rack, read.zone) == ("cmp1", "10.77.0.12", "r1", "z1")
+    assert read.pool_device == "/dev/ubdb"
+    known = {option.dest for option in os_brick_thunder.conf.list_opts()[0][1]}
+    assert set(_parsed(config.agent(_COMPUTE))["thunder"]) <= known
+
+
+def test_the_backend_is_thunder_or_any_other() -> None:
+    ours = config.storage_backend(_STORAGE, _DRIVER)
+    assert ours["DEFAULT"]["host"] == "stor1"
+    known = {option.dest for option in cinder_conf.backend_opts}
+    assert {key for key in ours["thunder"] if key.startswith("thunder_")} <= known
+    assert ours["thunder"]["thunder_rack"] == "r0"
+
+    other = config.storage_backend(_STORAGE, "cinder.volume.drivers.lvm.LVMVolumeDriver")
+
+    assert not [key for key in other["thunder"] if key.startswith("thunder_")]
+
+
+def test_a_backend_adds_to_the_common_sections() -> None:
+    common = _parsed(config.cinder(Path("/state"), "10.77.0.1"))
+    with_backend = _parsed(
+        config.cinder(Path("/state"), "10.77.0.11", config.storage_backend(_STORAGE, _DRIVER))
+    )
+    assert set(with_backend.sections()) - set(common.sections()) == {"thunder"}
+    assert with_backend["DEFAULT"]["enabled_backends"] == "thunder"
+    assert with_backend["DEFAULT"]["transport_url"] == common["DEFAULT"]["transport_url"]
+
+
+def test_daemons_are_given_files_that_they_are_told_of() -> None:
+    for service in (control.cinder_volume(_STORAGE, _DRIVER), control.thunder_agent(_COMPUTE)):
+        (path,) = service.files
+        assert path in service.argv
+
+
+def test_a_rack_with_an_odd_name_reaches_the_agent() -> None:
+    node = NodeSpec("cmp1", "compute", 0, "row 1 = left")
+    assert _parsed(config.agent(node))["thunder"]["rack"] == "row 1 = left"

@@ -1,0 +1,124 @@
+"""Starting, watching and ending daemons, with real processes of this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.errors import Cancelled, ConditionError, LabError
+from lab.services import Daemons, Service, listens, logged
+from lab.shell import run, wait_for
+
+
+class _Here:
+    """This machine as a place for daemons."""
+
+    name = "here"
+
+    def __init__(self, folder: Path) -> None:
+        self.logs = folder
+
+    def run(
+        self, command: str, *, check: bool = True, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return run(["sh", "-c", command], check=check, timeout=timeout)
+
+    def write(self, path: str, text: str) -> None:
+        Path(path).write_text(text)
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    daemons = Daemons(_Here(tmp_path), pids=str(tmp_path / "run"), logs=str(tmp_path))
+    yield daemons
+    for name in daemons.catalog:
+        daemons.stop(name, timeout=1)
+
+
+def _add(daemons: Daemons, script: str, ready: str, timeout: float = 10) -> None:
+    daemons.catalog["it"] = Service("it", ("sh", "-c", script), ready, timeout=timeout)
+
+
+def test_ready_is_of_this_run(daemons: Daemons, tmp_path: Path) -> None:
+    _add(daemons, "sleep 0.3; echo ready; exec sleep 60", logged("ready"))
+    daemons.start("it")
+    assert daemons.running("it")
+    daemons.stop("it")
+    assert not daemons.running("it")
+
+    # "ready" of the first run is still in the log; this time it never comes.
+    _add(daemons, "exec sleep 60", logged("ready"), timeout=1)
+    with pytest.raises(ConditionError, match="here: it: not ready within 1 seconds"):
+        daemons.start("it")
+    assert (tmp_path / "it.log").read_text() == "ready\n"
+
+
+def test_files_and_environment(daemons: Daemons, tmp_path: Path) -> None:
+    conf = tmp_path / "it.conf"
+    daemons.catalog["it"] = Service(
+        "it",
+        ("sh", "-c", f'cat {conf}; echo "$WORDS"; exec sleep 60'),
+        ready=logged("it's all"),
+        env={"WORDS": "it's all"},
+        files={str(conf): "from the file\n"},
+        before=f"echo and more >> {conf}",
+    )
+    daemons.start("it")
+    assert (tmp_path / "it.log").read_text() == "from the file\nand more\nit's all\n"
+
+
+def test_one_that_ends_is_not_waited_for(daemons: Daemons) -> None:
+    _add(daemons, "echo no such file; exit 1", "false", timeout=60)
+    with pytest.raises(ConditionError, match=r"here: it: it ended; the end of .*\nno such file"):
+        daemons.start("it")
+
+
+def test_cancelled(daemons: Daemons) -> None:
+    _add(daemons, "exit 1", "false")
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        daemons.start("it", cancel)
+
+
+def test_signals_reach_children(daemons: Daemons, tmp_path: Path) -> None:
+    # The child ignores SIGTERM, so only the end of the patience gets it.
+    child = "trap '' TERM; while :; do sleep 0.1; done"
+    _add(
+        daemons, f'sh -c "{child}" & echo $! > {tmp_path}/child; echo ready; wait', logged("ready")
+    )
+    daemons.start("it")
+    pid = (tmp_path / "child").read_text().strip()
+    state = Path(f"/proc/{pid}/stat")
+
+    daemons.signal("it", signal.SIGSTOP)
+    wait_for("the child to stop", lambda: state.read_text().split()[2] == "T", timeout=5)
+    daemons.signal("it", signal.SIGCONT)
+    daemons.stop("it", timeout=1)
+
+    wait_for("the child to end", lambda: not state.exists(), timeout=5)
+    with pytest.raises(LabError, match="here: it is not running"):
+        daemons.signal("it", signal.SIGTERM)
+
+
+def test_wrong_use(daemons: Daemons) -> None:
+    _add(daemons, "echo ready; exec sleep 60", logged("ready"))
+    with pytest.raises(LabError, match="here has no service 'other'; it has: it"):
+        daemons.start("other")
+    daemons.start("it")
+    with pytest.raises(LabError, match="here: it is running"):
+        daemons.start("it")
+
+
+def test_listens() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert run(["sh", "-c", listens(port)], check=False).returncode == 0
+    assert run(["sh", "-c", listens(port)], check=False).returncode == 1

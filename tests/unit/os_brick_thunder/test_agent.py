@@ -1,0 +1,543 @@
+"""The agent's services on fakes: the right devices, and nothing left of what failed or crashed.
+
+Two sweeps make the point: every call that the agent makes to the world is made to fail once, and
+the agent is made to die at every one of them once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent import failpoints
+from os_brick_thunder.agent.bases import Bases
+from os_brick_thunder.agent.filler import Filler
+from os_brick_thunder.agent.service import Agent
+from os_brick_thunder.agent.stacks import Stacks
+from os_brick_thunder.agent.state import READY, Store
+from os_brick_thunder.policy import layout
+from tests import fakes
+
+GIB = 1 << 30
+MIB = 1 << 20
+VOLUME, IMAGE, LUN = "vol-1", "img-1", "/dev/sdb"
+TOPOLOGY = wire.Topology("cmp1", "10.0.0.1", "r1", "z1", "iqn.x:cmp1")
+PAYLOAD = wire.Payload(VOLUME, IMAGE, "stor1@thunder")
+SOURCES = (
+    wire.Source("l2", "cmp2", "base", "cmp2"),
+    wire.Source("l0", "stor1", "master", "stor1@thunder"),
+)
+PLAN = wire.Plan(
+    volume_id=VOLUME,
+    mode="cached",
+    reason="",
+    image=wire.ImageInfo(IMAGE, 512 * MIB, ((0, 100 * MIB), (200 * MIB, 4096))),
+    location_id="l3",
+    sources=SOURCES,
+    unmodified=((0, 512 * MIB),),
+)
+
+
+class NoFill:
+    """Bases stay as they are: filling is tried on real devices, in the lab."""
+
+    def start(self, image_id: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class Crash(BaseException):
+    """The process is dead: from now on nothing that it does reaches the world."""
+
+
+class Tripwire:
+    """Counts the steps of an agent; raises before one of them, and, dead, before all after."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.at = -1
+        self.error: Callable[[], BaseException] = Crash
+        self.dead = False
+
+    @contextlib.contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        if self.dead:
+            raise Crash
+        self.steps.append(step)
+        if len(self.steps) - 1 == self.at:
+            error = self.error()
+            self.dead = isinstance(error, Crash)
+            raise error
+        yield
+
+
+class Host:
+    """A host with a fake kernel, which may be met by one agent after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "state.json"
+        self.kit = fakes.fake_kit()
+        self.tracker = fakes.FakeTracker(PLAN)
+        self.dm: fakes.FakeDeviceMapper = self.kit.dm  # type: ignore[assignment]
+        self.blocks: fakes.FakeBlocks = self.kit.blocks  # type: ignore[assignment]
+        self.initiator: fakes.FakeInitiator = self.kit.initiator  # type: ignore[assignment]
+        self.targets: fakes.FakeTargets = self.kit.targets  # type: ignore[assignment]
+        self.loops: fakes.FakeLoops = self.kit.loops  # type: ignore[assignment]
+        self.blocks.sizes[LUN] = GIB
+
+    def agent(self, tripwire: Tripwire | None = None) -> tuple[Agent, Stacks, Bases, Store]:
+        kit, store, tracker = self.kit, Store(self.file), self.tracker
+        if tripwire:
+            kit = failpoints.watched_kit(kit, tripwire)
+            store = failpoints.WatchedStore(self.file, tripwire)
+            tracker = failpoints.watched_tracker(tracker, tripwire)  # type: ignore[assignment]
+        bases = Bases(kit, store, tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
+        stacks = Stacks(kit, store, bases, tracker, TOPOLOGY)
+        filler: Filler = NoFill()  # type: ignore[assignment]
+        agent = Agent(kit, store, tracker, TOPOLOGY, bases, stacks, filler, 60.0)
+        return agent, stacks, bases, store
+
+    def volumes(self) -> set[str]:
+        return {name for name in self.dm.tables if VOLUME in name}
+
+    def leftovers(self, store: Store) -> list[str]:
+        """What is in the kernel and belongs to nothing in the state file."""
+        bases, stacks = store.bases, store.stacks
+        known = {layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO}
+        ids = {layout.ZERO_ID}
+        for base in bases.values():
+            names = layout.ImageNames(base.image_id)
+            known |= {names.base, names.source, names.paths, names.export}
+            ids.add(base.thin_id)
+        for stack in stacks.values():
+            known |= set(layout.VolumeNames(stack.volume_id).top_down)
+            ids |= {i for i in (stack.local_id, stack.meta_id) if i is not None}
+        left = [f"device {name}" for name in self.dm.tables if name not in known]
+        left += [f"thin {i}" for i in self.dm.thin_ids - ids]
+        iqns = {path.iqn for base in bases.values() for path in base.paths}
+        exporters = {path.exporter for base in bases.values() for path in base.paths}
+        left += [f"admission at {name}" for name in self.tracker.admitted - exporters]
+        left += [f"session {iqn}" for iqn, _ in self.initiator.logged_in if iqn not in iqns]
+        if not bases:
+            left += [f"export {iqn}" for iqn in self.targets.exported]
+            left += [f"loop {loop}" for loop in self.loops.loops]
+        return left
+
+    def disagreements(self, store: Store) -> set[str]:
+        """Images and volumes of which the tracker has rows and the host nothing, or vice versa."""
+        tracker = self.tracker
+        return (tracker.locations ^ set(store.bases)) | (tracker.stacks ^ set(store.stacks))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def soon() -> float:
+    return time.monotonic() + 60
+
+
+def test_attach_builds_the_stack_of_the_architecture(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    answer = stacks.attach(PAYLOAD, LUN, soon())
+    assert dataclasses.asdict(answer) == {
+        "path": f"/dev/mapper/thunder-vol-{VOLUME}",
+        "mode": "cached",
+        "reason": "",
+        "source": "cmp2",
+    }
+    assert host.dm.log == [
+        f"create thunder-{what}"
+        for what in (
+            "pool-metadata",
+            "pool-data",
+            "pool",
+            "zero",
+            f"paths-{IMAGE}",
+            f"source-{IMAGE}",
+            f"base-{IMAGE}",
+            f"export-{IMAGE}",
+            f"meta-{VOLUME}",
+            f"local-{VOLUME}",
+            f"cached-{VOLUME}",
+            f"vol-{VOLUME}",
+        )
+    ]
+    table = host.dm.table(f"thunder-paths-{IMAGE}")
+    assert table is not None
+    assert len(table.devices) == 2  # the nearest, and a storage host
+    assert store.stacks[VOLUME].phase == READY
+    assert host.tracker.reports[-1].state == "filling"
+    assert host.tracker.reports[-1].source == "cmp2"
+
+
+def test_detach_removes_the_stack_and_keeps_the_base(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.detach(VOLUME)
+    assert host.volumes() == set()
+    assert store.stacks == {}
+    assert f"thunder-base-{IMAGE}" in host.dm.tables
+    assert host.tracker.released == [VOLUME]
+    assert host.leftovers(store) == []
+    stacks.detach(VOLUME)  # absent is success
+
+
+def test_two_volumes_share_one_base(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    host.blocks.sizes["/dev/sdc"] = GIB
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
+    assert len(store.bases) == 1
+    assert len(host.initiator.logged_in) == 2
+
+
+def test_a_volume_that_somebody_has_open_is_not_taken_down(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.held.add(f"thunder-vol-{VOLUME}")
+    before = dict(host.dm.tables)
+    with pytest.raises(errors.DeviceBusy):
+        stacks.detach(VOLUME)
+    assert host.dm.tables == before
+
+
+def test_a_stack_in_use_is_handed_out_again_an_idle_one_is_built_anew(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    first = stacks.attach(PAYLOAD, LUN, soon())
+    ids = store.stacks[VOLUME].local_id
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert store.stacks[VOLUME].local_id != ids  # it may be stale: not believed
+    host.dm.held.add(f"thunder-vol-{VOLUME}")
+    ids = store.stacks[VOLUME].local_id
+    assert stacks.attach(PAYLOAD, LUN, soon()) == first
+    assert store.stacks[VOLUME].local_id == ids
+
+
+def test_a_direct_volume_has_its_lun_alone(host: Host) -> None:
+    host.tracker.plan = wire.Plan(VOLUME, "direct", "attached on cmp9 too")
+    _, stacks, _, store = host.agent()
+    answer = stacks.attach(PAYLOAD, LUN, soon())
+    assert (answer.mode, answer.reason) == ("direct", "attached on cmp9 too")
+    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    assert table is not None
+    assert table.devices == (LUN,)
+    stacks.detach(VOLUME)
+    assert host.leftovers(store) == []
+
+
+def test_an_image_smaller_than_a_block_is_direct(host: Host) -> None:
+    host.tracker.plan = dataclasses.replace(
+        PLAN, image=wire.ImageInfo(IMAGE, 4096, ((0, 4096),)), unmodified=((0, 4096),)
+    )
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+
+
+def test_a_dead_parent_costs_a_path_not_the_attach(host: Host) -> None:
+    host.initiator.unreachable.add("cmp2:3260")
+    _, stacks, _, store = host.agent()
+    assert stacks.attach(PAYLOAD, LUN, soon()).source == "stor1"
+    assert [path.host for path in store.bases[IMAGE].paths] == ["stor1"]
+    assert host.tracker.closed == ["cmp2"]
+
+
+def test_no_replica_at_all_is_an_error_that_leaves_nothing(host: Host) -> None:
+    host.initiator.unreachable |= {"cmp2:3260", "stor1:3260"}
+    _, stacks, _, store = host.agent()
+    with pytest.raises(errors.NoReplica, match=f"none of 2 replicas of image {IMAGE}"):
+        stacks.attach(PAYLOAD, LUN, soon())
+    assert host.leftovers(store) == []
+    assert store.bases == {}
+    assert store.stacks == {}
+    assert host.tracker.reports[-1].state == "gone"
+
+
+def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    with pytest.raises(errors.AgentUnavailable, match="too late"):
+        stacks.attach(PAYLOAD, LUN, time.monotonic() - 1)
+    assert host.tracker.reports == []  # nothing was begun
+    host.tracker.delay = 0.2
+    with pytest.raises(errors.AgentUnavailable, match="too late"):
+        stacks.attach(PAYLOAD, LUN, time.monotonic() + 0.1)
+    assert host.volumes() == set()
+    assert store.stacks == {}
+    assert host.leftovers(store) == []
+
+
+def test_a_payload_of_another_version_is_refused(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    with pytest.raises(errors.UnknownVersion, match="has version 9, this host speaks 1"):
+        stacks.attach(dataclasses.replace(PAYLOAD, version=9), LUN, soon())
+    assert store.stacks == {}
+
+
+def test_releases_wait_for_the_tracker(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.tracker.down = True
+    stacks.detach(VOLUME)
+    assert store.releases == {VOLUME: "stor1@thunder"}
+    host.tracker.down = False
+    stacks.release_all()
+    assert host.tracker.released == [VOLUME]
+    assert store.releases == {}
+
+
+def test_a_complete_base_lets_go_of_its_replicas(host: Host) -> None:
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    bases.complete(IMAGE)
+    assert host.initiator.logged_in == {}
+    assert host.loops.loops == {}
+    source = host.dm.table(f"thunder-source-{IMAGE}")
+    assert source is not None
+    assert source.devices == (layout.path(layout.ZERO),)
+    assert host.dm.suspended == set()
+    assert store.bases[IMAGE].paths == ()
+    assert host.tracker.reports[-1].state == "complete"
+    assert host.tracker.reports[-1].source is None
+
+
+def test_a_base_in_use_is_not_removed_an_idle_one_is(host: Host) -> None:
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    with pytest.raises(errors.DeviceBusy):
+        bases.remove(IMAGE)
+    stacks.detach(VOLUME)
+    bases.remove(IMAGE)
+    assert store.bases == {}
+    assert host.leftovers(store) == []
+    assert host.dm.thin_ids == {layout.ZERO_ID}
+    assert host.tracker.reports[-1].state == "gone"
+
+
+def test_the_lun_is_reinstated_and_the_cache_never(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    vol, cached = f"thunder-vol-{VOLUME}", f"/dev/mapper/thunder-cached-{VOLUME}"
+    host.dm.failed[vol] = {LUN, cached}
+    host.blocks.silent.add(LUN)
+    stacks.reinstate_luns()
+    assert host.dm.failed[vol] == {LUN, cached}
+    host.blocks.silent.clear()
+    stacks.reinstate_luns()
+    assert host.dm.failed[vol] == {cached}
+
+
+def test_extend_follows_the_lun(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.blocks.sizes[LUN] = 2 * GIB
+    stacks.extend(VOLUME)
+    for name in ("cached", "vol"):
+        table = host.dm.table(f"thunder-{name}-{VOLUME}")
+        assert table is not None
+        assert table.length * 512 == 2 * GIB
+    with pytest.raises(errors.InvalidRequest, match="no stack"):
+        stacks.extend("other")
+
+
+def test_a_second_host_opens_a_base_here(host: Host) -> None:
+    _, stacks, bases, _ = host.agent()
+    with pytest.raises(errors.NoReplica):
+        bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+    stacks.attach(PAYLOAD, LUN, soon())
+    export = bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+    assert export.iqn in host.targets.exported
+    assert bases.open_export(IMAGE, "iqn.x:cmp3", 0.0) == export
+    assert bases.open_export(IMAGE, "iqn.x:cmp4", 0.0).password != export.password
+    bases.close_export(IMAGE, "iqn.x:cmp3")
+    assert [i for _, i in host.targets.admitted] == ["iqn.x:cmp4"]
+
+
+def _attach_and_detach(stacks: Stacks, bases: Bases) -> None:
+    stacks.attach(PAYLOAD, LUN, soon())
+    bases.complete(IMAGE)
+    stacks.detach(VOLUME)
+    bases.remove(IMAGE)
+
+
+def _count(folder: Path) -> int:
+    host, tripwire = Host(folder), Tripwire()
+    _, stacks, bases, _ = host.agent(tripwire)
+    _attach_and_detach(stacks, bases)
+    return len(tripwire.steps)
+
+
+def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "count").mkdir()
+    host, tripwire = Host(tmp_path / "count"), Tripwire()
+    host.agent(tripwire)[1].attach(PAYLOAD, LUN, soon())
+    steps = len(tripwire.steps)
+    assert steps > 20
+    for at in range(steps):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        host, tripwire = Host(folder), Tripwire()
+        tripwire.at, tripwire.error = at, lambda: errors.ThunderError("injected")
+        _, stacks, _, _ = host.agent(tripwire)
+        try:
+            stacks.attach(PAYLOAD, LUN, soon())
+        except errors.ThunderError:
+            after = Store(host.file)
+            assert host.volumes() == set(), tripwire.steps[at]
+            assert after.stacks == {} or tripwire.steps[at] == "state.save"
+        agent, stacks, _, store = host.agent()
+        agent.reconcile()
+        agent.catch_up()
+        if tripwire.steps[at] == "tracker.close_export":  # not asked again: it may never be back
+            host.tracker.admitted.clear()
+        assert host.leftovers(store) == [], (at, tripwire.steps[at])
+        assert host.disagreements(store) == set(), (at, tripwire.steps[at])
+        stacks.attach(PAYLOAD, LUN, soon())  # and it works the next time
+
+
+def test_wherever_the_agent_dies_a_restart_converges(tmp_path: Path) -> None:
+    (tmp_path / "count").mkdir()
+    steps = _count(tmp_path / "count")
+    assert steps > 40
+    for at in range(steps):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        host, tripwire = Host(folder), Tripwire()
+        tripwire.at = at
+        _, stacks, bases, _ = host.agent(tripwire)
+        with pytest.raises(Crash):
+            _attach_and_detach(stacks, bases)
+        agent, stacks, bases, store = host.agent()
+        agent.reconcile()
+        agent.catch_up()
+        where = (at, tripwire.steps[at])
+        assert host.leftovers(store) == [], where
+        assert host.disagreements(store) == set(), where
+        assert all(stack.phase == READY for stack in store.stacks.values()), where
+        assert all(base.phase == READY for base in store.bases.values()), where
+        stacks.attach(PAYLOAD, LUN, soon())
+        _attach_and_detach(stacks, bases)
+        assert store.bases == {}, where
+        assert host.leftovers(store) == [], where
+        assert host.disagreements(store) == set(), where
+        assert host.dm.thin_ids == {layout.ZERO_ID}, where
+        assert host.dm.suspended == set(), where
+
+
+@pytest.mark.parametrize("reboots", [False, True])
+def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots: bool) -> None:
+    """Twice in a row: dead while attaching or detaching, then dead while it sets that right."""
+    (tmp_path / "count").mkdir()
+    died = set()
+    for at in range(0, _count(tmp_path / "count"), 4):
+        for again in range(at // 4 % 3, 30, 3):
+            folder = tmp_path / f"{at}-{again}"
+            folder.mkdir()
+            host, tripwire = Host(folder), Tripwire()
+            tripwire.at = at
+            _, stacks, bases, _ = host.agent(tripwire)
+            with pytest.raises(Crash):
+                _attach_and_detach(stacks, bases)
+            if reboots:
+                _reboot(host)
+            second = Tripwire()
+            second.at = again
+            try:
+                agent, *_ = host.agent(second)
+                agent.reconcile()
+                agent.catch_up()
+                break  # it has fewer steps than that
+            except Crash:
+                died.add(second.steps[-1])
+            agent, stacks, bases, store = host.agent()
+            agent.reconcile()
+            agent.catch_up()
+            where = (tripwire.steps[-1], second.steps[-1])
+            assert host.leftovers(store) == [], where
+            assert host.disagreements(store) == set(), where
+            assert all(e.phase == READY for e in store.stacks.values()), where
+            assert all(e.phase == READY for e in store.bases.values()), where
+            _attach_and_detach(stacks, bases)
+            assert host.leftovers(store) == [], where
+            assert host.disagreements(store) == set(), where
+            assert host.dm.thin_ids == {layout.ZERO_ID}, where
+    assert len(died) > 10, died
+
+
+def test_after_a_reboot_a_complete_base_is_back_without_any_replica(host: Host) -> None:
+    _, stacks, bases, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    bases.complete(IMAGE)
+    _reboot(host)
+    host.tracker.down = True
+    agent, _, _, store = host.agent()
+    agent.reconcile()
+    assert store.stacks == {}  # the guest went too; its volume is attached anew
+    assert f"thunder-export-{IMAGE}" in host.dm.tables
+    assert host.initiator.logged_in == {}
+    assert host.leftovers(store) == []
+
+
+def test_after_a_reboot_a_filling_base_asks_for_its_replicas_again(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    _reboot(host)
+    agent, _, _, store = host.agent()
+    agent.reconcile()
+    assert f"thunder-base-{IMAGE}" not in host.dm.tables
+    agent._restore_orphaned()
+    assert f"thunder-base-{IMAGE}" in host.dm.tables
+    assert len(host.initiator.logged_in) == 2
+    assert host.leftovers(store) == []
+
+
+def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host) -> None:
+    """An incomplete base over nothing would read as zeroes: wrong bytes."""
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    _reboot(host)
+    host.tracker.plan = wire.Plan("", "direct", "no storage host is alive")
+    agent, stacks, bases, store = host.agent()
+    agent.reconcile()
+    with pytest.raises(errors.NoReplica):
+        agent._restore_orphaned()
+    with pytest.raises(errors.NoReplica):  # nor is it given to others
+        bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+    assert f"thunder-base-{IMAGE}" not in host.dm.tables
+    assert host.leftovers(store) == []
+    host.tracker.plan = PLAN
+    stacks.attach(PAYLOAD, LUN, soon())  # the next attach brings its sources along
+    assert f"thunder-base-{IMAGE}" in host.dm.tables
+    assert len(store.bases) == 1
+    agent._restore_orphaned()  # has nothing left to do
+    assert len(host.initiator.logged_in) == 2
+    assert bases.open_export(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
+
+
+def _reboot(host: Host) -> None:
+    """The kernel forgets all but what is on disk: the pool's thin devices."""
+    pool = {layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO}
+    host.dm.tables = {n: t for n, t in host.dm.tables.items() if n in pool}
+    host.dm.held.clear()
+    host.loops.loops.clear()
+    host.initiator.logged_in.clear()
+    host.targets.exported.clear()
+    host.targets.admitted.clear()
+
+
+def test_a_state_file_that_cannot_be_read_stops_the_agent(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    file.write_text('{"version": 7}')
+    with pytest.raises(errors.StateError, match="version 7, this agent knows 1"):
+        Store(file)
+    assert file.read_text() == '{"version": 7}'

@@ -1,0 +1,45 @@
+"""The identity map holds whole, unmodified blocks of the image, and nothing else."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from os_brick_thunder.policy import cachemap
+from os_brick_thunder.policy.extents import Extents
+
+BLOCK = 4096
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 10)), max_size=8),
+    st.integers(0, 40),
+)
+def test_only_whole_unmodified_blocks_are_mapped(
+    pieces: list[tuple[int, int]], blocks: int
+) -> None:
+    step = BLOCK // 4
+    unmodified = Extents.of((s * step, (s + n) * step) for s, n in pieces)
+    mapped = cachemap.identity_map(unmodified, blocks * BLOCK, BLOCK)
+    inside = {i for first, last in mapped for i in range(first, last)}
+    for i in range(50):
+        whole = not Extents.of([(i * BLOCK, (i + 1) * BLOCK)]).difference(unmodified)
+        assert (i in inside) == (whole and i < blocks)
+
+
+def test_the_xml_maps_every_block_to_itself_and_none_is_dirty() -> None:
+    root = ElementTree.fromstring(cachemap.metadata_xml([(0, 2), (5, 6)], 8, 64 << 10))
+    assert root.attrib["block_size"] == "128"
+    assert root.attrib["nr_cache_blocks"] == "8"
+    mappings = [m.attrib for m in root.iter("mapping")]
+    assert [m["cache_block"] for m in mappings] == ["0", "1", "5"]
+    assert all(m["cache_block"] == m["origin_block"] for m in mappings)
+    assert {m["dirty"] for m in mappings} == {"false"}
+
+
+def test_the_cache_ends_with_the_last_whole_block_of_image_and_volume() -> None:
+    assert cachemap.cached_length(10 * BLOCK + 512, 20 * BLOCK, BLOCK) == 10 * BLOCK
+    assert cachemap.cached_length(10 * BLOCK, 5 * BLOCK, BLOCK) == 5 * BLOCK
+    assert cachemap.cached_length(BLOCK - 512, 5 * BLOCK, BLOCK) == 0

@@ -1,0 +1,133 @@
+"""Tables print to what the kernel takes, and parse what it prints."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from os_brick_thunder.policy import dmtable, layout
+from os_brick_thunder.policy.dmtable import Table
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.policy.layout import VolumeNames
+
+#: As printed by dmsetup 1.02.185 on Linux 6.1.
+KERNEL = {
+    "linear": "0 2048 linear 8:0 2048",
+    "zero": "0 8 zero ",
+    "thin": "0 524288 thin 253:2 7 253:5",
+    "thin without origin": "0 8192 thin 253:2 8",
+    "thin-pool": "0 4063232 thin-pool 253:0 253:1 128 1587 0 ",
+    "cache": "0 524288 cache 253:7 253:8 8:16 128 3 writethrough metadata2 no_discard_passdown "
+    "cleaner 0 ",
+    "multipath": "0 2097152 multipath 2 queue_mode bio 0 2 1 "
+    "round-robin 0 1 1 253:9 1 round-robin 0 1 1 8:16 1 ",
+}
+TABLES = {
+    "linear": dmtable.Linear("8:0", 2048),
+    "zero": dmtable.Zero(),
+    "thin": dmtable.Thin("253:2", 7, "253:5"),
+    "thin without origin": dmtable.Thin("253:2", 8),
+    "thin-pool": dmtable.ThinPool("253:0", "253:1", 128, 1587),
+    "cache": dmtable.Cache("253:7", "253:8", "8:16", 128),
+    "multipath": dmtable.Multipath(("253:9", "8:16")),
+}
+
+
+@pytest.mark.parametrize("kind", KERNEL)
+def test_it_parses_what_the_kernel_prints(kind: str) -> None:
+    table = Table.parse(KERNEL[kind])
+    assert table.segments[0].target == TABLES[kind]
+    assert Table.parse(str(table)) == table
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0 8 crypt aes 0", "8 8 zero", "0 8 linear", "0 8 multipath 2", "0 8 cache 1:1 2:2 3:3"],
+)
+def test_it_refuses_what_it_does_not_write(text: str) -> None:
+    with pytest.raises(ValueError, match="not a table of ours"):
+        Table.parse(text)
+
+
+def test_segments_follow_each_other_and_empty_ones_go() -> None:
+    table = Table.of((8, dmtable.Zero()), (0, dmtable.Error()), (16, dmtable.Linear("8:0", 8)))
+    assert str(table) == "0 8 zero\n8 16 linear 8:0 8"
+    assert table.length == 24
+
+
+def test_devices_are_resolved_everywhere() -> None:
+    numbers = {f"/dev/{n}": f"8:{i}" for i, n in enumerate("abcd")}
+    table = Table.of(
+        (8, dmtable.Cache("/dev/a", "/dev/b", "/dev/c", 128)),
+        (8, dmtable.Multipath(("/dev/c", "/dev/d"))),
+    )
+    assert table.resolved(numbers.__getitem__).devices == ("8:0", "8:2", "8:1", "8:3")
+
+
+def test_bytes_that_are_no_sectors_are_refused() -> None:
+    with pytest.raises(ValueError, match="not whole sectors"):
+        dmtable.sectors(513)
+
+
+MIB = 1 << 20
+BLOCK = 64 << 10
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.integers(1, 8)), max_size=20),
+    st.integers(1, 16 * 128),
+)
+def test_a_source_covers_its_image_and_sends_no_hole(
+    pieces: list[tuple[int, int]], sectors_: int
+) -> None:
+    size = sectors_ * 4096
+    allocated = Extents.of(
+        (min(start * 4096, size), min((start + length) * 4096, size)) for start, length in pieces
+    )
+    table = layout.source_table("/dev/loop0", size, allocated, BLOCK)
+    assert table.length * 512 == size
+    sent = Extents.of(_linear_ranges(table))
+    assert sent == layout.fill_extents(size, allocated, BLOCK)
+    assert not allocated.difference(sent)
+    assert sent.difference(allocated.touched_blocks(BLOCK, size)) == Extents()
+
+
+def _linear_ranges(table: Table) -> list[tuple[int, int]]:
+    found, at = [], 0
+    for segment in table.segments:
+        assert isinstance(segment.target, dmtable.Linear)
+        assert segment.target.offset == at  # same place in the image
+        if segment.target.device == "/dev/loop0":
+            found.append((at * 512, (at + segment.length) * 512))
+        at += segment.length
+    return found
+
+
+def test_a_source_of_many_holes_stays_a_table_of_bounded_length() -> None:
+    allocated = Extents.of((i * 2 * BLOCK, i * 2 * BLOCK + BLOCK) for i in range(10_000))
+    table = layout.source_table("/dev/loop0", 20_000 * BLOCK, allocated, BLOCK)
+    assert len(table.segments) <= 2 * layout.MAX_SOURCE_RANGES + 1
+
+
+def test_a_complete_source_is_all_zeroes() -> None:
+    table = layout.source_table(None, MIB, Extents.of([(0, MIB)]), BLOCK)
+    assert str(table) == "0 2048 linear /dev/mapper/thunder-zero 0"
+
+
+def test_the_top_is_cached_first_then_the_lun() -> None:
+    names = VolumeNames("v")
+    assert str(layout.vol_table(names, "/dev/sdb", MIB, direct=False)) == (
+        "0 2048 multipath 2 queue_mode bio 0 2 1 round-robin 0 1 0 "
+        "/dev/mapper/thunder-cached-v round-robin 0 1 0 /dev/sdb"
+    )
+    assert "cached" not in str(layout.vol_table(names, "/dev/sdb", MIB, direct=True))
+
+
+def test_past_the_image_a_volume_is_its_lun() -> None:
+    table = layout.cached_table(VolumeNames("v"), "/dev/sdb", MIB, 4 * MIB, BLOCK, "writethrough")
+    cache, tail = table.segments
+    assert isinstance(cache.target, dmtable.Cache)
+    assert cache.length == 2048
+    assert tail.target == dmtable.Linear("/dev/sdb", 2048)
+    assert tail.length == 3 * 2048

@@ -1,0 +1,131 @@
+"""Failpoints: every step is seen under its name, and the agent dies at the one that was chosen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder.agent import failpoints
+from os_brick_thunder.agent.failpoints import Failpoints
+from os_brick_thunder.agent.state import Stack
+from os_brick_thunder.policy import dmtable
+from os_brick_thunder.policy.dmtable import Table
+from tests import fakes
+
+TABLE = Table.of((8, dmtable.Linear("/dev/vdb")))
+
+
+class Died(Exception):
+    pass
+
+
+def die() -> None:
+    raise Died
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Path:
+    return tmp_path / "failpoint"
+
+
+def test_steps_have_names_and_looks_are_none(tmp_path: Path) -> None:
+    steps = []
+
+    @contextmanager
+    def watch(step: str) -> Iterator[None]:
+        steps.append(step)
+        yield
+
+    plain = fakes.fake_kit()
+    kit = failpoints.watched_kit(plain, watch)
+    kit.dm.create("a", TABLE)
+    kit.dm.devices()
+    kit.pool.create_thin(7)
+    assert kit.pool.block == plain.pool.block
+    kit.restore_cache("/dev/a", "<xml/>")
+    assert kit.targets.targets() == ()
+    failpoints.WatchedStore(tmp_path / "state", watch).put(Stack("v", "t", "/dev/sdb", "direct"))
+    failpoints.watched_tracker(fakes.FakeTracker(), watch).release("v", "h")
+    assert steps == [
+        "dm.create a", "pool.create_thin", "restore_cache", "state.save", "tracker.release",
+    ]  # fmt: skip
+    assert plain.dm.table("a") == TABLE
+    assert 7 in plain.metadata.ids()
+
+
+@pytest.mark.parametrize(
+    ("point", "made"), [("before 2 dm.create b", 0), ("after 2 dm.create b", 1)]
+)
+def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str, made: int) -> None:
+    plain = fakes.fake_kit()
+    dm = failpoints.watched_kit(plain, Failpoints(control, die)).dm
+    control.write_text(f"{point}\n")
+    dm.create("a", TABLE)
+    dm.create("b", TABLE)
+    dm.remove("b")
+    with pytest.raises(Died):
+        dm.create("b", TABLE)
+    assert (plain.dm.table("b") is not None) == made
+    assert not control.exists()
+    dm.remove("a")  # who is started next lives
+
+
+def test_what_is_not_armed_counts_nothing(control: Path) -> None:
+    dm = failpoints.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    dm.suspend("a")
+    assert not control.with_name("failpoint.log").exists()
+    for _ in range(2):  # counted from one, each time it is armed
+        control.unlink(missing_ok=True)
+        dm.suspend("a")
+        control.write_text("nothing")
+        dm.suspend("a")
+    assert control.with_name("failpoint.log").read_text().splitlines() == [
+        "before 1 dm.suspend a",
+        "after 1 dm.suspend a",
+    ] * 2  # fmt: skip
+
+
+def test_a_step_that_fails_has_no_after(control: Path) -> None:
+    control.write_text("nothing")
+    dm = failpoints.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    with pytest.raises(Exception, match="No such device"):
+        dm.reload("a", TABLE)
+    assert control.with_name("failpoint.log").read_text() == "before 1 dm.reload a\n"
+
+
+def test_it_is_off_unless_the_environment_names_a_file(
+    monkeypatch: pytest.MonkeyPatch, control: Path
+) -> None:
+    monkeypatch.delenv(failpoints.VARIABLE, raising=False)
+    assert failpoints.from_environment() is None
+    monkeypatch.setenv(failpoints.VARIABLE, "")
+    assert failpoints.from_environment() is None
+    monkeypatch.setenv(failpoints.VARIABLE, str(control))
+    assert failpoints.from_environment() is not None
+
+
+def test_the_process_is_killed_with_no_farewell(control: Path) -> None:
+    control.write_text("before 1 step")
+    script = (
+        "from os_brick_thunder.agent import failpoints\n"
+        "try:\n"
+        "    with failpoints.from_environment()('step'): print('step', flush=True)\n"
+        "finally:\n"
+        "    print('farewell', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, failpoints.VARIABLE: str(control)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == ""

@@ -1,0 +1,200 @@
+"""Filling a base, on files: every byte is checked, and what is wrong is never written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent import filler as filler_module
+from os_brick_thunder.agent.filler import Filler
+from os_brick_thunder.agent.state import READY, REMOVING, Base
+from os_brick_thunder.policy import manifest as manifests
+from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.policy.manifest import Manifest
+
+MIB = 1 << 20
+BLOCK = 64 << 10
+SIZE = 3 * MIB + 512
+ALLOCATED = Extents.of([(0, MIB + 3 * BLOCK), (2 * MIB, SIZE)])
+
+
+@dataclass
+class World:
+    """What a filler sees of its agent; devices are files."""
+
+    folder: Path
+    image: bytes
+    bases: dict[str, Base]
+    manifest_: wire.Manifest | Exception
+    mapped_: Extents = field(default_factory=Extents)
+    completed: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    asked: int = 0
+    dropped: list[tuple[int, int]] = field(default_factory=list)
+    heal: Callable[[], None] = lambda: None
+
+    def manifest(self, image_id: str) -> wire.Manifest:
+        self.asked += 1
+        if isinstance(self.manifest_, Exception):
+            raise self.manifest_
+        return self.manifest_
+
+    def mapped(self, thin_id: int) -> Extents:
+        return self.mapped_
+
+    def complete(self, image_id: str) -> None:
+        self.completed.append(image_id)
+
+    def on_bad_source(self, image_id: str) -> None:
+        self.bad.append(image_id)
+        self.heal()
+
+    def source(self) -> Path:
+        return self.folder / "thunder-source-i"
+
+    def base(self) -> bytes:
+        return (self.folder / "thunder-base-i").read_bytes()
+
+    def expected(self) -> bytes:
+        """Allocated bytes are the image's, others as they were."""
+        data = bytearray(b"\xee" * SIZE)
+        for start, end in ALLOCATED:
+            data[start:end] = self.image[start:end]
+        return bytes(data)
+
+    def filler(self, **options: Any) -> Filler:
+        world: Any = self
+        return Filler(world, world, world, world, BLOCK, 1, options.pop("rate", 0), **options)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("os_brick_thunder.policy.layout.path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(filler_module, "RETRY", 0.05)
+    data = bytearray(SIZE)
+    for start, end in ALLOCATED:
+        data[start:end] = os.urandom(end - start)
+    image = bytes(data)
+    digests = b"".join(manifests.digest(image[at : at + MIB]) for at in range(0, SIZE, MIB))
+    manifest = Manifest(SIZE, MIB, digests)
+    base = Base("i", SIZE, tuple((s, e - s) for s, e in ALLOCATED), "l", thin_id=1, phase=READY)
+    made = World(tmp_path, image, {"i": base}, wire.Manifest("i", MIB, manifest.text))
+    made.source().write_bytes(image)
+    (tmp_path / "thunder-base-i").write_bytes(b"\xee" * SIZE)
+    monkeypatch.setattr(
+        filler_module, "drop_cache", lambda _, start, length: made.dropped.append((start, length))
+    )
+    return made
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_base_is_filled_but_for_holes(world: World) -> None:
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+    assert Extents.of((s, s + n) for s, n in world.dropped) == Extents.of([(0, SIZE)])
+    assert world.bad == []
+
+
+def test_what_is_mapped_is_not_written_again(world: World) -> None:
+    world.mapped_ = Extents.of([(BLOCK, 4 * BLOCK), (2 * MIB, SIZE)])
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.completed)
+    filler.stop()
+    left = world.expected()
+    for start, end in world.mapped_:
+        left = left[:start] + b"\xee" * (end - start) + left[end:]
+    assert world.base() == left
+
+
+def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
+    lie = bytearray(world.image)
+    lie[MIB + 5] ^= 1
+    world.source().write_bytes(lie)
+    seen: list[bytes] = []
+
+    def heal() -> None:
+        seen.append(world.base())
+        if len(world.bad) == 2:
+            world.source().write_bytes(world.image)
+
+    world.heal = heal
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.bad == ["i", "i"]
+    for base in seen:
+        assert base[:MIB] == world.image[:MIB]
+        assert set(base[MIB:]) == {0xEE}
+    assert world.base() == world.expected()
+    assert (MIB, MIB) in world.dropped  # a retry must not find them in the page cache
+
+
+def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    answer = world.manifest_
+    world.manifest_ = errors.TrackerUnavailable("nobody answers")
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.asked >= 3)
+    assert set(world.base()) == {0xEE}
+    world.manifest_ = answer
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+
+
+def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
+    world.manifest_ = errors.NoReplica("there is none")
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+
+
+def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
+    world.manifest_ = wire.Manifest("i", MIB, "")
+    filler = world.filler()
+    filler.start("i")
+    wait_until(lambda: world.asked >= 2)
+    filler.stop()
+    assert set(world.base()) == {0xEE}
+    assert world.completed == []
+
+
+@pytest.mark.parametrize("how", ["removed", "stopped"])
+def test_it_ends_when_nobody_wants_it(world: World, how: str) -> None:
+    """While it waits for room in the pool, too."""
+    asked: list[None] = []
+
+    def full() -> bool:
+        asked.append(None)
+        return len(asked) <= 1
+
+    filler = world.filler(may_fill=full)
+    filler.start("i")
+    wait_until(lambda: len(asked) >= 2)
+    if how == "removed":
+        base = world.bases["i"]
+        world.bases["i"] = Base("i", SIZE, base.allocated, "l", 1, phase=REMOVING)
+        wait_until(lambda: not filler._busy)
+    filler.stop()
+    assert world.completed == []
+    assert world.base() == world.image[:MIB] + b"\xee" * (SIZE - MIB)

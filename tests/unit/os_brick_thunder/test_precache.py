@@ -1,0 +1,111 @@
+"""Pre-caching on fakes: the same base that an attach would have made, or nothing at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent import figures
+from os_brick_thunder.agent.bases import Bases
+from os_brick_thunder.agent.precache import Precacher
+from os_brick_thunder.agent.state import READY, Stack, Store
+from os_brick_thunder.policy import layout
+from tests import fakes
+from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
+
+
+class Host:
+    def __init__(self, folder: Path, plan: wire.Plan) -> None:
+        self.kit = fakes.fake_kit()
+        self.store = Store(folder / "state.json")
+        self.tracker = fakes.FakeTracker(plan)
+        self.bases = Bases(self.kit, self.store, self.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
+        self.ready: list[str] = []
+        self.bases.on_ready = self.ready.append
+        self.refusal = ""
+        self.precacher = Precacher(
+            self.store, self.bases, self.tracker, TOPOLOGY, lambda image: self.refusal
+        )
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path, PLAN)
+
+
+def test_it_makes_a_base_and_has_it_filled(host: Host) -> None:
+    host.precacher.precache(IMAGE)
+    assert host.store.bases[IMAGE].phase == READY
+    assert host.ready == [IMAGE]
+    host.precacher.precache(IMAGE)  # again: nothing more
+    assert host.ready == [IMAGE]
+
+
+def test_an_image_that_nobody_has(host: Host) -> None:
+    host.tracker.plan = wire.Plan("", "direct", "no storage host with image img-1 is alive")
+    with pytest.raises(errors.NoReplica, match="no storage host with image img-1 is alive"):
+        host.precacher.precache(IMAGE)
+    assert host.store.bases == {}
+
+
+def test_a_pool_without_room(host: Host) -> None:
+    """It is refused, and the tracker, which counts on the location, is told."""
+    before = dict(host.kit.dm.tables)  # type: ignore[attr-defined]
+    host.refusal = "image img-1 takes 101 MiB of the local pool, which has 40 MiB to give"
+    with pytest.raises(errors.PoolError, match="takes 101 MiB of the local pool"):
+        host.precacher.precache(IMAGE)
+    assert host.store.bases == {}
+    assert host.kit.dm.tables == before  # type: ignore[attr-defined]
+    assert [report.state for report in host.tracker.reports] == ["gone"]
+    assert host.tracker.locations == set()
+
+
+def test_what_was_planned_when_the_agent_died_is_withdrawn(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the tracker's plan and the first line about the base in the state file."""
+
+    def die(plan: wire.Plan) -> None:
+        host.bases.withdraw_all()  # a heartbeat in between withdraws nothing
+        raise SystemExit
+
+    monkeypatch.setattr(host.bases, "ensure", die)
+    with pytest.raises(SystemExit):
+        host.precacher.precache(IMAGE)
+    assert host.tracker.locations == {IMAGE}
+    store = Store(tmp_path / "state.json")
+    bases = Bases(host.kit, store, host.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
+    bases.withdraw_all()
+    assert host.tracker.locations == set()
+    assert Store(tmp_path / "state.json").withdrawals == {}
+
+
+def test_a_base_that_is_here_needs_no_room(host: Host) -> None:
+    host.precacher.precache(IMAGE)
+    host.refusal = "the local pool is 100 % full"
+    host.precacher.precache(IMAGE)
+    host.bases.withdraw_all()
+    assert "gone" not in [report.state for report in host.tracker.reports]
+
+
+def test_figures_of_a_stack(host: Host) -> None:
+    stack = Stack(VOLUME, "stor1@thunder", "/dev/sdb", "cached", IMAGE, 1, 2, 512 * MIB)
+    assert figures.of_stack(host.kit.dm, stack)["present"] is False
+    names = layout.VolumeNames(VOLUME)
+    dm: fakes.FakeDeviceMapper = host.kit.dm  # type: ignore[assignment]
+    for name, thin_id, length in ((names.meta, 1, MIB), (names.local, 2, 512 * MIB)):
+        dm.thin_ids.add(thin_id)
+        dm.create(name, layout.thin_table(length, thin_id))
+    table = layout.cached_table(names, "/dev/sdb", 512 * MIB, 1 << 30, 64 << 10, "writethrough")
+    dm.create(names.cached, table)
+    dm.create(names.vol, layout.vol_table(names, "/dev/sdb", 1 << 30, direct=False))
+    entry = figures.of_stack(dm, stack)
+    assert (entry["present"], entry["failed"], entry["volume_id"]) == (True, 0, VOLUME)
+    cache = entry["cache"]
+    assert (cache["mapped"], cache["total"]) == (600 * 64 << 10, 1000 * 64 << 10)
+    assert (cache["read_hits"], cache["read_misses"]) == (75, 25)
+    direct = dataclasses.replace(stack, mode="direct", image_id=None)
+    assert figures.of_stack(dm, direct)["cache"] is None

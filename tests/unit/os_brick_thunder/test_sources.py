@@ -1,0 +1,446 @@
+"""Sources of a base that die, come back, are drained or lie: reads go on, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent import watch as watching
+from os_brick_thunder.agent.bases import Bases
+from os_brick_thunder.agent.state import READY, Store
+from os_brick_thunder.agent.watch import Watch
+from os_brick_thunder.mechanism.lio import iqn_of
+from os_brick_thunder.policy import layout
+from tests.unit.os_brick_thunder.test_agent import (
+    IMAGE,
+    LUN,
+    PAYLOAD,
+    PLAN,
+    SOURCES,
+    VOLUME,
+    Crash,
+    Host,
+    Tripwire,
+    _reboot,
+    soon,
+)
+
+PATHS = f"thunder-paths-{IMAGE}"
+OTHER = wire.Source("l4", "cmp4", "base", "cmp4")
+MASTER = SOURCES[-1]
+AGAIN = dataclasses.replace(PLAN, volume_id="", sources=(OTHER, MASTER))
+CHILD = "iqn.x:cmp9"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def reading(host: Host) -> tuple[Bases, Store]:
+    """A host whose base reads from cmp2, then from stor1."""
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.tracker.plan = AGAIN
+    return bases, store
+
+
+def hosts(store: Store) -> list[str]:
+    return [path.host for path in store.bases[IMAGE].paths]
+
+
+def table(host: Host) -> list[str]:
+    """Portals of the paths that the kernel has, in their order."""
+    found = host.dm.table(PATHS)
+    assert found is not None
+    portals = {device: portal for (_, portal), device in host.initiator.logged_in.items()}
+    return [portals.get(device, f"{device} is gone") for device in found.devices]
+
+
+def patient(host: Host) -> list[str]:
+    return [portal for (_, portal), last in host.initiator.patient.items() if last]
+
+
+def test_only_the_last_path_is_waited_for(host: Host) -> None:
+    bases, _ = reading(host)
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+    assert patient(host) == ["stor1:3260"]
+    bases.reparent(IMAGE)
+    assert patient(host) == ["stor1:3260"]
+
+
+def test_if_the_last_one_cannot_be_opened_the_one_before_it_is_the_last(host: Host) -> None:
+    host.initiator.unreachable.add("stor1:3260")
+    reading(host)
+    assert table(host) == patient(host) == ["cmp2:3260"]
+
+
+def test_a_base_gets_another_parent_while_it_is_read(host: Host) -> None:
+    bases, store = reading(host)
+    bases.reparent(IMAGE, ("cmp2",))
+    assert host.tracker.excluded == [("cmp2",)]
+    assert table(host) == ["cmp4:3260", "stor1:3260"]
+    assert hosts(store) == ["cmp4", "stor1"]
+    assert store.bases[IMAGE].paths == Store(host.file).bases[IMAGE].paths
+    assert host.tracker.closed == ["cmp2"]
+    assert len(host.initiator.logged_in) == 2
+    assert host.tracker.reports[-1].source == "cmp4"
+    assert host.dm.suspended == set()
+    assert host.leftovers(store) == []
+
+
+def test_sources_that_work_are_not_opened_again(host: Host) -> None:
+    bases, store = reading(host)
+    before = dict(host.initiator.logged_in)
+    host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
+    bases.reparent(IMAGE)
+    assert host.initiator.logged_in == before
+    assert hosts(store) == ["cmp2", "stor1"]
+    assert host.tracker.closed == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "unreachable"),
+    [
+        (wire.Plan("", "direct", "no storage host with it is alive"), ()),
+        (dataclasses.replace(AGAIN, sources=(OTHER,)), ("cmp4:3260",)),
+    ],
+)
+def test_no_better_source_leaves_what_is_there(
+    host: Host, plan: wire.Plan, unreachable: tuple[str, ...]
+) -> None:
+    bases, store = reading(host)
+    before, sessions = store.bases[IMAGE], dict(host.initiator.logged_in)
+    host.tracker.plan = plan
+    host.initiator.unreachable.update(unreachable)
+    with pytest.raises(errors.NoReplica):
+        bases.reparent(IMAGE, ("cmp2",) if plan.mode == "direct" else ("cmp2", "stor1"))
+    assert store.bases[IMAGE] == before
+    assert host.initiator.logged_in == sessions
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+    assert host.tracker.reports[-1].source == "cmp2"  # the tracker may have counted on another
+
+
+def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> None:
+    bases, store = reading(host)
+    host.initiator.unreachable.add("cmp4:3260")
+    bases.reparent(IMAGE)
+    assert hosts(store) == ["stor1", "cmp2"]
+    assert patient(host) == ["cmp2:3260"]
+    assert host.leftovers(store) == []
+
+
+def test_a_complete_base_needs_no_parent(host: Host) -> None:
+    bases, store = reading(host)
+    bases.complete(IMAGE)
+    reports = len(host.tracker.reports)
+    bases.reparent(IMAGE)
+    assert host.tracker.excluded == []
+    assert host.tracker.reports[reports:][0].source is None
+    assert host.initiator.logged_in == {}
+    assert store.bases[IMAGE].complete
+
+
+def test_a_parent_that_came_back_with_other_secrets_is_logged_in_anew(host: Host) -> None:
+    bases, store = reading(host)
+    old = dict(host.initiator.logged_in)
+    host.initiator.unreachable.add("cmp2:3260")
+    host.dm.failed[PATHS] = {"/dev/sdm0"}
+    assert bases.repair(IMAGE) == ("cmp2",)
+    host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
+
+    real = host.tracker.open_export
+
+    def back(*args: object) -> wire.Export:
+        host.initiator.unreachable.clear()
+        return real(*args)  # type: ignore[arg-type]
+
+    host.tracker.open_export = back  # type: ignore[assignment, method-assign]
+    bases.reparent(IMAGE)
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+    (key,) = [key for key in old if key[1] == "cmp2:3260"]
+    assert host.initiator.logged_in[key] != old[key]  # another session, another disk
+    assert bases.repair(IMAGE) == ()
+    assert host.leftovers(store) == []
+
+
+def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
+    bases, _ = reading(host)
+    host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
+    host.blocks.silent.add("/dev/sdm0")
+    assert bases.repair(IMAGE) == ("cmp2",)
+    assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+    host.blocks.silent.clear()
+    assert bases.repair(IMAGE) == ()
+    assert host.dm.failed[PATHS] == set()
+    assert host.dm.log[-1] == f"switch_group 1 {PATHS}"
+    host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
+    assert bases.repair(IMAGE) == ("cmp2",)  # it flaps; the last path is always taken back
+    assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+
+
+def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
+    bases, _ = reading(host)
+    told: list[str] = []
+    bases.on_trouble = told.append
+    bases.on_bad_source(IMAGE)
+    assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+    assert told == [IMAGE]
+    assert bases.repair(IMAGE) == ("cmp2",)  # it answers, and is not believed
+    bases.on_bad_source(IMAGE)  # the storage host alone is left: it stays
+    assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+
+
+def test_the_watch_finds_a_new_parent_for_one_that_is_silent(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GRACE", 0.0)
+    bases, store = reading(host)
+    watch = Watch(store, bases)
+    watch.look()
+    assert host.tracker.excluded == []
+    host.initiator.unreachable.add("cmp2:3260")
+    host.tracker.down = True
+    watch.look()
+    _settled(watch)
+    assert hosts(store) == ["cmp2", "stor1"]
+    host.tracker.down = False
+    watch.look()  # too early for another attempt
+    _settled(watch)
+    assert hosts(store) == ["cmp2", "stor1"]
+    watch._troubles[IMAGE].again = 0.0
+    watch.look()  # the second attempt excludes nobody: who was away may be back
+    _settled(watch)
+    assert host.tracker.excluded == [()]
+    assert hosts(store) == ["cmp4", "stor1"]
+    watch.look()
+    assert watch._troubles == {}
+    watch.stop()
+
+
+def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
+    bases, store = reading(host)
+    watch = Watch(store, bases)
+    watch.obey(wire.Orders(reparent=(IMAGE,)))
+    _settled(watch)
+    assert hosts(store) == ["cmp4", "stor1"]
+    watch.obey(wire.Orders(remove=(IMAGE,)))
+    _settled(watch)
+    assert IMAGE in store.bases  # a volume uses it
+    host.agent()[1].detach(VOLUME)
+    store = Store(host.file)
+    watch = Watch(store, host.agent()[2])
+    watch.obey(wire.Orders(remove=(IMAGE, "img-unknown")))
+    _settled(watch)
+    assert Store(host.file).bases == {}
+    assert host.tracker.locations == set()
+
+
+def _settled(watch: Watch) -> None:
+    until = time.monotonic() + 10
+    while watch._busy:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def drained(host: Host, timeout: float) -> tuple[Bases, Store]:
+    """A base that no volume uses, and a host that reads from it."""
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.detach(VOLUME)
+    bases._drain_timeout = timeout
+    bases.open_export(IMAGE, CHILD, 0.0)
+    host.targets.readers[iqn_of("cmp1", IMAGE)] = {CHILD}
+    return bases, store
+
+
+def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
+    bases, store = drained(host, 30.0)
+
+    def leave() -> None:
+        while host.tracker.reports[-1].state != "draining":
+            time.sleep(0.01)
+        with pytest.raises(errors.NoReplica):  # nobody else comes
+            bases.open_export(IMAGE, "iqn.x:cmp8", 0.0)
+        host.targets.readers.clear()
+
+    child = threading.Thread(target=leave)
+    child.start()
+    bases.evict(IMAGE)
+    child.join()
+    assert store.bases == {}
+    assert host.tracker.reports[-1].state == "gone"
+    assert host.leftovers(store) == []
+    said = len(host.tracker.reports)
+    bases.evict(IMAGE)  # absent is success, and whoever asks learns of it
+    assert [report.state for report in host.tracker.reports[said:]] == ["gone"]
+
+
+def test_nothing_is_said_of_a_base_after_it_is_gone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that was on its way would make the tracker believe in it for ever."""
+    bases, store = drained(host, 30.0)
+    host.targets.readers.clear()
+    report, began = host.tracker.report, threading.Event()
+
+    def slow(said: wire.LocationReport) -> None:
+        if not began.is_set():
+            began.set()
+            time.sleep(0.3)
+        report(said)
+
+    monkeypatch.setattr(host.tracker, "report", slow)
+    telling = threading.Thread(target=bases.tell_all)
+    telling.start()
+    assert began.wait(10)
+    bases.evict(IMAGE)
+    telling.join()
+    bases.tell_all()
+    assert store.bases == {}
+    assert host.tracker.reports[-1].state == "gone"
+
+
+def test_a_base_whose_readers_stay_stays_too_unless_it_must_go(host: Host) -> None:
+    bases, store = drained(host, 0.1)
+    with pytest.raises(errors.DeviceBusy, match=CHILD):
+        bases.evict(IMAGE)
+    assert store.bases[IMAGE].phase == READY
+    assert [report.state for report in host.tracker.reports[-2:]] == ["draining", "filling"]
+    bases.open_export(IMAGE, "iqn.x:cmp8", 0.0)  # as before
+    bases.evict(IMAGE, force=True)
+    assert store.bases == {}
+    assert host.leftovers(store) == []
+
+
+def test_a_volume_that_needs_a_draining_base_keeps_it(host: Host) -> None:
+    bases, store = drained(host, 30.0)
+    failures: list[Exception] = []
+
+    def evict() -> None:
+        try:
+            bases.evict(IMAGE)
+        except errors.DeviceBusy as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=evict)
+    thread.start()
+    while host.tracker.reports[-1].state != "draining":
+        time.sleep(0.01)
+    bases.ensure(PLAN)
+    thread.join(10)
+    assert [str(error) for error in failures] == [
+        f"thunder-base-{IMAGE} is in use by a volume of this host: it was not touched"
+    ]
+    assert store.bases[IMAGE].phase == READY
+    assert host.tracker.reports[-1].state == "filling"
+
+
+def test_a_base_that_could_not_go_is_built_anew(host: Host) -> None:
+    bases, store = drained(host, 0.1)
+    host.targets.readers.clear()
+    host.dm.held.add(f"thunder-export-{IMAGE}")
+    with pytest.raises(errors.UndoFailed):
+        bases.evict(IMAGE)
+    host.dm.held.discard(f"thunder-export-{IMAGE}")
+    assert bases.ensure(PLAN).phase == READY
+    assert host.leftovers(store) == []
+
+
+def test_who_waits_for_a_base_hears_of_it_after_a_reboot(host: Host) -> None:
+    reading(host)
+    _reboot(host)
+    agent, _, bases, _ = host.agent()
+    agent.reconcile()
+    found: list[wire.Export] = []
+    child = threading.Thread(target=lambda: found.append(bases.open_export(IMAGE, CHILD, 10.0)))
+    child.start()
+    agent.catch_up()
+    child.join(5)
+    assert found[0].iqn == iqn_of("cmp1", IMAGE)
+
+
+def test_a_base_that_went_while_it_waited_for_its_replicas_does_not_come_back(host: Host) -> None:
+    drained(host, 0.1)
+    _reboot(host)
+    agent, _, bases, store = host.agent()
+    agent.reconcile()
+    bases.evict(IMAGE)
+    agent.catch_up()
+    assert store.bases == {}
+    assert host.tracker.locations == set()
+    assert host.leftovers(store) == []
+
+
+def _reparent_and_evict(host: Host, tripwire: Tripwire | None) -> None:
+    _, stacks, bases, _ = host.agent(tripwire)
+    host.tracker.plan = AGAIN
+    host.initiator.unreachable.add("cmp2:3260")
+    bases.reparent(IMAGE, ("cmp2",))
+    stacks.detach(VOLUME)
+    bases.evict(IMAGE)
+
+
+def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "count").mkdir()
+    host, tripwire = Host(tmp_path / "count"), Tripwire()
+    reading(host)
+    _reparent_and_evict(host, tripwire)
+    steps = tripwire.steps
+    assert f"dm.reload {PATHS}" in steps
+    for at, step in enumerate(steps):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        host, tripwire = Host(folder), Tripwire()
+        reading(host)
+        tripwire.at = at
+        with pytest.raises(Crash):
+            _reparent_and_evict(host, tripwire)
+        agent, _, _, store = host.agent()
+        agent.reconcile()
+        agent.catch_up()
+        assert host.leftovers(store) == [], (at, step)
+        assert host.disagreements(store) == set(), (at, step)
+        if base := store.bases.get(IMAGE):
+            assert len(table(host)) == 2, (at, step)
+            assert not [line for line in table(host) if "gone" in line], (at, step)
+            assert [p.portal for p in base.paths] == table(host), (at, step)
+            assert len(host.initiator.logged_in) == 2, (at, step)
+        _reparent_and_evict(host, None)
+        assert Store(host.file).bases == {}, (at, step)
+        assert host.dm.thin_ids == {layout.ZERO_ID}, (at, step)
+        assert host.initiator.logged_in == {}, (at, step)
+
+
+def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "count").mkdir()
+    host, tripwire = Host(tmp_path / "count"), Tripwire()
+    reading(host)
+    host.agent(tripwire)[2].reparent(IMAGE, ("cmp2",))
+    for at, step in enumerate(tripwire.steps):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        host, tripwire = Host(folder), Tripwire()
+        reading(host)
+        tripwire.at, tripwire.error = at, lambda: errors.ThunderError("injected")
+        _, _, bases, store = host.agent(tripwire)
+        with contextlib.suppress(errors.ThunderError):
+            bases.reparent(IMAGE, ("cmp2",))
+        assert not [line for line in table(host) if "gone" in line], (at, step)
+        assert "stor1:3260" in table(host), (at, step)
+        bases.reparent(IMAGE, ("cmp2",))
+        assert table(host) == ["cmp4:3260", "stor1:3260"], (at, step)
+        assert hosts(store) == ["cmp4", "stor1"], (at, step)
+        agent, _, _, store = host.agent()
+        agent.reconcile()
+        if step == "tracker.close_export":  # not asked again: it may never be back
+            host.tracker.admitted.clear()
+        assert host.leftovers(store) == [], (at, step)

@@ -1,0 +1,37 @@
+"""The state file: what an older agent wrote is read, and when a base was used is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from os_brick_thunder.agent.state import READY, Base, Store
+
+BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
+
+
+def test_a_file_of_an_agent_that_knew_no_last_use_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    entry = dataclasses.asdict(BASE)
+    del entry["used"]
+    old = {"version": 1, "bases": [entry], "stacks": [], "next_thin_id": 4, "releases": {}}
+    file.write_text(json.dumps(old))
+    assert Store(file).bases == {"img-1": BASE}
+
+
+def test_a_new_base_is_used_now_and_stays_so_whatever_else_changes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.json")
+    before = time.time()
+    store.put(BASE)
+    made = store.bases["img-1"].used
+    assert before <= made <= time.time()
+    store.touch("img-1")
+    touched = store.bases["img-1"].used
+    assert touched > made
+    store.put(dataclasses.replace(BASE, complete=True, used=made))  # read before the touch
+    assert store.bases["img-1"] == dataclasses.replace(BASE, complete=True, used=touched)
+    assert Store(tmp_path / "state.json").bases == store.bases
+    store.touch("img-2")
+    assert "img-2" not in store.bases
