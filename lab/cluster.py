@@ -20,7 +20,7 @@ from typing import IO, Any, Self, TypeVar
 from lab import config, control, preconditions, seed
 from lab.control import Controller
 from lab.errors import Cancelled, LabError
-from lab.image import root_image
+from lab.image import root_image, xstate_library
 from lab.net import Network
 from lab.node import Node, make_keys
 from lab.progress import Steps
@@ -102,6 +102,7 @@ class Cluster:
                     spec,
                     self.network,
                     image,
+                    self.folder / "xstate.so",
                     self.folder / "nodes" / spec.name,
                     self.logs / spec.name / "console.log",
                 ),
@@ -164,6 +165,7 @@ class Cluster:
         make_keys(self.folder / "keys")
         with steps.step("root image"):
             (self.folder / "root.img").symlink_to(root_image(cache_folder()))
+            (self.folder / "xstate.so").symlink_to(xstate_library(cache_folder()))
         with _Tasks(steps, self._cancel, self.network.kill) as tasks:
             boots = {
                 node.name: tasks.start(f"{node.name}: boot", functools.partial(self._boot, node))

@@ -78,6 +78,20 @@ def _build(image: Path, entry: Path, mirror: str) -> None:
     shutil.rmtree(work)
 
 
+def xstate_library(cache: Path) -> Path:
+    """The path of ``lab/xstate.c`` as a library, which is compiled if need be."""
+    source = Path(__file__).parent / "xstate.c"
+    library = cache / f"xstate-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+    if not library.exists():
+        with only_one(cache / "xstate.lock"):
+            part = library.with_suffix(".part")
+            run(
+                ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(part), str(source)]
+            )
+            part.rename(library)
+    return library
+
+
 def contained(*argv: str) -> list[str]:
     """``argv`` so that it dies, with all it started and mounted, when the lab's process dies."""
     return [

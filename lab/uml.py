@@ -32,6 +32,7 @@ class Machine:
     spec: NodeSpec
     network: Network
     root: Path  # the shared root image, never written
+    preload: Path  # lab/xstate.c, compiled
     folder: Path  # disks, control folder and sockets
     console: Path
 
@@ -103,6 +104,7 @@ class Machine:
             "--cap-drop", "ALL",
             "--cap-add", "CAP_DAC_READ_SEARCH",  # the source tree may be another user's
             "--setenv", "TMPDIR", "/dev/shm",
+            "--setenv", "LD_PRELOAD", str(self.preload),
             "--info-fd", str(info),
             "--",
         ]  # fmt: skip
