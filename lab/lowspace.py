@@ -13,9 +13,9 @@ import json
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +65,23 @@ class Watch:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._stop = f"/run/lab/lowspace-{time.monotonic_ns()}"
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = ThreadPoolExecutor(1)
         self.samples: list[tuple[float, int]] = []
 
     def __enter__(self) -> Watch:
-        self._thread.start()
+        self._sampling = self._thread.submit(self._run)
+        # What is to be watched must not be over before the first look.
+        self._node.run(f"until [ -e {self._stop}.begun ]; do sleep 0.1; done", timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._node.run(["touch", self._stop])
-        self._thread.join(timeout=60)
+        self._thread.shutdown()
+        self.samples = self._sampling.result()
 
-    def _run(self) -> None:
+    def _run(self) -> list[tuple[float, int]]:
         said = self._node.run(f"python -m lab.lowspace {self._stop}", timeout=600).stdout
-        self.samples = [(at, used) for at, used in map(json.loads, said.splitlines())]
+        return [(at, used) for at, used in map(json.loads, said.splitlines())]
 
     @property
     def peak(self) -> int:
@@ -129,6 +132,7 @@ def main(arguments: list[str]) -> int:
         ["dmsetup", "table", layout.POOL], check=True, capture_output=True, text=True
     ).stdout
     block = int(table.split()[5]) * 512
+    Path(f"{stop}.begun").touch()
     while not stop.exists():
         used = dmstatus.pool(status(layout.POOL), block).used
         if used != last:

@@ -37,7 +37,12 @@ def images(journey: Journey, tmp_path: Path) -> Iterator[dict[str, list[str]]]:
     with ThreadPoolExecutor() as threads:
         made = dict(threads.map(make, IMAGES))
     yield made
-    journey.delete_volumes([volume for volumes in made.values() for volume in volumes])
+    volumes = [volume for each in made.values() for volume in each]
+    node = journey.cluster.of_kind("compute")[0]
+    for volume in volumes:  # of a test that failed half-way
+        if journey.stack(node, volume):
+            journey.detach(node, volume)
+    journey.delete_volumes(volumes)
     journey.cluster.openstack("image", "delete", *made)
 
 
