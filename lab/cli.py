@@ -12,7 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
-from lab.cluster import Cluster, Options
+from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import LabError, PreconditionError
 from lab.progress import Steps
 from lab.topology import Link, Topology
@@ -65,11 +65,13 @@ def _up(parsed: argparse.Namespace) -> int:
         parsed.compute,
         link=Link(parsed.rate, parsed.delay),
         memory=parsed.memory,
+        compute_memory=max(parsed.memory, SERVER_MEMORY) if parsed.nova else 0,
         disk=parsed.disk,
     )
     options = Options(
         control_plane=parsed.control_plane,
         services=parsed.services,
+        nova=parsed.nova,
         backend_driver=parsed.backend_driver,
     )
     cluster = Cluster(parsed.name, topology, options)
@@ -212,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=int, default=1024, metavar="MIB", help="of a node (%(default)s)"
     )
     up.add_argument("--disk", type=int, default=8, metavar="GIB", help="of a node (%(default)s)")
+    up.add_argument("--nova", action="store_true",
+                    help=f"servers, too: Placement, Nova, libvirt and QEMU; compute nodes then "
+                         f"have at least {SERVER_MEMORY} MiB")  # fmt: skip
     up.add_argument("--no-control-plane", dest="control_plane", action="store_false",
                     help="nodes only: no MariaDB, RabbitMQ, Keystone, Glance, Cinder")  # fmt: skip
     up.add_argument("--no-services", dest="services", action="store_false",

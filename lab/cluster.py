@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lab import config, control, preconditions, seed
+from lab import config, control, nova, preconditions, seed
 from lab.control import Controller
 from lab.errors import Cancelled, LabError
 from lab.image import root_image, xstate_library
@@ -27,6 +27,8 @@ from lab.progress import Steps
 from lab.topology import Link, Topology
 from lab.uml import Machine
 
+#: MiB of a compute node that runs a few small servers.
+SERVER_MEMORY = 2560
 _T = TypeVar("_T")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
@@ -47,6 +49,7 @@ class Options:
 
     control_plane: bool = True
     services: bool = True
+    nova: bool = False  # servers: Placement, Nova, libvirt
     backend_driver: str = "cinder_thunder.driver.ThunderDriver"
 
 
@@ -112,12 +115,12 @@ class Cluster:
             for spec in self.topology.nodes
         }
         for node in self.nodes.values():
-            service = (
-                control.cinder_volume(node.spec, self.options.backend_driver)
-                if node.spec.kind == "storage"
-                else control.thunder_agent(node.spec)
-            )
-            node.catalog[service.name] = service
+            if node.spec.kind == "storage":
+                services = [control.cinder_volume(node.spec, self.options.backend_driver)]
+            else:
+                services = [control.thunder_agent(node.spec)]
+                services += nova.compute_services(node.spec) if self.options.nova else []
+            node.catalog.update({service.name: service for service in services})
 
     def __enter__(self) -> Self:
         self.up()
@@ -192,10 +195,14 @@ class Cluster:
         for name in ("keystone", "glance-api", "cinder-api"):
             start(controller, name, mariadb)
         start(controller, "cinder-scheduler", mariadb, rabbitmq)
+        cloud = [rabbitmq, mariadb, tables]
+        if self.options.nova:
+            cloud += [start(controller, name, mariadb, rabbitmq) for name in nova.NAMES]
         if self.options.services:
             for node in self.nodes.values():
-                for name in node.catalog:
-                    start(node, name, boots[node.name], rabbitmq, mariadb, tables)
+                ready = [boots[node.name], *cloud]
+                for name in node.catalog:  # in the order of their needs
+                    ready.append(start(node, name, *ready))
 
     def _boot(self, node: Node) -> None:
         node.prepare(self.topology)

@@ -18,12 +18,13 @@ VOLUME_TYPE = "thunder"
 BACKEND = "thunder"
 VOLUME_GROUP = "cinder-volumes"
 KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
+NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
 IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
 TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
 #: Seconds that an agent in the lab may take to build a stack.
 ATTACH_DEADLINE = 60
-DATABASES = ("keystone", "glance", "cinder")
-SERVICE_USERS = ("glance", "cinder")
+DATABASES = ("keystone", "glance", "cinder", "placement", "nova_api", "nova_cell0", "nova")
+SERVICE_USERS = ("glance", "cinder", "placement", "nova")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Endpoint:
 ENDPOINTS = (
     Endpoint("glance", "image", GLANCE_PORT, ""),
     Endpoint("cinder", "block-storage", CINDER_PORT, "/v3"),
+    Endpoint("placement", "placement", PLACEMENT_PORT, ""),
+    Endpoint("nova", "compute", NOVA_PORT, "/v2.1"),
+    Endpoint("neutron", "network", NETWORK_PORT, ""),
 )
 
 Sections = Mapping[str, Mapping[str, object]]
@@ -82,17 +86,25 @@ def database_url(name: str) -> str:
     return f"mysql+pymysql://lab:{PASSWORD}@{HOST_ADDRESS}/{name}?charset=utf8mb4"
 
 
-def _token(user: str) -> dict[str, object]:
+def service_auth(user: str) -> dict[str, object]:
+    """How a service makes itself known to others, as options of keystoneauth."""
     return {
         "auth_type": "password",
         "auth_url": IDENTITY_URL,
-        "www_authenticate_uri": IDENTITY_URL,
         "username": user,
         "password": PASSWORD,
         "project_name": "service",
         "user_domain_name": "Default",
         "project_domain_name": "Default",
         "region_name": REGION,
+    }
+
+
+def token(user: str) -> dict[str, object]:
+    """[keystone_authtoken] of a service."""
+    return {
+        **service_auth(user),
+        "www_authenticate_uri": IDENTITY_URL,
         "service_token_roles": "service",
         "service_token_roles_required": True,
     }
@@ -123,7 +135,7 @@ def glance(folder: Path) -> str:
             "file": {"filesystem_store_datadir": folder / "images"},
             "os_glance_staging_store": {"filesystem_store_datadir": folder / "staging"},
             "os_glance_tasks_store": {"filesystem_store_datadir": folder / "tasks"},
-            "keystone_authtoken": _token("glance"),
+            "keystone_authtoken": token("glance"),
             "paste_deploy": {
                 "flavor": "keystone",
                 "config_file": f"{sys.prefix}/etc/glance/glance-api-paste.ini",
@@ -159,11 +171,9 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
     common: dict[str, Mapping[str, object]] = {
         "DEFAULT": default,
         "database": {"connection": database_url("cinder")},
-        "keystone_authtoken": _token("cinder"),
-        "service_user": {
-            "send_service_user_token": True,
-            **{k: v for k, v in _token("cinder").items() if not k.startswith(("www", "service_"))},
-        },
+        "keystone_authtoken": token("cinder"),
+        "service_user": {"send_service_user_token": True, **service_auth("cinder")},
+        "nova": service_auth("cinder"),
         "oslo_concurrency": {"lock_path": state / "locks"},
         "privsep_osbrick": {"helper_command": helper},
         "cinder_sys_admin": {"helper_command": helper},

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import config
+from lab import config, nova
 from lab.net import Network
 from lab.node import TREE
-from lab.services import Daemons, Service, listens, logged, serves
+from lab.services import Daemons, Service, api, listens, logged, serves
 from lab.shell import run
 from lab.topology import HOST_ADDRESS, NodeSpec
 
@@ -122,21 +122,21 @@ def _services(folder: Path) -> list[Service]:
     return [
         _mariadb(folder),
         _rabbitmq(folder / "rabbitmq"),
-        _api(
+        api(
             "keystone",
             config.KEYSTONE_PORT,
             "keystone.wsgi.api",
             env={"OS_KEYSTONE_CONFIG_DIR": str(keystone)},
             files={str(keystone / "keystone.conf"): config.keystone(keystone)},
         ),
-        _api(
+        api(
             "glance-api",
             config.GLANCE_PORT,
             "glance.wsgi.api",
             env={"OS_GLANCE_CONFIG_DIR": str(glance)},
             files={str(glance / "glance-api.conf"): config.glance(glance)},
         ),
-        _api(
+        api(
             "cinder-api",
             config.CINDER_PORT,
             "cinder.wsgi.api",
@@ -150,19 +150,8 @@ def _services(folder: Path) -> list[Service]:
             ready=logged("Starting cinder-scheduler node"),
             files=cinder_files,
         ),
+        *nova.services(folder),
     ]
-
-
-def _api(
-    name: str,
-    port: int,
-    module: str,
-    *arguments: str,
-    env: dict[str, str] | None = None,
-    files: dict[str, str],
-) -> Service:
-    argv = (_PYTHON, "-m", "lab.serve", HOST_ADDRESS, str(port), module, *arguments)
-    return Service(name, argv, ready=listens(port), env=env or {}, files=files)
 
 
 def _mariadb(folder: Path) -> Service:

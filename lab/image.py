@@ -14,11 +14,14 @@ from lab.shell import run
 
 #: Installed in every node, beside what dpkg calls required.
 PACKAGES = (
+    "dbus",
     "dmsetup",
     "e2fsprogs",
     "iproute2",
     "iputils-ping",
     "kmod",
+    "libvirt-clients",
+    "libvirt-daemon",
     "lsscsi",
     "lvm2",
     "netbase",
@@ -26,6 +29,7 @@ PACKAGES = (
     "openssh-server",
     "procps",
     "python3",
+    "qemu-system-x86",
     "qemu-utils",
     "sg3-utils",
     "strace",

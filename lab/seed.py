@@ -77,6 +77,7 @@ def _make_tables(controller: Controller) -> None:
     for keys in ("fernet-keys", "credential-keys"):
         (folder / "keystone" / keys).mkdir(mode=0o700)
     keystone = f"keystone-manage --config-file {folder / 'keystone/keystone.conf'}"
+    nova = f"nova-manage --config-file {folder / 'nova/nova.conf'}"
     urls = " ".join(
         f"--bootstrap-{interface}-url {config.IDENTITY_URL}"
         for interface in ("admin", "internal", "public")
@@ -85,13 +86,17 @@ def _make_tables(controller: Controller) -> None:
         "set -e\n"
         f"glance-manage --config-file {folder / 'glance/glance-api.conf'} db_sync & glance=$!\n"
         f"cinder-manage --config-file {folder / 'cinder/cinder.conf'} db sync & cinder=$!\n"
+        f"placement-manage --config-file {folder / 'placement/placement.conf'} db sync & placement=$!\n"
+        f"({nova} api_db sync && {nova} cell_v2 map_cell0 --database_connection"
+        f" {config.database_url('nova_cell0')} && {nova} db sync"
+        f" && {nova} cell_v2 create_cell --name lab) & nova=$!\n"
         f"{keystone} db_sync\n"
         f"{keystone} fernet_setup --keystone-user root --keystone-group root\n"
         f"{keystone} credential_setup --keystone-user root --keystone-group root\n"
         f"{keystone} bootstrap --bootstrap-password {config.PASSWORD}"
         f" --bootstrap-region-id {config.REGION} {urls}\n"
-        "wait $glance; wait $cinder",
-        timeout=300,
+        "wait $glance; wait $cinder; wait $placement; wait $nova",
+        timeout=600,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from lab.errors import Cancelled, CommandError, ConditionError, LabError
 from lab.shell import log_tail
+from lab.topology import HOST_ADDRESS
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ def serves(socket: str) -> str:
 def logged(text: str) -> str:
     """Ready when the daemon has, since its start, written ``text`` (a basic regular expression)."""
     return f'tail -c "+$seen" "$log" | grep -q -e {shlex.quote(text)}'
+
+
+def api(
+    name: str,
+    port: int,
+    module: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Service:
+    """An OpenStack API: a WSGI module under :mod:`lab.serve`, on the lab's own side."""
+    python = f"{sys.prefix}/bin/python"
+    argv = (python, "-m", "lab.serve", HOST_ADDRESS, str(port), module, *arguments)
+    return Service(name, argv, ready=listens(port), env=env or {}, files=files or {})
 
 
 class Place(Protocol):

@@ -108,16 +108,23 @@ class Topology:
         *,
         link: Link | None = None,
         memory: int = 1024,
+        compute_memory: int = 0,
         disk: int = 8,
     ) -> Topology:
-        """Storage nodes stor1… in rack r0; compute nodes cmp1… two to a rack, from r1 on."""
+        """Storage nodes stor1… in rack r0; compute nodes cmp1… two to a rack, from r1 on.
+
+        :param compute_memory: of compute nodes, in MiB, where it is not ``memory``
+        """
         link = link or Link()
-        names = [(f"stor{i + 1}", "storage", "r0") for i in range(storage)]
-        names += [(f"cmp{i + 1}", "compute", f"r{1 + i // 2}") for i in range(compute)]
+        names = [(f"stor{i + 1}", "storage", "r0", memory) for i in range(storage)]
+        names += [
+            (f"cmp{i + 1}", "compute", f"r{1 + i // 2}", compute_memory or memory)
+            for i in range(compute)
+        ]
         return cls(
             tuple(
-                NodeSpec(name, kind, index, rack, memory=memory, disk=disk, link=link)
-                for index, (name, kind, rack) in enumerate(names)
+                NodeSpec(name, kind, index, rack, memory=size, disk=disk, link=link)
+                for index, (name, kind, rack, size) in enumerate(names)
             )
         )
 

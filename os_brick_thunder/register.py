@@ -6,8 +6,11 @@ module at every call.
 
 from __future__ import annotations
 
-from os_brick.initiator import connector
+from types import ModuleType
 
+import wrapt
+
+MODULE = "os_brick.initiator.connector"
 CLASS = "os_brick_thunder.connector.ThunderISCSIConnector"
 _MAPS = (
     "_connector_mapping_linux",
@@ -17,7 +20,16 @@ _MAPS = (
 
 
 def register() -> None:
-    """Make our class os-brick's connector for iSCSI. Idempotent.
+    """Make our class os-brick's connector for iSCSI, as soon as os-brick is imported. Idempotent.
+
+    Not before: nova-compute refuses to start when os-brick has brought eventlet in
+    (nova/monkey_patch.py). Errors are those of :func:`put`, raised by whoever imports os-brick.
+    """
+    wrapt.register_post_import_hook(put, MODULE)
+
+
+def put(connector: ModuleType) -> None:
+    """Put our class in the maps of os-brick's module.
 
     :raises RuntimeError: this os-brick has no such maps; its version is not one we know
     """
