@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from lab import config
-from lab.config import HOST_ADDRESS, Sections, ini
+from lab.config import Sections, ini
 from lab.services import Service, api, listens, logged, serves
-from lab.topology import NodeSpec
+from lab.topology import HOST_ADDRESS, NodeSpec
 
 #: The daemons of the lab's own side.
 NAMES = ("placement", "nonetwork", "nova-api", "nova-conductor", "nova-scheduler")

@@ -77,6 +77,7 @@ def _make_tables(controller: Controller) -> None:
     for keys in ("fernet-keys", "credential-keys"):
         (folder / "keystone" / keys).mkdir(mode=0o700)
     keystone = f"keystone-manage --config-file {folder / 'keystone/keystone.conf'}"
+    placement = f"placement-manage --config-file {folder / 'placement/placement.conf'}"
     nova = f"nova-manage --config-file {folder / 'nova/nova.conf'}"
     urls = " ".join(
         f"--bootstrap-{interface}-url {config.IDENTITY_URL}"
@@ -86,7 +87,7 @@ def _make_tables(controller: Controller) -> None:
         "set -e\n"
         f"glance-manage --config-file {folder / 'glance/glance-api.conf'} db_sync & glance=$!\n"
         f"cinder-manage --config-file {folder / 'cinder/cinder.conf'} db sync & cinder=$!\n"
-        f"placement-manage --config-file {folder / 'placement/placement.conf'} db sync & placement=$!\n"
+        f"{placement} db sync & placement=$!\n"
         f"({nova} api_db sync && {nova} cell_v2 map_cell0 --database_connection"
         f" {config.database_url('nova_cell0')} && {nova} db sync"
         f" && {nova} cell_v2 create_cell --name lab) & nova=$!\n"
