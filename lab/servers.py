@@ -82,8 +82,7 @@ class Servers:
     def delete(self, servers: Iterable[str], timeout: float = 180) -> None:
         """Delete servers and wait until they are gone; absent is success."""
         gone = set(servers)
-        for server in gone:
-            self.cluster.ask(lambda cloud, s=server: cloud.compute.delete_server(s))
+        self.cluster.ask(lambda cloud: [cloud.compute.delete_server(server) for server in gone])
         until = time.monotonic() + timeout
         while left := gone & set(self.named("")):
             if time.monotonic() > until:
