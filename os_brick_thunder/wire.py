@@ -164,13 +164,16 @@ class Plan(Value):
 
 @dataclass(frozen=True)
 class Orders(Value):
-    """The tracker's answer to a heartbeat: what it wants this host to change, by image id.
+    """The tracker's answer to a heartbeat: what it wants this host to change.
 
     A host that does not get round to it is asked again at the next heartbeat.
     """
 
-    reparent: tuple[str, ...] = ()  # its parent is dead, drained or draining: ask for another
-    remove: tuple[str, ...] = ()  # the image is gone: remove the base once no volume uses it
+    reparent: tuple[str, ...] = ()  # images whose base's parent is dead, drained or draining
+    remove: tuple[str, ...] = ()  # images that are gone: their bases go once no volume uses them
+    #: Volumes that are direct for a reason that is no more. An agent that knows no such order
+    #: ignores it, a tracker that does not gives none: no new version of the RPC.
+    recache: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

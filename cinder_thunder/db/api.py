@@ -557,6 +557,18 @@ class Store:
                 for row in rows
             ]
 
+    def direct(self, host: str) -> list[str]:
+        """Volumes that share an image and that a host was told to use without a cache."""
+        with self._read() as session:
+            return list(
+                session.scalars(
+                    sa.select(models.Stack.volume_id)
+                    .join(models.Volume, models.Volume.id == models.Stack.volume_id)
+                    .where(models.Stack.host == host, models.Stack.mode == "direct")
+                    .order_by(models.Stack.volume_id)
+                )
+            )
+
     @_retried
     def put_stack(self, volume_id: str, host: str, mode: str) -> None:
         with self._write() as session:

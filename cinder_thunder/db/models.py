@@ -103,7 +103,8 @@ class Stack(Base):
     __tablename__ = "thunder_stacks"
 
     volume_id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    host: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    #: Asked for by itself with every heartbeat.
+    host: Mapped[str] = mapped_column(_NAME, primary_key=True, index=True)
     mode: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
 

@@ -6,8 +6,9 @@ Wiring only: the choice is in :mod:`cinder_thunder.policy.ranking`, the tables a
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from oslo_log import log as logging
@@ -22,6 +23,8 @@ LOG = logging.getLogger(__name__)
 
 #: Longest map in a plan (ranges): some 1 MB of JSON. What is left out is read from the volume.
 MAP_RANGES = 50_000
+#: Direct volumes that are looked at for one heartbeat, each a query of Cinder's database.
+LOOKS = 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,33 @@ class Tracker:
         :param free: bytes that it can still allocate for masters
         """
         self._store.heartbeat(topology, free)
-        return self._store.orders(topology.host)
+        orders = self._store.orders(topology.host)
+        return replace(orders, recache=self._recache(topology.host))
+
+    def _recache(self, host: str) -> tuple[str, ...]:
+        """Volumes that are direct on a host and might have a cache there by now.
+
+        By the records alone: the host asks for a plan, which decides, before it does anything.
+        """
+        direct = self._store.direct(host)
+        if len(direct) > LOOKS:  # by lot, so that no volume bars another one's way for good
+            direct = random.sample(direct, LOOKS)
+        try:
+            return tuple(volume_id for volume_id in direct if self._is_alone(volume_id, host))
+        except Exception:  # of Cinder's database: the other orders do not need it
+            LOG.exception("Could not see which volumes of %s may have caches", host)
+            return ()
+
+    def _is_alone(self, volume_id: str, host: str) -> bool:
+        """Whether a volume is attached to this host alone, and may not be to others."""
+        volume = self._volumes(volume_id)
+        if volume is None or host not in volume.hosts:
+            return False
+        try:
+            self._check_alone(volume_id, volume, host)
+        except _Direct:
+            return False
+        return True
 
     def plan_attach(self, volume_id: str, topology: wire.Topology) -> wire.Plan:
         """How ``topology.host`` is to build the devices of a volume.

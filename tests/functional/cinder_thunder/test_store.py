@@ -307,6 +307,24 @@ def test_a_storage_host_that_dies_costs_no_image_that_another_has(
     assert [found.hosts for found in store.holders()] == [{STORAGE, other}]
 
 
+def test_direct_volumes_of_a_host(store: Store, image: str) -> None:
+    for volume_id, host, mode in (
+        ("v1", "c1", "direct"),
+        ("v2", "c1", "cached"),
+        ("v3", "c2", "direct"),
+        ("v4", "c1", "direct"),
+        ("v5", "c1", "direct"),
+    ):
+        store.put_volume(Volume(volume_id, image, STORAGE))
+        store.put_stack(volume_id, host, mode)
+    store.put_stack("v6", "c1", "direct")  # shares no image
+    store.release("v5", "c1")
+    assert store.direct("c1") == ["v1", "v4"]
+    store.put_stack("v1", "c1", "cached")
+    assert store.direct("c1") == ["v4"]
+    assert store.direct("c9") == []
+
+
 def test_an_image_that_glance_lost(store: Store, image: str, clock: Clock) -> None:
     """Volumes are needed for its bases to stay, bases for its masters, unless their host died."""
     other = "stor2@thunder"

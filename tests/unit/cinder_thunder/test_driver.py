@@ -282,7 +282,7 @@ def test_tables_that_are_not_there(driver: Any, tmp_path: Path) -> None:
     driver._store = Store(f"sqlite:///{tmp_path / 'empty.sqlite'}")
     with pytest.raises(
         exception.VolumeBackendAPIException,
-        match="tables are at revision None, this code needs 0004: run thunder db upgrade",
+        match="tables are at revision None, this code needs 0005: run thunder db upgrade",
     ):
         driver._check_tables()
 

@@ -13,7 +13,7 @@ from cinder_thunder.master import MASTER
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.exporter import Exporter
 from cinder_thunder.tracker.server import ExporterEndpoint, TrackerEndpoint
-from cinder_thunder.tracker.service import MAP_RANGES, CinderVolume, Tracker
+from cinder_thunder.tracker.service import LOOKS, MAP_RANGES, CinderVolume, Tracker
 from os_brick_thunder import errors, wire
 from os_brick_thunder.mechanism import lio
 from os_brick_thunder.policy.extents import Extents
@@ -135,6 +135,70 @@ def test_second_attachment_is_direct_until_the_first_goes(world: World) -> None:
     world.tracker.release("v", "c1")
     world.attached("c2")
     assert world.tracker.plan_attach("v", host("c2")).mode == "cached"
+
+
+def test_a_direct_volume_is_ordered_to_have_a_cache_when_it_is_alone(world: World) -> None:
+    """A live migration from c1 to c2, and the next one to c3 at the worst moment."""
+    orders = world.tracker.heartbeat
+    world.tracker.plan_attach("v", host("c1"))
+    world.attached("c1", "c2")
+    world.tracker.plan_attach("v", host("c2"))
+    assert orders(host("c2")) == orders(host("c1")) == Orders()
+    world.attached("c2")  # Cinder's half of the detach
+    assert orders(host("c2")) == Orders()
+    world.attached("c1", "c2")
+    world.tracker.release("v", "c1")  # the agent's half
+    assert orders(host("c2")) == Orders()
+    world.attached("c2")
+    assert orders(host("c2")) == Orders(recache=("v",))
+    assert orders(host("c1")) == orders(host(STORAGE)) == Orders()
+    # Cinder lists c3 just before the plan: no cache. Just after it: c3 has none.
+    world.attached("c2", "c3")
+    assert world.tracker.plan_attach("v", host("c2")).mode == "direct"
+    world.attached("c2")
+    assert world.tracker.plan_attach("v", host("c2")).mode == "cached"
+    world.attached("c2", "c3")
+    assert world.tracker.plan_attach("v", host("c3")).mode == "direct"
+    assert {stack.host: stack.mode for stack in world.store.stacks("v")} == {
+        "c2": "cached",
+        "c3": "direct",
+    }
+    assert orders(host("c2")) == orders(host("c3")) == Orders()
+
+
+def test_what_is_not_ordered(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Others' volumes, those that may be attached more than once, and what nobody can answer."""
+    orders = world.tracker.heartbeat
+    assert orders(host("c1")) == Orders()  # plain iSCSI: there is no stack
+    world.store.put_stack("v", "c1", "direct")
+    assert orders(host("c1")) == Orders(recache=("v",))
+    world.attached("c1", multiattach=True)
+    assert orders(host("c1")) == Orders()
+    world.attached()
+    assert orders(host("c1")) == Orders()
+    world.cinder.clear()
+    assert orders(host("c1")) == Orders()
+    del world.tracker._volumes  # as if Cinder's database were away
+    assert orders(host("c1")) == Orders()
+    assert "Could not see which volumes of c1" in caplog.text
+
+
+def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
+    asked: set[str] = set()
+
+    def volumes(volume_id: str) -> CinderVolume:
+        asked.add(volume_id)
+        return CinderVolume(volume_id, False, frozenset({"c1"}))
+
+    world.tracker._volumes = volumes
+    wanted = {f"v{number}" for number in range(LOOKS + 4)}
+    for volume_id in wanted:
+        world.store.put_volume(Volume(volume_id, "i", STORAGE))
+        world.store.put_stack(volume_id, "c1", "direct")
+    assert len(world.tracker.heartbeat(host("c1")).recache) == len(asked) == LOOKS
+    for _ in range(200):
+        world.tracker.heartbeat(host("c1"))
+    assert asked == wanted
 
 
 def test_a_stack_that_was_not_released(world: World) -> None:

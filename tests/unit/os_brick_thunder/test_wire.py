@@ -52,6 +52,10 @@ def test_a_newer_peer_may_send_more() -> None:
     assert wire.parse(wire.Topology, raw) == TOPOLOGY
 
 
+def test_orders_of_an_older_tracker() -> None:
+    assert wire.parse(wire.Orders, {"reparent": ["i"], "remove": []}) == wire.Orders(("i",))
+
+
 def test_extents_that_are_none_are_refused() -> None:
     raw = {**PLAN.to_wire(), "unmodified": [[1, 2, 3]]}
     with pytest.raises(wire.MalformedValue, match="start, length"):

@@ -1,0 +1,18 @@
+"""Stacks are looked for by their host, with every heartbeat
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("ix_thunder_stacks_host", "thunder_stacks", ["host"])
