@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -158,6 +159,7 @@ class RpcTracker:
 
         :raises TimeoutError:
         """
+        until = time.monotonic() + seconds
         if not self._room.acquire(timeout=seconds):
             raise TimeoutError
         answer: Future[Any] = Future()
@@ -171,7 +173,7 @@ class RpcTracker:
                 self._room.release()
 
         threading.Thread(target=work, name="rpc", daemon=True).start()
-        return answer.result(seconds)
+        return answer.result(max(0.0, until - time.monotonic()))
 
 
 class ExporterEndpoint:
