@@ -298,6 +298,7 @@ class FakeTracker:
     closed: list[str] = field(default_factory=list)
     locations: set[str] = field(default_factory=set)
     stacks: set[str] = field(default_factory=set)
+    modes: dict[str, str] = field(default_factory=dict)  # in the rows of ``stacks``
     admitted: set[str] = field(default_factory=set)  # exporters at which the host is
 
     def _check(self) -> None:
@@ -313,6 +314,7 @@ class FakeTracker:
         time.sleep(self.delay)
         assert self.plan is not None
         self.stacks.add(volume_id)
+        self.modes[volume_id] = self.plan.mode
         if self.plan.image:
             self.locations.add(self.plan.image.id)
         return self.plan
@@ -335,6 +337,7 @@ class FakeTracker:
         self._check()
         self.released.append(volume_id)
         self.stacks.discard(volume_id)
+        self.modes.pop(volume_id, None)
 
     def report(self, report: wire.LocationReport) -> None:
         self._check()

@@ -644,7 +644,7 @@ class Bases:
         """
         deadline = time.monotonic() + wait
         with self._changed:
-            while not self._is_ready(image_id):
+            while not self.is_ready(image_id):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     raise errors.NoReplica(f"{self._topology.host} has no base of {image_id}")
@@ -662,7 +662,8 @@ class Bases:
     def close_export(self, image_id: str, initiator: str) -> None:
         self._kit.targets.revoke(self._iqn(image_id), initiator)
 
-    def _is_ready(self, image_id: str) -> bool:
+    def is_ready(self, image_id: str) -> bool:
+        """Whether there is a base of this image to read from, and it is to stay."""
         base = self._store.bases.get(image_id)
         usable = base is not None and base.phase == READY and image_id not in self._absent
         return usable and image_id not in self._draining

@@ -13,6 +13,7 @@ from os_brick_thunder.agent import figures
 from os_brick_thunder.agent.bases import Bases
 from os_brick_thunder.agent.filler import Filler
 from os_brick_thunder.agent.ports import Kit, Tracker
+from os_brick_thunder.agent.recache import Recacher
 from os_brick_thunder.agent.space import Guard
 from os_brick_thunder.agent.stacks import Attached, Stacks
 from os_brick_thunder.agent.state import READY, Base, Store
@@ -53,6 +54,7 @@ class Agent:
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._watch = Watch(store, bases)
+        self._recacher = Recacher(stacks, guard.has_room if guard else lambda: True)
         bases.on_ready = filler.start
 
     def start(self) -> None:
@@ -66,10 +68,12 @@ class Agent:
                 self._filler.start(base.image_id)
         self._loop.start()
         self._watch.start()
+        self._recacher.start()
 
     def stop(self) -> None:
         """Stop what runs in the background; the devices stay."""
         self._stop.set()
+        self._recacher.stop()
         if self._guard:
             self._guard.stop()
         self._watch.stop()
@@ -163,7 +167,9 @@ class Agent:
     def _beat(self) -> None:
         while not self._stop.is_set():
             try:
-                self._watch.obey(self._tracker.heartbeat(self._topology))
+                orders = self._tracker.heartbeat(self._topology)
+                self._watch.obey(orders)
+                self._recacher.obey(orders.recache)
                 self.catch_up()
             except errors.ThunderError as error:
                 LOG.warning("heartbeat: %s", error)

@@ -96,6 +96,11 @@ class Room:
         marks = self.marks(pool)
         return pool.healthy and space.level(pool) < (marks.low + marks.high) // 2
 
+    def is_low(self) -> bool:
+        """Whether it is above its low mark, or takes no writes: something is to be given up."""
+        pool = self.status()
+        return not pool.healthy or space.level(pool) > self.marks(pool).low
+
     def replicas(self) -> list[Replica]:
         return [
             Replica(base.image_id, self._held(base), base.used)
@@ -195,6 +200,10 @@ class Guard:
             "peak": self._peak,
             "given_up": [dataclasses.asdict(each) for each in list(self._given_up)],
         }
+
+    def has_room(self) -> bool:
+        """Whether caches may be begun that nobody waits for."""
+        return not self._room.is_low()
 
     # -- looking ----------------------------------------------------------------------------
 

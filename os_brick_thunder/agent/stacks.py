@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from os_brick_thunder import errors, wire
@@ -28,6 +28,8 @@ from os_brick_thunder.policy.layout import ImageNames, VolumeNames
 LOG = logging.getLogger(__name__)
 
 WRITETHROUGH = "writethrough"
+#: Seconds: from a tracker that takes longer for a plan, none is asked for while a guest waits.
+_LONGEST_WAIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -196,9 +198,7 @@ class Stacks:
         :raises errors.InvalidRequest: the volume has no stack here
         """
         with self._locks[volume_id]:
-            stack = self._store.stacks.get(volume_id)
-            if stack is None or stack.phase != READY:
-                raise errors.InvalidRequest(f"volume {volume_id} has no stack on this host")
+            stack = self._ready(volume_id)
             names, size = VolumeNames(volume_id), self._kit.blocks.size(stack.device)
             if stack.mode == "cached":
                 block = self._kit.pool.block
@@ -370,49 +370,137 @@ class Stacks:
 
         The map is computed while nothing can be written: what is written after that, and before
         the cache is in use, would be hidden by the image's bytes. So the guest waits for one
-        answer of the tracker and a few devices, a second or so; ``rpc_timeout`` at the most.
+        answer of the tracker and a few devices, a second or so; ``rpc_timeout`` and these at the
+        most. All that may take longer is done before.
 
         :returns: what an attach would; still "direct" if tracker or pool have a reason
         :raises errors.InvalidRequest: the volume has no stack here
         :raises errors.ThunderError: it stays direct
         """
-        with self._locks[volume_id]:
-            stack = self._store.stacks.get(volume_id)
-            if stack is None or stack.phase != READY:
-                raise errors.InvalidRequest(f"volume {volume_id} has no stack on this host")
-            if stack.local_id is not None:
-                return self._answer(stack)  # it has one, or still has to get rid of one
-            names = VolumeNames(volume_id)
-            with (
-                UndoStack(f"cache of volume {volume_id}") as undo,
-                self._store.expecting(stack.image),
-            ):
-                plan = self._admitted(self._plan(stack))
-                if plan.image is None or not self._cached_length(stack, plan):
-                    stack = dataclasses.replace(stack, reason=plan.reason)
-                    self._store.put(stack)
-                    return self._answer(stack)
-                undo.push(self._give_up_cache, volume_id)
-                self._store.put(dataclasses.replace(stack, image_id=plan.image.id))
-                base = self._bases.ensure(plan)
+        stack = self._ready(volume_id)
+        if stack.local_id is not None:
+            return self._answer(stack)  # it has one, or still has to get rid of one
+        with self._store.expecting(stack.image):
+            # Without the volume's lock: a detach does not wait for replicas to be opened.
+            reason = self._base_refused(stack.image)
+            if not reason and not self._kit.blocks.answers(stack.device):
+                raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
+            with self._locks[volume_id]:
+                stack = self._ready(volume_id)
+                if stack.local_id is None and reason:
+                    stack = self._stays(stack, reason, stack.wanted)
+                elif stack.local_id is None:
+                    stack = self._take_cache_up(stack)
+                return self._answer(stack)
+
+    def _ready(self, volume_id: str) -> Stack:
+        stack = self._store.stacks.get(volume_id)
+        if stack is None or stack.phase != READY:
+            raise errors.InvalidRequest(f"volume {volume_id} has no stack on this host")
+        return stack
+
+    def _base_refused(self, image_id: str) -> str:
+        """Have a base of an image here.
+
+        :returns: why there is to be none; empty if there is one
+        :raises errors.ThunderError: it could not be built
+        """
+        if self._bases.is_ready(image_id):
+            return ""
+        plan = self._admitted(self._tracker.plan_sources(image_id, self._topology))
+        if plan.image is None:
+            return plan.reason
+        self._bases.ensure(plan)
+        return ""
+
+    def wanting(self, ordered: Collection[str]) -> set[str]:
+        """Volumes that are to get a cache: of those that were ordered, and those for which it was
+        begun before. One that has left its cache (the pool ran low) is not among them until it is
+        attached again, unless it is ordered: so none goes to and fro.
+        """
+        return {
+            stack.volume_id
+            for stack in self._store.stacks.values()
+            if (stack.wanted or stack.volume_id in ordered)
+            and stack.phase == READY
+            and stack.mode == "direct"
+            and stack.local_id is None
+            and stack.image  # noted by all agents but old ones
+        }
+
+    def _stays(self, stack: Stack, reason: str, wanted: bool) -> Stack:
+        stack = dataclasses.replace(stack, reason=reason, wanted=wanted)
+        self._store.put(stack)
+        return stack
+
+    def _take_cache_up(self, stack: Stack) -> Stack:
+        names = VolumeNames(stack.volume_id)
+        # From here on the base has a user, and the tracker may believe that there is a cache.
+        user = dataclasses.replace(stack, image_id=stack.image, wanted=True)
+        try:
+            self._store.put(user)
+            plan = self._early_plan(user)
+            admitted = self._admitted(plan)
+            refused = not self._cached_length(user, admitted)
+        except BaseException:
+            self._store.put(dataclasses.replace(stack, wanted=True))
+            raise
+        if refused:  # the tracker knows of its own refusal and orders again; a pool's passes
+            return self._stays(stack, admitted.reason, wanted=admitted is not plan)
+        with UndoStack(f"cache of volume {stack.volume_id}") as undo:
+            undo.push(self._give_up_cache, stack.volume_id)
+            with self._bases.steady(stack.image):
+                base = self._store.bases[stack.image]
                 self._store.touch(base.image_id)
-                with self._bases.steady(base.image_id):
-                    undo.push(self._kit.dm.resume, names.vol)
-                    self._kit.dm.suspend(names.vol)
-                    plan = self._plan(stack)
+                began = time.monotonic()
+                with self._waiting(names.vol):
+                    plan = self._plan(user)
                     if plan.image is None or plan.image.id != base.image_id:
-                        raise errors.NoReplica(f"volume {volume_id} stays direct: {plan.reason}")
-                    stack = self._build_cached(stack, base, plan, undo)
-                    stack = dataclasses.replace(stack, reason="")
+                        raise errors.NoReplica(
+                            f"volume {stack.volume_id} stays direct: {plan.reason}"
+                        )
+                    stack = self._build_cached(user, base, plan, undo)
                     self._kit.dm.reload(names.vol, self._vol_table(stack))
-                    self._store.put(stack)
-                undo.keep()
-            LOG.info("volume %s is cached now", volume_id)
-            return self._answer(stack)
+                seconds = time.monotonic() - began
+                stack = dataclasses.replace(stack, reason="", wanted=False)
+                self._store.put(stack)
+            undo.keep()
+        LOG.info("volume %s is cached now; its guest waited %.1f s", stack.volume_id, seconds)
+        return stack
+
+    def _early_plan(self, stack: Stack) -> wire.Plan:
+        """A plan before any guest waits for one: whether there is to be a cache at all, and whether
+        the tracker answers soon.
+
+        :raises errors.ThunderError: not now
+        """
+        with self._bases.steady(stack.image):
+            if not self._bases.is_ready(stack.image):
+                raise errors.NoReplica(f"the base of image {stack.image} has just gone")
+        began = time.monotonic()
+        plan = self._plan(stack)
+        seconds = time.monotonic() - began
+        if seconds > _LONGEST_WAIT:
+            raise errors.TrackerUnavailable(
+                f"volume {stack.volume_id}: {stack.tracker} took {seconds:.0f} s for a plan: too "
+                "long for a guest to wait"
+            )
+        return plan
+
+    @contextlib.contextmanager
+    def _waiting(self, name: str) -> Iterator[None]:
+        """Let a device's I/O wait until the body has swapped its table, or has failed."""
+        try:
+            self._kit.dm.suspend(name)
+            yield
+        except BaseException:
+            self._kit.dm.resume(name)  # first of all, whatever else is to be undone
+            raise
 
     def _give_up_cache(self, volume_id: str) -> None:
-        """Back to direct, from wherever :meth:`to_cached` has come to."""
-        self._finish_direct(dataclasses.replace(self._store.stacks[volume_id], mode="direct"))
+        """Back to direct, from wherever :meth:`_take_cache_up` has come to."""
+        stack = self._store.stacks[volume_id]
+        self._finish_direct(dataclasses.replace(stack, mode="direct", source="", wanted=True))
 
     # -- in the background ------------------------------------------------------------------
 

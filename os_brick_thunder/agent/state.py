@@ -76,6 +76,8 @@ class Stack:
     source: str = ""
     phase: str = CREATING
     image: str = ""  # what the volume was made from, cached or not
+    #: It is direct, and the tracker may believe otherwise: it was asked for a cache's plan.
+    wanted: bool = False
 
 
 @dataclass

@@ -1,0 +1,412 @@
+"""A volume that is direct gets a cache by itself: when it may, under its guest, whatever fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.agent import stacks as stacks_module
+from os_brick_thunder.agent.recache import Recacher
+from os_brick_thunder.agent.stacks import Stacks
+from os_brick_thunder.agent.state import Stack, Store
+from os_brick_thunder.policy import layout
+from os_brick_thunder.policy.layout import VolumeNames
+from tests.unit.os_brick_thunder.test_agent import (
+    GIB,
+    IMAGE,
+    LUN,
+    PAYLOAD,
+    PLAN,
+    VOLUME,
+    Crash,
+    Host,
+    Tripwire,
+    soon,
+)
+from tests.unit.os_brick_thunder.test_guard import World
+
+VOL = VolumeNames(VOLUME).vol
+CACHED = layout.path(VolumeNames(VOLUME).cached)
+ELSEWHERE = wire.Plan(VOLUME, "direct", "the volume is attached to cmp9 too")
+ANOTHER = dataclasses.replace(PAYLOAD, volume_id="vol-2")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def migrated(host: Host, *, base: bool = False, tripwire: Tripwire | None = None) -> Stacks:
+    """A volume as on the destination of a live migration: direct, a guest on it, its source gone.
+
+    :param base: whether there is a base of its image here, for another volume
+    """
+    _, stacks, _, _ = host.agent(tripwire)
+    if base:
+        host.blocks.sizes["/dev/sdc"] = GIB
+        stacks.attach(ANOTHER, "/dev/sdc", soon())
+    host.tracker.plan = ELSEWHERE
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.held.add(VOL)
+    host.tracker.plan = PLAN
+    return stacks
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def stack_of(host: Host) -> Stack:
+    return Store(host.file).stacks[VOLUME]
+
+
+def devices(host: Host) -> tuple[str, ...]:
+    table = host.dm.table(VOL)
+    assert table is not None
+    return table.devices
+
+
+def answers(host: Host, *results: wire.Plan | Exception) -> list[bool]:
+    """Have the tracker answer plans so, one after the other; the list says of each whether the
+    guest waited."""
+    waited: list[bool] = []
+    plan_attach, left = host.tracker.plan_attach, list(results)
+
+    def answer(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        waited.append(VOL in host.dm.suspended)
+        result = left.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        host.tracker.plan = result
+        return plan_attach(server, volume_id, topology)
+
+    host.tracker.plan_attach = answer  # type: ignore[method-assign]
+    return waited
+
+
+def test_an_order_is_carried_out(host: Host) -> None:
+    stacks = migrated(host)
+    recacher = Recacher(stacks)
+    assert not recacher.look()
+    recacher.obey([VOLUME, "vol-that-is-not-here"])
+    assert recacher.look()
+    assert devices(host) == (CACHED, LUN)
+    assert (stack_of(host).mode, stack_of(host).reason) == ("cached", "")
+    assert host.tracker.modes == {VOLUME: "cached"}
+    assert not recacher.look()
+    # It leaves the cache again: the order was for one.
+    stacks.to_direct(VOLUME, "the local pool ran low")
+    assert not recacher.look()
+
+
+def test_the_agent_obeys_behind_its_heartbeat(host: Host) -> None:
+    migrated(host)
+    agent, stacks, _, store = host.agent()
+    began, cached = threading.Event(), stacks.to_cached
+
+    def to_cached(volume_id: str) -> Any:
+        assert threading.current_thread().name == "recache"
+        began.set()
+        return cached(volume_id)
+
+    stacks.to_cached = to_cached  # type: ignore[method-assign]
+    host.tracker.orders = wire.Orders(recache=(VOLUME,))
+    agent.start()
+    try:
+        assert began.wait(10)
+    finally:
+        agent.stop()
+    assert store.stacks[VOLUME].mode == "cached"
+    assert host.dm.suspended == set()
+
+
+def test_an_agent_that_stops_leaves_no_guest_waiting(host: Host) -> None:
+    stacks = migrated(host, base=True)
+    host.tracker.delay = 0.3
+    recacher = Recacher(stacks)
+    recacher.start()
+    recacher.obey([VOLUME])
+    until = time.monotonic() + 10
+    while not host.dm.suspended and time.monotonic() < until:
+        time.sleep(0.01)
+    assert host.dm.suspended == {VOL}
+    recacher.stop()
+    assert host.dm.suspended == set()
+    assert devices(host) == (CACHED, LUN)
+
+
+def test_a_migration_that_begins_meanwhile_has_the_volume_stay_direct(host: Host) -> None:
+    """The second attachment is there before the map that would count."""
+    stacks = migrated(host)
+    waited = answers(host, PLAN, ELSEWHERE, ELSEWHERE, PLAN, PLAN)
+    with pytest.raises(errors.NoReplica, match="stays direct: the volume is attached to cmp9 too"):
+        stacks.to_cached(VOLUME)
+    assert waited == [False, True]
+    assert host.dm.suspended == set()
+    assert devices(host) == (LUN,)
+    # It is asked once more, as nobody knows what the tracker believes, and then left alone.
+    recacher = Recacher(stacks)
+    assert recacher.look()
+    assert waited == [False, True, False]
+    assert not recacher.look()
+    assert not stack_of(host).wanted
+    assert host.tracker.modes == {VOLUME: "direct"}
+    recacher.obey([VOLUME])  # when that is over
+    assert recacher.look()
+    assert stack_of(host).mode == "cached"
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: int) -> None:
+    """As when its storage host, which the volume's LUN is on, fails at that moment."""
+    stacks, clock = migrated(host, base=True), Clock()
+    silent = errors.TrackerUnavailable("did not answer in 8 s")
+    waited = answers(host, *[PLAN] * at, silent, PLAN, PLAN)
+    recacher = Recacher(stacks, clock=clock)
+    recacher.obey([VOLUME])
+    assert recacher.look()
+    assert waited == [False, True][: at + 1]
+    assert host.dm.suspended == set()
+    assert devices(host) == (LUN,)
+    # Whether it was planned nobody knows, so it is tried again without an order.
+    recacher.obey([])
+    assert not recacher.look()
+    clock.now += 5
+    assert recacher.look()
+    assert stack_of(host).mode == "cached"
+
+
+def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks = migrated(host)
+    monkeypatch.setattr(stacks_module, "_LONGEST_WAIT", 0.01)
+    host.tracker.delay = 0.05
+    waited = answers(host, PLAN)
+    with pytest.raises(errors.TrackerUnavailable, match="too long for a guest to wait"):
+        stacks.to_cached(VOLUME)
+    assert waited == [False]
+    assert stack_of(host).wanted
+
+
+def test_a_lun_that_does_not_answer_is_left_alone(host: Host) -> None:
+    """What is in flight on it would have to end before the table could be swapped."""
+    stacks = migrated(host)
+    host.blocks.silent.add(LUN)
+    waited = answers(host)
+    with pytest.raises(errors.DeviceNotFound, match="LUN does not answer"):
+        stacks.to_cached(VOLUME)
+    assert waited == []
+
+
+def test_pauses_grow_and_the_others_go_first(host: Host) -> None:
+    stacks, clock = migrated(host), Clock()
+    tried: list[str] = []
+
+    def to_cached(volume_id: str) -> Any:
+        tried.append(volume_id)
+        raise errors.NoReplica("not now")
+
+    stacks.to_cached = to_cached  # type: ignore[method-assign]
+    stacks.wanting = lambda ordered: set(ordered)  # type: ignore[method-assign]
+    recacher = Recacher(stacks, clock=clock)
+    recacher.obey(["a", "b"])
+    while recacher.look():
+        pass
+    assert tried == ["a", "b"]
+    for pause in (5, 10, 20, 40, 60, 60):
+        clock.now += pause - 1
+        assert not recacher.look()
+        clock.now += 1
+        assert recacher.look()
+        assert recacher.look()
+    assert tried == ["a", "b"] * 7
+    recacher.obey([])
+    recacher.look()
+    recacher.obey(["a"])  # a new order is a new beginning
+    assert recacher.look()
+
+
+def test_no_room_no_cache(tmp_path: Path) -> None:
+    """Not above the low mark, nor while the base does not fit below it; then by itself."""
+    world = World(tmp_path)
+    other = world.attach(2)
+    world.bases.complete(IMAGE)
+    world.host.tracker.plan = dataclasses.replace(ELSEWHERE, volume_id="vol-1")
+    world.host.blocks.sizes["/dev/sdc"] = GIB
+    world.stacks.attach(wire.Payload("vol-1", "img-9", "stor1@thunder"), "/dev/sdc", soon())
+    assert PLAN.image is not None
+    world.host.tracker.plan = dataclasses.replace(
+        PLAN, image=dataclasses.replace(PLAN.image, id="img-9")
+    )
+    clock = Clock()
+    recacher = Recacher(world.stacks, world.guard.has_room, clock)
+    recacher.obey(["vol-1"])
+    world.write(other, 820)  # of 1024: above the low mark
+    assert not recacher.look()
+    world.host.dm.mapped.clear()
+    world.write(other, 780)  # below it, but the base takes 101
+    assert recacher.look()
+    assert "of the local pool, which has 39 MiB to give" in world.store.stacks["vol-1"].reason
+    assert world.modes()["vol-1"] == "direct"
+    world.host.dm.mapped.clear()
+    assert not recacher.look()
+    clock.now += 5
+    assert recacher.look()
+    assert world.modes()["vol-1"] == "cached"
+    assert world.leftovers() == []
+
+
+def test_what_left_its_cache_as_the_pool_ran_low_stays_direct(tmp_path: Path) -> None:
+    """Until it is attached again: the tracker's row says that it is cached, so none is ordered."""
+    world = World(tmp_path)
+    volume = world.attach(1)
+    world.write(volume, 900)
+    assert world.guard.make_room()
+    assert world.modes() == {volume: "direct"}
+    assert world.host.tracker.modes == {volume: "cached"}
+    assert not Recacher(world.stacks, world.guard.has_room).look()
+
+
+def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
+    stacks = migrated(host)
+    asked, go_on = threading.Event(), threading.Event()
+    results: list[object] = []
+    plan_sources = host.tracker.plan_sources
+
+    def slow(image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()) -> wire.Plan:
+        asked.set()
+        go_on.wait(10)
+        return plan_sources(image_id, topology, exclude)
+
+    def work() -> None:
+        try:
+            results.append(stacks.to_cached(VOLUME))
+        except errors.InvalidRequest as error:
+            results.append(error)
+
+    host.tracker.plan_sources = slow  # type: ignore[method-assign]
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert asked.wait(10)
+    host.dm.held.discard(VOL)
+    stacks.detach(VOLUME)
+    go_on.set()
+    thread.join(10)
+    assert "has no stack" in str(results[0])
+    store = Store(host.file)
+    assert host.leftovers(store) == []
+    assert host.disagreements(store) == set()
+
+
+def test_no_plan_counts_on_a_base_that_goes(host: Host) -> None:
+    """The pool may run low between any two steps."""
+    _, stacks, bases, store = host.agent()
+    host.tracker.plan = ELSEWHERE
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.tracker.plan = PLAN
+    plan_attach, base_refused = host.tracker.plan_attach, stacks._base_refused
+
+    def while_planned(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        with pytest.raises(errors.DeviceBusy):
+            bases.remove(IMAGE)
+        return plan_attach(server, volume_id, topology)
+
+    def after_it_was_built(image_id: str) -> str:
+        reason = base_refused(image_id)
+        bases.remove(image_id)
+        return reason
+
+    host.tracker.plan_attach = while_planned  # type: ignore[method-assign]
+    stacks._base_refused = after_it_was_built  # type: ignore[method-assign]
+    with pytest.raises(errors.NoReplica, match="has just gone"):
+        stacks.to_cached(VOLUME)
+    assert store.stacks[VOLUME].image_id is None
+    assert (host.volumes(), devices(host), host.dm.suspended) == ({VOL}, (LUN,), set())
+    assert host.leftovers(store) == []
+    assert host.disagreements(store) == set()
+    stacks._base_refused = base_refused  # type: ignore[method-assign]
+    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert host.leftovers(store) == []
+    assert host.disagreements(store) == set()
+
+
+def _sweep(folder: Path, base: bool, at: int = -1) -> tuple[Host, Tripwire, Stacks]:
+    folder.mkdir()
+    host, tripwire = Host(folder), Tripwire()
+    stacks = migrated(host, base=base, tripwire=tripwire)
+    tripwire.steps.clear()
+    tripwire.at = at
+    return host, tripwire, stacks
+
+
+def _crash() -> BaseException:
+    return Crash()
+
+
+def _fail() -> BaseException:
+    return errors.ThunderError("injected")
+
+
+def _full() -> BaseException:
+    return OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("base", [True, False])
+@pytest.mark.parametrize("error", [_crash, _fail, _full])
+def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
+    tmp_path: Path, base: bool, error: Callable[[], BaseException]
+) -> None:
+    """Every step fails once. After a crash the next agent is ordered what the tracker's rows say,
+    and nothing else."""
+    _, counting, stacks = _sweep(tmp_path / "count", base)
+    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert len(counting.steps) > (15 if base else 30), counting.steps
+    for at in range(len(counting.steps)):
+        host, tripwire, stacks = _sweep(tmp_path / str(at), base, at)
+        tripwire.error = error
+        where = (at, counting.steps[at])
+        try:
+            stacks.to_cached(VOLUME)
+            survived = True
+        except (Crash, errors.ThunderError, OSError):
+            survived = False
+        if error is _crash:
+            assert not survived, where
+        if error is _crash or not survived:
+            if error is not _crash:  # the agent lives: no guest waits for its next start
+                assert host.dm.suspended == set(), where
+                assert devices(host) in ((LUN,), (CACHED, LUN)), where
+            agent, stacks, _, _ = host.agent()
+            agent.reconcile()
+            agent.catch_up()
+        assert host.dm.suspended == set(), where
+        store = stacks._store
+        if not survived:
+            mode = store.stacks[VOLUME].mode
+            assert devices(host) == ((CACHED, LUN) if mode == "cached" else (LUN,)), where
+        if counting.steps[at] == "tracker.close_export":
+            host.tracker.admitted.clear()
+        assert host.leftovers(store) == [], where
+        assert host.disagreements(store) == set(), where
+        clock = Clock()
+        recacher = Recacher(stacks, clock=clock)
+        if host.tracker.modes[VOLUME] == "direct":
+            recacher.obey([VOLUME])
+        recacher.look()
+        assert store.stacks[VOLUME].mode == "cached", where
+        assert not store.stacks[VOLUME].wanted, where
+        assert devices(host) == (CACHED, LUN), where
+        assert host.tracker.modes[VOLUME] == "cached", where
+        assert host.leftovers(store) == [], where
