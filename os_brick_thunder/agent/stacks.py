@@ -68,8 +68,9 @@ class Stacks:
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached:
         """Build the stack of a volume over its LUN ``device``.
 
-        A stack in use is handed out again; one that nobody has open is built anew, because the
-        volume may have been written past it since.
+        What cache there was is not believed: the volume may have been written past it since. A
+        stack that nobody has open is built anew; one in use is handed out again, without its cache,
+        and gets one by :meth:`to_cached` as soon as it may.
 
         :param deadline: ``time.monotonic()`` after which nobody waits for the answer any more: the
             volume is in use as plain iSCSI then, and no stack may come to be over it
@@ -81,7 +82,7 @@ class Stacks:
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
             if old and self._in_use(old):
-                return self._answer(old)
+                return self._answer(self._without_cache(old))
             if old:
                 self._remove(old)
             stack = Stack(
@@ -112,6 +113,16 @@ class Stacks:
                 undo.keep()
             LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
             return self._answer(stack)
+
+    def _without_cache(self, stack: Stack) -> Stack:
+        """A stack in use that is attached again, as it may be handed out.
+
+        Whoever has it open may be what is left of a guest that has moved away, and back now.
+        """
+        if self.to_direct(stack.volume_id, "it was attached again while in use"):
+            stack = dataclasses.replace(self._store.stacks[stack.volume_id], wanted=True)
+            self._store.put(stack)
+        return stack
 
     def _plan(self, stack: Stack) -> wire.Plan:
         return self._tracker.plan_attach(stack.tracker, stack.volume_id, self._topology)

@@ -211,16 +211,27 @@ def test_a_volume_that_somebody_has_open_is_not_taken_down(host: Host) -> None:
     assert host.dm.tables == before
 
 
-def test_a_stack_in_use_is_handed_out_again_an_idle_one_is_built_anew(host: Host) -> None:
+def test_the_cache_of_a_stack_that_was_here_already_is_never_believed(host: Host) -> None:
+    """As when a guest comes back by live migration: an idle stack is built anew, one in use is
+    handed out without its cache, until there is a new one."""
     _, stacks, _, store = host.agent()
     first = stacks.attach(PAYLOAD, LUN, soon())
     ids = store.stacks[VOLUME].local_id
     stacks.attach(PAYLOAD, LUN, soon())
-    assert store.stacks[VOLUME].local_id != ids  # it may be stale: not believed
+    assert store.stacks[VOLUME].local_id != ids
     host.dm.held.add(f"thunder-vol-{VOLUME}")
     ids = store.stacks[VOLUME].local_id
-    assert stacks.attach(PAYLOAD, LUN, soon()) == first
-    assert store.stacks[VOLUME].local_id == ids
+    again = stacks.attach(PAYLOAD, LUN, soon())
+    assert (again.path, again.mode) == (first.path, "direct")
+    assert again.reason == "it was attached again while in use"
+    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    assert table is not None
+    assert table.devices == (LUN,)
+    assert stacks.attach(PAYLOAD, LUN, soon()) == again
+    assert stacks.wanting(()) == {VOLUME}
+    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert store.stacks[VOLUME].local_id not in (None, ids)
+    assert host.leftovers(store) == []
 
 
 def test_a_direct_volume_has_its_lun_alone(host: Host) -> None:
