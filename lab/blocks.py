@@ -6,7 +6,7 @@
     python -m lab.blocks write DEVICE SEED OFFSET…       a page of known bytes at each offset
     python -m lab.blocks verify DEVICE SEED OFFSET…      exit code 1 and the offsets that differ
     python -m lab.blocks fill DEVICE SEED LENGTH         write all of its start, report stalls
-    python -m lab.blocks churn DEVICE SEED SECONDS [FROM]
+    python -m lab.blocks churn DEVICE SEED SECONDS [FROM [TO [FILE]]]
                                                          read and write, report stalls and errors
     python -m lab.blocks watch DEVICE SEED LENGTH SECONDS CACHE
                                                          read known bytes, report stalls and errors
@@ -17,13 +17,14 @@ Past the page cache (O_DIRECT): what comes back is what the device says now.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PAGE = 4096
@@ -130,34 +131,31 @@ def fill(device: str, seed: str, length: int) -> dict[str, float]:
     return {"seconds": round(seconds, 3), "longest_s": round(longest, 3), "failed": failed}
 
 
-def churn(device: str, seed: str, seconds: float, begin: int = 0) -> dict[str, float]:
+def churn(
+    device: str, seed: str, seconds: float, begin: int = 0, end: int = 0, stop: str = ""
+) -> dict[str, float]:
     """Write, read back and read at random for a while.
 
     :param begin: nothing before this byte is written
-
+    :param end: nothing from this byte on is read or written; 0: the device's own end
+    :param stop: it ends as soon as there is a file of this name
     :returns: calls made, the longest in seconds, calls that failed, pages that came back wrong
     """
-    dice = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    size = os.lseek(os.open(device, os.O_RDONLY), 0, os.SEEK_END)
+    end = end or os.lseek(os.open(device, os.O_RDONLY), 0, os.SEEK_END)
     fd = os.open(device, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
     calls, longest, failed, wrong = 0, 0.0, 0, 0
-    written: list[int] = []
+    written: set[int] = set()
     until = time.monotonic() + seconds
     with mmap.mmap(-1, PAGE) as buffer:
-        while time.monotonic() < until:
-            choice = dice.random()
-            if choice < 0.3:
-                offset = dice.randrange(begin // PAGE, size // PAGE) * PAGE
-            elif written and choice < 0.6:
-                offset = dice.choice(written)
-            else:
-                offset = dice.randrange(size // PAGE) * PAGE
+        for writes, offset in _choices(seed, begin, end):
             began = time.monotonic()
+            if began >= until or (stop and os.path.exists(stop)):
+                break
             try:
-                if choice < 0.3:
+                if writes:
                     buffer[:] = pattern(seed, offset)
                     os.pwritev(fd, [buffer], offset)
-                    written.append(offset)
+                    written.add(offset)
                 else:
                     os.preadv(fd, [buffer], offset)
                     if offset in written and buffer[:] != pattern(seed, offset):
@@ -168,6 +166,27 @@ def churn(device: str, seed: str, seconds: float, begin: int = 0) -> dict[str, f
             calls += 1
     os.close(fd)
     return {"calls": calls, "longest_s": round(longest, 3), "failed": failed, "wrong": wrong}
+
+
+def churned(seed: str, calls: int, begin: int, end: int) -> list[int]:
+    """Offsets that :func:`churn` wrote to in so many calls, none of which failed."""
+    choices = itertools.islice(_choices(seed, begin, end), calls)
+    return sorted({offset for writes, offset in choices if writes})
+
+
+def _choices(seed: str, begin: int, end: int) -> Iterator[tuple[bool, int]]:
+    """Where to write (True) or read, the same for a seed each time."""
+    dice = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    chosen: list[int] = []
+    while True:
+        choice = dice.random()
+        if choice < 0.3:
+            chosen.append(dice.randrange(begin // PAGE, end // PAGE) * PAGE)
+            yield True, chosen[-1]
+        elif chosen and choice < 0.6:
+            yield False, dice.choice(chosen)
+        else:
+            yield False, dice.randrange(end // PAGE) * PAGE
 
 
 def make(file: Path, seed: str, length: int) -> None:
@@ -221,7 +240,8 @@ def main(arguments: list[str]) -> int:
     elif verb == "fill":
         print(json.dumps(fill(device, rest[0], int(rest[1]))))
     elif verb == "churn":
-        print(json.dumps(churn(device, rest[0], float(rest[1]), *map(int, rest[2:]))))
+        begin, end, stop = [*rest[2:], *("0", "0", "")[len(rest) - 2 :]]
+        print(json.dumps(churn(device, rest[0], float(rest[1]), int(begin), int(end), stop)))
     elif verb == "watch":
         seed, length, seconds, cache = rest
         print(json.dumps(watch(device, seed, int(length), float(seconds), cache)))

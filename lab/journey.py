@@ -6,10 +6,11 @@ in the node. Beside that there are only looks at what is there: bytes, devices, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,32 @@ class Journey:
             f"python -m lab.blocks verify {path} {seed} {' '.join(map(str, offsets))}", check=False
         )
         return done.stdout.strip() if done.returncode in (0, 1) else done.stderr
+
+    @contextlib.contextmanager
+    def churning(
+        self, node: Node, path: str, seed: str, begin: int, end: int, seconds: float = 120
+    ) -> Iterator[Future[dict[str, float]]]:
+        """While the body runs a guest reads the first ``end`` bytes of a device, and writes to
+        those from ``begin`` on.
+
+        :param seconds: for which it does so at the most
+        :returns: what :func:`lab.blocks.churn` says in the end; there is a result after the body
+        """
+        stop = f"/run/churn-{seed}"
+        command = (
+            f"rm -f {stop}; python -m lab.blocks churn {path} {seed} {seconds} {begin} {end} {stop}"
+        )
+
+        def work() -> dict[str, float]:
+            found: dict[str, float] = json.loads(node.run(command, timeout=seconds + 60).stdout)
+            return found
+
+        with ThreadPoolExecutor(1) as threads:
+            report = threads.submit(work)
+            try:
+                yield report
+            finally:
+                node.run(["touch", stop])
 
     def agent(self, node: Node) -> dict[str, Any]:
         """The status of a node's agent."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -275,6 +277,54 @@ def test_a_second_attachment_is_direct(journey: Journey, volume: str) -> None:
     assert journey.stack(first, volume)["mode"] == "cached"
     assert journey.differing(first, third.path, "target", OFFSETS) == ""
     journey.detach(first, volume)
+
+
+#: A guest that moves reads the image and some more, and writes to its second half.
+_WRITTEN, _CHURNED = 20 * MIB, 48 * MIB
+#: Seconds for a volume that is alone to have its cache: some 10 in a lab that has two processors
+#: to itself, of which up to 5 until the next heartbeat.
+_SOON = 30.0
+
+
+def test_a_second_attachment_is_cached_when_it_is_alone(
+    journey: Journey, image: Image, volume: str, tmp_path: Path
+) -> None:
+    """There and back, as a guest that is migrated live and writes all the time."""
+    raw = tmp_path / "raw"
+    shutil.copyfile(image.raw, raw)
+    os.truncate(raw, _CHURNED)
+    patches: dict[int, str] = {}
+    source, target = compute(journey, 0), compute(journey, 1)
+    journey.attach(source, volume)
+    for seed in ("there", "back"):
+        path = journey.attach(target, volume).path
+        assert journey.stack(target, volume)["mode"] == "direct"
+        with journey.churning(target, path, seed, _WRITTEN, _CHURNED) as guest:
+            journey.detach(source, volume)
+            began = time.monotonic()
+            while (stack := journey.stack(target, volume))["mode"] != "cached":
+                assert time.monotonic() - began < _SOON, stack
+                time.sleep(0.5)
+            seconds = time.monotonic() - began
+            time.sleep(1)
+            assert not guest.done(), "it saw all of it"
+        report = guest.result()
+        print(f"{seed}: cached {seconds:.1f} s after the detach; the guest: {report}")
+        assert (report["failed"], report["wrong"]) == (0, 0)
+        written = blocks.churned(seed, int(report["calls"]), _WRITTEN, _CHURNED)
+        assert len(written) > 50
+        patches |= dict.fromkeys(written, seed)
+        wanted = blocks.expected_digest(raw, [(seed, at) for at, seed in patches.items()])
+        assert journey.digest(target, path, _CHURNED) == wanted
+        assert journey.digest(target, stack["device"], _CHURNED) == wanted
+        status = journey.stack(target, volume)
+        assert (status["mode"], status["failed"]) == ("cached", 0)
+        assert status["cache"]["mapped"] >= _WRITTEN
+        assert status["cache"]["read_hits"] > 0
+        assert journey.leftovers(source) == []
+        source, target = target, source
+    journey.detach(source, volume)
+    assert journey.leftovers(source) == []
 
 
 def test_a_volume_grows_under_its_guest(journey: Journey, image: Image, volume: str) -> None:
