@@ -6,6 +6,10 @@ dies there; a guest reads and writes on; the agent is started again, and kernel,
 iSCSI, exporter and tracker must come to agree; then the volume is detached and attached again,
 and every byte of it must be right.
 
+One verb is nobody's to call: "cache back". The volume is attached elsewhere, too, as plain iSCSI,
+and so direct here; that other attachment ends, and the agent dies while it gives the volume a
+cache. Its guest may have to wait for the next agent then, which has to come to a cache by itself.
+
 Each compute node sweeps a share of the points, with an image of its own, so they do not meet.
 """
 
@@ -46,9 +50,15 @@ _AGENT = "thunder-agent"
 #: Seconds for the agent to come to its point, and for all to agree after it was started again.
 _REACHED, _CONVERGED = 40.0, 40.0
 #: States of a host, as far as one image and one volume of it go.
-_ABSENT, _IDLE, _ATTACHED = "absent", "idle", "attached"
+_ABSENT, _IDLE, _ATTACHED, _DIRECT = "absent", "idle", "attached", "direct"
 #: Verb → the state that it starts from.
-VERBS = {"first attach": _ABSENT, "detach": _ATTACHED, "second attach": _IDLE, "eviction": _IDLE}
+VERBS = {
+    "first attach": _ABSENT,
+    "detach": _ATTACHED,
+    "second attach": _IDLE,
+    "eviction": _IDLE,
+    "cache back": _DIRECT,
+}
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,13 @@ def failpoints_on(node: Node) -> Iterator[None]:
 class Host:
     """One node with one image and one volume of it, and what must be true of them."""
 
-    def __init__(self, journey: Journey, node: Node, image: Image, volume: str) -> None:
+    def __init__(
+        self, journey: Journey, node: Node, other: Node, image: Image, volume: str
+    ) -> None:
+        """:param other: has the volume, too, while it is direct here; its agent does nothing"""
         self._journey = journey
         self._node = node
+        self._other = other
         self._image = image
         self._volume = volume
         self._state = _ABSENT
@@ -134,7 +148,8 @@ class Host:
     def record(self) -> list[Point]:
         """Every point of every verb, from a run in which nothing dies."""
         found: list[Point] = []
-        for verb in ("first attach", "detach", "second attach", "detach", "eviction"):
+        for verb in ("first attach", "detach", "second attach", "cache back", "detach", "eviction"):
+            self.reach(VERBS[verb])
             self._arm("nothing")
             self.reach(_after(verb))
             if verb == "first attach":
@@ -166,9 +181,16 @@ class Host:
     def reach(self, state: str) -> None:
         """Go to a state by what all goes well."""
         while self._state != state:
-            if self._state == _ATTACHED:
+            if self._state == _DIRECT:
+                self._leave_alone()
+                self._await(self._is_cached, "a cache")
+            elif self._state == _ATTACHED:
                 self._detach()
-            elif state == _ATTACHED or self._state == _ABSENT:
+            elif state == _DIRECT and self._state == _ABSENT:  # so that it has to bring a base, too
+                self._journey.attach(self._other, self._volume, plain=True)
+                self._attach()
+                self._state = _DIRECT
+            elif state == _ATTACHED or (state == _IDLE and self._state == _ABSENT):
                 self._attach()
             else:
                 self._evict()
@@ -180,6 +202,13 @@ class Host:
     def _attach(self) -> None:
         self._path = self._journey.attach(self._node, self._volume).path
         self._state = _ATTACHED
+
+    def _leave_alone(self) -> None:
+        self._journey.detach(self._other, self._volume, plain=True)
+        self._state = _ATTACHED
+
+    def _is_cached(self) -> bool:
+        return bool(self._journey.stack(self._node, self._volume).get("mode") == "cached")
 
     def _detach(self) -> None:
         self._journey.detach(self._node, self._volume)
@@ -201,6 +230,10 @@ class Host:
             self.reach(VERBS[point.verb])
             self._arm(point.moment)
             self._interrupted(point.verb, outcome)
+            if point.verb == "cache back":
+                self._use(outcome, "with the next agent")
+                self._await(self._is_cached, "a cache")
+                self._use(outcome, "with its cache back")
             self._converge(outcome)
             if "attach" in point.verb:
                 self._detach()
@@ -226,6 +259,8 @@ class Host:
         elif verb == "detach":
             with contextlib.suppress(LabError):  # os-brick leaves it connected: there is a stack
                 self._detach()
+        elif verb == "cache back":
+            self._leave_alone()
         else:
             self._attach()  # plain, if need be
         outcome.reached = self._happens(gone, _REACHED)
@@ -270,12 +305,11 @@ class Host:
         self._node.run(f"rm -f {_CONTROL}")
         if not self._node.service_running(_AGENT):
             self._node.service_start(_AGENT)
-        if self._node.run(
-            f"test -e /var/lib/lab-brick/{self._volume}.json", check=False
-        ).returncode:
-            self._state = _IDLE
-        else:
-            self._state = _ATTACHED
+        look = f"test -e /var/lib/lab-brick/{self._volume}.json"
+        if self._other.run(look, check=False).returncode == 0:
+            self._leave_alone()
+        attached = self._node.run(look, check=False).returncode == 0
+        self._state = _ATTACHED if attached else _IDLE
         self.reach(_IDLE)
         self.clear()
 
@@ -310,7 +344,9 @@ def sweep(
     cluster, folder = journey.cluster, Path(tempfile.mkdtemp())
     images = [make_image(journey, folder, f"crash-{node.name}") for node in nodes]
     volumes = [journey.create_volume(i.id, 1, "--image", i.id) for i in images]
-    hosts = [Host(journey, n, i, v) for n, i, v in zip(nodes, images, volumes, strict=True)]
+    compute = cluster.of_kind("compute")
+    others = [next(other for other in compute if other is not node) for node in nodes]
+    hosts = list(map(Host, [journey] * len(nodes), nodes, others, images, volumes))
     outcomes: list[Outcome] = []
 
     def work(node: Node, host: Host, points: Iterable[Point]) -> None:
