@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from lab import guest
+from lab import bootdisk, guest
 
 TOOLS = ("mkfs.ext4", "e2fsck", "debugfs", "sfdisk", "grub-mkimage", "qemu-img")
 needs_tools = pytest.mark.skipif(
-    any(shutil.which(tool) is None for tool in TOOLS) or not (guest.GRUB / "boot.img").exists(),
-    reason=f"needs {', '.join(guest.GUEST_PACKAGES)}",
+    any(shutil.which(tool) is None for tool in TOOLS) or not (bootdisk.GRUB / "boot.img").exists(),
+    reason=f"needs {', '.join(bootdisk.PACKAGES)}",
 )
 
 
@@ -31,7 +31,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("guest")
     tree = work / "tree"
     (tree / "boot").mkdir(parents=True)
-    (tree / "boot/kernel").write_bytes(os.urandom(3 * guest.MIB + 1))
+    (tree / "boot/kernel").write_bytes(os.urandom(3 * bootdisk.MIB + 1))
     os.link(tree / "boot/kernel", tree / "boot/same")
     (tree / "vmlinuz").symlink_to("boot/kernel")
     for number in range(500):
@@ -53,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def partition(raw: Path) -> str:
     """Name the partition as the tools of e2fsprogs take it."""
-    return f"{raw}?offset={guest.PARTITION}"
+    return f"{raw}?offset={bootdisk.GAP}"
 
 
 def debugfs(raw: Path, request: str) -> str:
@@ -66,12 +66,12 @@ def debugfs(raw: Path, request: str) -> str:
 def check_disk(raw: Path) -> None:
     """Check what every disk has: partition table, GRUB where it looks for itself, sound ext4."""
     with raw.open("rb") as file:
-        head = file.read(guest.PARTITION)
+        head = file.read(bootdisk.GAP)
     assert head[510:512] == b"\x55\xaa"
     active, kind, start, count = struct.unpack("<B3xB3xII", head[446:462])
-    assert (active, kind, start) == (0x80, 0x83, guest.PARTITION // guest.SECTOR)
-    assert (start + count) * guest.SECTOR == raw.stat().st_size
-    assert raw.stat().st_size % guest.MIB == 0
+    assert (active, kind, start) == (0x80, 0x83, bootdisk.GAP // bootdisk.SECTOR)
+    assert (start + count) * bootdisk.SECTOR == raw.stat().st_size
+    assert raw.stat().st_size % bootdisk.MIB == 0
     assert head[462:510] == bytes(48), "one partition only"
 
     assert head[440:444] != bytes(4), "sfdisk's disk signature is kept"
@@ -79,7 +79,7 @@ def check_disk(raw: Path) -> None:
     assert struct.unpack("<Q", head[0x5C:0x64]) == (1,), "the boot sector loads sector 1"
     first, sectors = struct.unpack("<QH", head[1012:1022])
     assert first == 2, "and that the sectors after it"
-    code = head[1024 : 1024 + sectors * guest.SECTOR]
+    code = head[1024 : 1024 + sectors * bootdisk.SECTOR]
     assert code.strip(b"\0")
     assert not head[1024 + len(code) :].strip(b"\0"), "and so all of the core"
 
@@ -100,18 +100,18 @@ def test_disk_holds_the_tree_and_little_else(small: Path) -> None:
     assert "Links: 2" in debugfs(small, "stat /boot/same")
     stats = debugfs(small, "show_super_stats -h")
     (free,) = (int(line.split()[-1]) for line in stats.splitlines() if "Free blocks:" in line)
-    assert guest.FREE * 0.9 <= free * guest.BLOCK <= guest.FREE * 1.2
+    assert guest.LAYOUT.free * 0.9 <= free * bootdisk.BLOCK <= guest.LAYOUT.free * 1.2
 
 
 @needs_tools
 def test_core_that_does_not_fit_is_refused(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = small.read_bytes()[: guest.MIB]
-    monkeypatch.setattr(guest, "PARTITION", 8 * guest.SECTOR)
+    before = small.read_bytes()[: bootdisk.MIB]
+    monkeypatch.setattr(bootdisk, "GAP", 8 * bootdisk.SECTOR)
     with pytest.raises(guest.GuestError, match="does not fit"):
-        guest._write_grub(small)
-    assert small.read_bytes()[: guest.MIB] == before
+        bootdisk.write_grub(small, guest.GRUB_CONFIG)
+    assert small.read_bytes()[: bootdisk.MIB] == before
 
 
 @needs_tools
@@ -120,7 +120,7 @@ def test_export_and_sizes(small: Path, tmp_path: Path) -> None:
     assert (tmp_path / "disk.qcow2").read_bytes()[:4] == b"QFI\xfb"
     virtual, allocated = guest.sizes(tmp_path / "disk.qcow2")
     assert virtual == small.stat().st_size
-    assert 3 * guest.MIB < allocated < 3 * guest.MIB + 8 * guest.MIB
+    assert 3 * bootdisk.MIB < allocated < 3 * bootdisk.MIB + 8 * bootdisk.MIB
     guest.export(tmp_path / "disk.qcow2", tmp_path / "again.raw")
     assert (tmp_path / "again.raw").read_bytes() == small.read_bytes()
 
@@ -132,7 +132,7 @@ def test_image_layout(built: Path) -> None:
 
 @needs_tools
 def test_image_has_what_grub_loads(built: Path) -> None:
-    for link, least in (("vmlinuz", 5 * guest.MIB), ("initrd.img", 2 * guest.MIB)):
+    for link, least in (("vmlinuz", 5 * bootdisk.MIB), ("initrd.img", 2 * bootdisk.MIB)):
         stat = debugfs(built, f"stat /{link}")
         target = stat.split('Fast link dest: "')[1].split('"')[0]
         assert target.startswith("boot/")
@@ -162,7 +162,7 @@ def test_image_carries_no_waste(built: Path) -> None:
 @needs_tools
 def test_image_is_tight(built: Path) -> None:
     virtual, allocated = guest.sizes(guest.image_path())
-    assert virtual <= 500 * guest.MIB
+    assert virtual <= 500 * bootdisk.MIB
     assert virtual <= 1.1 * allocated
 
 
@@ -185,7 +185,7 @@ def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_building_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest, "_require_tools", lambda: None)
+    monkeypatch.setattr(bootdisk, "require_tools", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(guest.GuestError, match="sudo"):
         guest.build(tmp_path)
@@ -194,7 +194,7 @@ def test_building_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pass for a host that can build."""
-    monkeypatch.setattr(guest, "_require_tools", lambda: None)
+    monkeypatch.setattr(bootdisk, "require_tools", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
 
@@ -202,7 +202,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def install(tree: Path) -> None:
         tree.mkdir()
-        guest._run(["sh", "-c", "echo working; echo 'E: no mirror' >&2; exit 3"])
+        bootdisk.run(["sh", "-c", "echo working; echo 'E: no mirror' >&2; exit 3"])
 
     monkeypatch.setattr(guest, "install", install)
     with pytest.raises(guest.GuestError, match=r"^sh failed with status 3: E: no mirror$"):
