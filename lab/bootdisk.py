@@ -313,15 +313,21 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
 
     :raises GuestError: it is missing or fails; carries the last line it wrote
     """
+    return run_bytes(argv, stdin).decode()
+
+
+def run_bytes(argv: Sequence[str], stdin: str = "") -> bytes:
+    """As :func:`run`, where the output is no text."""
     try:
         # With a strict umask the guest's own users could not read its directories.
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, check=False, umask=0o022
+            argv, input=stdin.encode(), capture_output=True, check=False, umask=0o022
         )
     except FileNotFoundError as error:
         raise GuestError(_missing([argv[0]])) from error
     if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        output = (done.stderr or done.stdout).decode(errors="replace")
+        lines = output.strip().splitlines() or ["no message"]
         raise GuestError(f"{argv[0]} failed with status {done.returncode}: {lines[-1]}")
     return done.stdout
 
