@@ -43,7 +43,6 @@ MIRRORS = (
 )
 
 GRUB = Path("/usr/lib/grub/i386-pc")
-GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux")
 # Run by GRUB's core itself, with the root of GRUB_PREFIX: the first partition of the boot disk.
 GRUB_PREFIX = "(,msdos1)/boot/grub"
 
@@ -70,6 +69,7 @@ class Layout:
     free: int  #: room left to the guest
     free_inodes: int
     start: int = GAP  #: where the partition starts, a multiple of 1 MiB
+    grub_modules: tuple[str, ...] = ("biosdisk", "part_msdos", "ext2", "linux")
 
 
 def say(message: str) -> None:
@@ -160,10 +160,10 @@ def disk(tree: Path, raw: Path, layout: Layout) -> None:
     argv += ["-O", "^metadata_csum_seed,^orphan_file"]
     argv += ["-E", f"offset={layout.start}", "-d", str(tree)]
     run([*argv, str(raw), str((size - layout.start) // BLOCK)])
-    write_grub(raw, layout.grub_config)
+    write_grub(raw, layout)
 
 
-def write_grub(raw: Path, config: str) -> None:
+def write_grub(raw: Path, layout: Layout) -> None:
     """Put GRUB before the partition.
 
     Its boot sector loads the core's first sector from sector 1, and that the rest from sector 2
@@ -171,12 +171,12 @@ def write_grub(raw: Path, config: str) -> None:
     """
     with tempfile.TemporaryDirectory() as name:
         file, core = Path(name, "grub.cfg"), Path(name, "core.img")
-        file.write_text(config)
+        file.write_text(layout.grub_config)
         argv = ["grub-mkimage", "-O", "i386-pc", "-d", str(GRUB), "-p", GRUB_PREFIX]
-        run([*argv, "-c", str(file), "-o", str(core), *GRUB_MODULES])
+        run([*argv, "-c", str(file), "-o", str(core), *layout.grub_modules])
         code = core.read_bytes()
     if len(code) > GAP - SECTOR:
-        raise GuestError(f"GRUB's core of {len(code)} bytes does not fit: use fewer GRUB_MODULES")
+        raise GuestError(f"GRUB's core of {len(code)} bytes does not fit: use fewer modules")
     with raw.open("r+b") as opened:
         opened.write((GRUB / "boot.img").read_bytes()[:BOOT_CODE])
         opened.seek(SECTOR)

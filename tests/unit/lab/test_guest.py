@@ -110,7 +110,7 @@ def test_core_that_does_not_fit_is_refused(
     before = small.read_bytes()[: bootdisk.MIB]
     monkeypatch.setattr(bootdisk, "GAP", 8 * bootdisk.SECTOR)
     with pytest.raises(guest.GuestError, match="does not fit"):
-        bootdisk.write_grub(small, guest.GRUB_CONFIG)
+        bootdisk.write_grub(small, guest.LAYOUT)
     assert small.read_bytes()[: bootdisk.MIB] == before
 
 
