@@ -59,7 +59,8 @@ struct content {
 };
 
 static const char *device, *name;
-static int fd, filled, stopping;
+static int fd, filled;
+static volatile sig_atomic_t stopping;
 static uint64_t near_at, near_step, far_at, far_step;
 static uint32_t slots;
 static struct content known[SLOTS];
@@ -348,7 +349,7 @@ static uint64_t number(const char *from)
 int main(int argc, char **argv)
 {
 	struct content newest;
-	uint64_t limit = 0, rate = 50, made = 0;
+	uint64_t limit = UINT64_MAX, rate = 50, made = 0;
 	int option, flags = O_RDWR | O_DSYNC | O_DIRECT | O_CLOEXEC;
 	pthread_t thread;
 
@@ -405,7 +406,7 @@ int main(int argc, char **argv)
 	newest.kind = RECORD;
 
 	long long next = now();
-	while (!stopping && (!limit || made < limit)) {
+	while (!stopping && made < limit) {
 		struct content record = newest;
 		uint32_t slot;
 

@@ -27,6 +27,8 @@ A checker (``lab/checker.c``) runs on each disk, vda included:
     ``torn`` (a record that is not whole), ``foreign`` (anything else, another disk's record, too)
     or the name of an error.
 
+A disk that grew is checked up to its new end from the next start or attachment on.
+
 The last number on the console is that of an acknowledged write, so after a crash ``found`` must
 be no less. A write that was under way may be there or not; a disk that does not keep its 4 KiB
 together shows it ``torn``, which no host of the lab may.
