@@ -219,7 +219,7 @@ def layout_of(kernel: int, initrd: int) -> tuple[bootdisk.Layout, int]:
         label=HOSTNAME,
         uuid="7468756e-6465-4272-8074-696e79000001",
         grub_config=config,
-        free=1 * MIB,
+        free=4 * MIB,  # mkfs.ext4 gives no journal to less than 8 MiB
         free_inodes=32,
         start=-(-end // MIB) * MIB,
         grub_modules=("biosdisk", "part_msdos", "linux16"),

@@ -98,6 +98,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
+def debugfs(partition: str, request: str) -> str:
+    done = subprocess.run(
+        ["debugfs", "-R", request, partition], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 @needs_tools
 def test_image_is_small(built: Path) -> None:
     virtual, allocated = tiny.sizes(tiny.image_path())
@@ -121,8 +128,8 @@ def test_image_layout(built: Path) -> None:
     partition = f"{built}?offset={start * SECTOR}"
     check = subprocess.run(["e2fsck", "-fn", partition], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout
-    boots = subprocess.run(["debugfs", "-R", "cat /var/boots", partition], capture_output=True)
-    assert boots.stdout == b"0\n"
+    assert debugfs(partition, "cat /var/boots") == "0\n"
+    assert "has_journal" in debugfs(partition, "show_super_stats -h")
 
 
 @needs_tools
