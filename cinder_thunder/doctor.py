@@ -19,11 +19,12 @@ from cinder_thunder.db.api import KnownHost
 from cinder_thunder.mechanism.thinpool import ThinPool
 from cinder_thunder.policy import ranking
 from os_brick_thunder import doctor, errors
-from os_brick_thunder.doctor import Check, Fault, NotHere
+from os_brick_thunder.doctor import Check, Doubt, Fault, NotHere
 from os_brick_thunder.policy.dmstatus import PoolStatus
 from os_brick_thunder.run import run
 
 DRIVER = "cinder_thunder.driver.ThunderDriver"
+NO_BACKEND = f"not a storage host: no backend in enabled_backends has {DRIVER}"
 TOOLS = {
     "lvs": "lvm2",
     "lvcreate": "lvm2",
@@ -40,6 +41,7 @@ _BACKEND = (
     cfg.StrOpt("volume_group", default="cinder-volumes"),
     cfg.StrOpt("lvm_type", default="auto"),
     cfg.StrOpt("target_helper", default="tgtadm"),
+    cfg.StrOpt("target_ip_address", default=""),
 )
 
 
@@ -52,13 +54,19 @@ class Backend:
     volume_group: str
     lvm_type: str
     target_helper: str
+    target_ip_address: str  # empty: Cinder takes its my_ip
 
 
-class Cloud(Protocol):
-    """What checks look at, beside the host itself."""
+class Configured(Protocol):
+    """What cinder.conf says, and the tables that it names."""
 
     def backends(self) -> list[Backend]: ...
     def revision(self) -> tuple[str | None, str | None]: ...
+
+
+class Cloud(Configured, Protocol):
+    """What checks look at, beside the host itself."""
+
     def hosts(self) -> list[KnownHost]: ...
     def database_clock(self) -> float | None: ...
     def tracker_clock(self, server: str | None) -> float: ...
@@ -66,15 +74,17 @@ class Cloud(Protocol):
     def pool(self, group: str) -> PoolStatus: ...
 
 
-class ThisCloud:
-    """The cloud that a cinder.conf is about."""
+class CinderConf:
+    """A cinder.conf that was read."""
 
-    def __init__(self, config_file: str) -> None:
-        self._file = config_file
+    def __init__(self, config: cfg.ConfigOpts) -> None:
+        """:param config: has the options of :func:`cinder_thunder.cmd.cloud.register`"""
+        self._config = config
 
     def backends(self) -> list[Backend]:
-        config = cloud.configuration(self._file)
+        config = self._config
         config.register_opts([cfg.StrOpt("host"), cfg.ListOpt("enabled_backends", default=[])])
+        config.register_opt(cfg.StrOpt("my_ip", default=""))  # others refer to it
         defaults = [cfg.StrOpt(option.name) for option in _BACKEND]
         config.register_opts(_BACKEND, group="backend_defaults")
         found = []
@@ -90,14 +100,26 @@ class ThisCloud:
                 found.append(Backend(name, f"{host}@{name}", **values))
         return found
 
+    def engine(self) -> sa.Engine:
+        return sa.create_engine(conf.connection(self._config))
+
     def revision(self) -> tuple[str | None, str | None]:
-        return migration.version(cloud.engine(self._file)), migration.head()
+        return migration.version(self.engine()), migration.head()
+
+
+class ThisCloud(CinderConf):
+    """The cloud that a cinder.conf is about."""
+
+    def __init__(self, config_file: str) -> None:
+        """:raises oslo_config.cfg.Error: it cannot be read"""
+        super().__init__(cloud.configuration(config_file))
+        self._file = config_file
 
     def hosts(self) -> list[KnownHost]:
         return cloud.store(self._file).hosts()
 
     def database_clock(self) -> float | None:
-        engine = cloud.engine(self._file)
+        engine = self.engine()
         if engine.dialect.name not in ("mysql", "mariadb"):
             return None
         with engine.connect() as connection:
@@ -149,43 +171,25 @@ class CinderHost:
     def _on_storage(self, check: Callable[[], str]) -> Callable[[], str]:
         return check if self._backends else self._none
 
-    def _none(self) -> str:
-        raise NotHere(f"not a storage host: no backend in enabled_backends has {DRIVER}")
+    @staticmethod
+    def _none() -> str:
+        raise NotHere(NO_BACKEND)
 
     def database(self) -> str:
-        self._revision()
+        revisions(self._cloud)
         return "answers"
 
     def tables(self) -> str:
-        found, wanted = self._known(self._revision)
-        if found != wanted:
-            raise Fault(
-                f"Thunder's tables are at revision {found}, this code needs {wanted}",
-                "thunder db upgrade"
-                if found is None
-                else "thunder db upgrade, or install the same version everywhere",
-            )
-        return f"revision {found}"
+        return check_tables(*self._revisions())
 
-    def _revision(self) -> tuple[str | None, str | None]:
+    def _revisions(self) -> tuple[str | None, str | None]:
         try:
-            return self._cloud.revision()
-        except (sa.exc.SQLAlchemyError, db_exc.DBError, ValueError) as error:
-            said = str(getattr(error, "orig", None) or error)
-            raise Fault(
-                f"does not answer: {said}",
-                "see that it runs, and connection in [database] of cinder.conf (or in "
-                f"[{conf.DATABASE_GROUP}])",
-            ) from error
-
-    def _known(self, ask: Callable[[], tuple[str | None, str | None]]) -> tuple[str | None, ...]:
-        try:
-            return ask()
+            return revisions(self._cloud)
         except Fault as fault:
             raise NotHere("the database does not answer") from fault
 
     def clock(self) -> str:
-        self._known(self._revision)
+        self._revisions()
         before = self._host.clock()
         there = self._cloud.database_clock()
         after = self._host.clock()
@@ -194,7 +198,7 @@ class CinderHost:
         return doctor.check_skew(doctor.difference(there, before, after), "the database's")
 
     def hosts(self) -> str:
-        found, wanted = self._known(self._revision)
+        found, wanted = self._revisions()
         if found != wanted:
             raise NotHere("the tables are not up to date")
         hosts = self._cloud.hosts()
@@ -256,14 +260,47 @@ class CinderHost:
         return f"{data} % in use, {metadata} % of its metadata"
 
 
+def revisions(found: Configured) -> tuple[str | None, str | None]:
+    """What the tables are at, and what this code needs.
+
+    :raises Fault: the database does not answer
+    """
+    try:
+        return found.revision()
+    except (sa.exc.SQLAlchemyError, db_exc.DBError, ValueError) as error:
+        said = str(getattr(error, "orig", None) or error)
+        raise Fault(
+            f"does not answer: {said}",
+            "see that it runs, and connection in [database] of cinder.conf (or in "
+            f"[{conf.DATABASE_GROUP}])",
+        ) from error
+
+
+def check_tables(found: str | None, wanted: str | None) -> str:
+    """:raises Fault: the tables are not those of this code"""
+    if found != wanted:
+        raise Fault(
+            f"Thunder's tables are at revision {found}, this code needs {wanted}",
+            "thunder db upgrade"
+            if found is None
+            else "thunder db upgrade, or install the same version everywhere",
+        )
+    return f"revision {found}"
+
+
 def check_options(backend: Backend) -> str:
-    """Those without which the driver refuses to start."""
+    """:raises Fault: the driver would refuse to start; a Doubt where it does start"""
     if backend.target_helper != "lioadm":
         raise Fault(
             f"target_helper is {backend.target_helper}", f"set it to lioadm in [{backend.name}]"
         )
     if backend.lvm_type not in ("thin", "auto"):
         raise Fault(f"lvm_type is {backend.lvm_type}", f"set it to thin in [{backend.name}]")
+    if not backend.target_ip_address:
+        raise Doubt(
+            "target_ip_address is not set: hosts are sent to Cinder's my_ip",
+            f"set it in [{backend.name}] to the address at which hosts reach volumes and masters",
+        )
     return f"volume group {backend.volume_group}, {backend.lvm_type}, {backend.target_helper}"
 
 

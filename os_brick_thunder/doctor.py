@@ -29,7 +29,7 @@ from os_brick_thunder.policy import dmstatus, layout
 from os_brick_thunder.policy.dmtable import SECTOR, ThinPool
 from os_brick_thunder.run import run
 
-OK, FAIL, SKIP = "ok", "FAIL", "skip"
+OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 MIB = 1 << 20
 #: Seconds that the agent, and an answer by RPC, may take.
 PATIENCE = 5.0
@@ -58,6 +58,10 @@ class Fault(Exception):
         super().__init__(found)
 
 
+class Doubt(Fault):
+    """Something may be as it must be, or not: an operator should have a look."""
+
+
 class NotHere(Exception):
     """There is nothing to check; says why."""
 
@@ -71,7 +75,8 @@ def examine(checks: Mapping[str, Callable[[], str]]) -> list[Check]:
         except NotHere as reason:
             report.append(Check(name, SKIP, _line(reason)))
         except Fault as fault:
-            report.append(Check(name, FAIL, " ".join(fault.found.split()), fault.remedy))
+            result = WARN if isinstance(fault, Doubt) else FAIL
+            report.append(Check(name, result, " ".join(fault.found.split()), fault.remedy))
         except Exception as error:  # a check that cannot be made is no check that was passed
             found = f"could not be checked: {type(error).__name__}: {_line(error)}"
             report.append(Check(name, FAIL, found, "run it with --debug and see"))

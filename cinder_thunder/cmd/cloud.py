@@ -27,10 +27,15 @@ def configuration(path: str) -> cfg.ConfigOpts:
     :raises oslo_config.cfg.Error: it is not there or cannot be read
     """
     config = cfg.ConfigOpts()
-    conf.register_database(config)
-    db_options.set_defaults(config)
+    register(config)
     config(["--config-file", path], project="cinder")
     return config
+
+
+def register(config: cfg.ConfigOpts) -> None:
+    """Register the options that say where our tables are."""
+    conf.register_database(config)
+    db_options.set_defaults(config)
 
 
 def engine(path: str) -> sqlalchemy.Engine:

@@ -17,13 +17,15 @@ from cinder_thunder.db import migration
 from cinder_thunder.db.api import KnownHost
 from cinder_thunder.doctor import Backend, CinderHost
 from os_brick_thunder import doctor, errors
-from os_brick_thunder.doctor import FAIL, OK, SKIP, Check
+from os_brick_thunder.doctor import FAIL, OK, SKIP, WARN, Check
 from os_brick_thunder.policy.dmstatus import PoolStatus
 from tests.unit.os_brick_thunder.test_doctor import FakeHost
 
 GIB = 1 << 30
 MIB = 1 << 20
-BACKEND = Backend("thunder", "stor1@thunder", "cinder-volumes", "thin", "lioadm")
+BACKEND = Backend(
+    "thunder", "stor1@thunder", "cinder-volumes", "thin", "lioadm", target_ip_address="10.0.0.1"
+)
 
 
 def known(host: str, kind: str, state: str = "alive", drained: bool = False) -> KnownHost:
@@ -192,6 +194,19 @@ def test_a_fault(
     assert checks[name].remedy.startswith(remedy)
 
 
+def test_a_doubt() -> None:
+    """No fault: Cinder has a default for the address, which may be the right one."""
+    backend = dataclasses.replace(BACKEND, target_ip_address="")
+    checks = report(lambda cloud, host: setattr(cloud, "configured", [backend]))
+    assert {check.result for check in checks.values()} == {OK, WARN}
+    assert checks["thunder: options"] == Check(
+        "thunder: options",
+        WARN,
+        "target_ip_address is not set: hosts are sent to Cinder's my_ip",
+        "set it in [thunder] to the address at which hosts reach volumes and masters",
+    )
+
+
 def test_no_database() -> None:
     error = sa.exc.OperationalError("SELECT 1", {}, Exception("Can't connect\nto 10.0.0.9"))
     checks = report(lambda cloud, host: setattr(cloud, "at", error))
@@ -228,6 +243,7 @@ lvm_type = thin
 [thunder]
 volume_driver = cinder_thunder.driver.ThunderDriver
 target_helper = lioadm
+target_ip_address = 10.0.0.1
 [plain]
 volume_group = plain
 [other]
@@ -248,7 +264,7 @@ def test_backends_are_read_from_cinders_configuration(cinder_conf_file: Path) ->
     """Ours alone, with Cinder's defaults below [backend_defaults] below their own sections."""
     assert cinder_doctor.ThisCloud(str(cinder_conf_file)).backends() == [
         BACKEND,
-        Backend("other", "elsewhere@other", "other", "thin", "tgtadm"),
+        Backend("other", "elsewhere@other", "other", "thin", "tgtadm", target_ip_address=""),
     ]
 
 
