@@ -7,6 +7,7 @@ Exit codes: 0, all was done; 1, it failed or was done in part; 2, what was asked
 from __future__ import annotations
 
 import argparse
+import sys
 
 from cliff.command import Command
 from oslo_config import cfg
@@ -14,7 +15,11 @@ from oslo_config import cfg
 from os_brick_thunder import errors
 
 FAILED, BAD_INPUT = 1, 2
+#: thunder-status could check nothing; in oslo.upgradecheck it is this number without a name.
+NOTHING_CHECKED = 255
 CINDER_CONFIG = "/etc/cinder/cinder.conf"
+#: What to do about a module that compute hosts do without.
+WHERE_CINDER_IS = "run it where Cinder is (pip install thunder[cinder])"
 
 
 class ThunderCommand(Command):
@@ -48,6 +53,12 @@ class _Refused(_Failed):
 def exit_code(error: BaseException | None) -> int:
     """The code of a command that ended with one of our errors; 0 for any other."""
     return error.code if isinstance(error, _Failed) else 0
+
+
+def nothing_checked(reason: str) -> int:
+    """Say in one line why thunder-status could check nothing; returns its exit code."""
+    print(f"thunder-status: {' '.join(reason.split())}", file=sys.stderr)
+    return NOTHING_CHECKED
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
-from cinder_thunder.cmd.base import FAILED, exit_code
+from cinder_thunder.cmd.base import FAILED, WHERE_CINDER_IS, exit_code
 
 #: What each command is, as module:class below cinder_thunder.cmd. Named here and not as entry
 #: points: so they run from a source tree, too.
@@ -74,10 +74,10 @@ class Thunder(App):
             if self.options.debug:
                 raise
             self.LOG.error(
-                "thunder %s needs %s, which is not here: run it where Cinder is (pip install "
-                "thunder[cinder])",
+                "thunder %s needs %s, which is not here: %s",
                 " ".join(argv[:2]),
                 error.name,
+                WHERE_CINDER_IS,
             )
             return FAILED
 
