@@ -9,14 +9,25 @@ set +o xtrace
 
 # Of DevStack's own unit of nova-compute.
 THUNDER_DROP_IN=${THUNDER_DROP_IN:-/etc/systemd/system/devstack@n-cpu.service.d/thunder.conf}
+THUNDER_UDEV_RULES=${THUNDER_UDEV_RULES:-/etc/udev/rules.d/59-thunder.rules}
 
 function is_thunder_agent_enabled {
     is_service_enabled n-cpu && is_service_enabled thunder-agent
 }
 
+# The Python that thunder is installed for; unstack.sh and clean.sh are not in DevStack's venv.
+function thunder_python {
+    if [[ "$GLOBAL_VENV" == "True" ]]; then
+        echo "$DEVSTACK_VENV/bin/python3"
+    else
+        command -v python3
+    fi
+}
+
 # The backend
 # -----------
-# DevStack calls these for every "thunder:NAME" in CINDER_ENABLED_BACKENDS.
+# DevStack calls these for every "thunder:NAME" in CINDER_ENABLED_BACKENDS, writes enabled_backends
+# and default_volume_type, and creates a volume type NAME with volume_backend_name=NAME.
 
 function configure_cinder_backend_thunder {
     local name=$1
@@ -26,7 +37,7 @@ function configure_cinder_backend_thunder {
     iniset "$CINDER_CONF" "$name" lvm_type thin
     iniset "$CINDER_CONF" "$name" target_helper lioadm
     iniset "$CINDER_CONF" "$name" target_protocol iscsi
-    iniset "$CINDER_CONF" "$name" target_ip_address "$HOST_IP"
+    iniset "$CINDER_CONF" "$name" target_ip_address "$CINDER_MY_IP"
     iniset "$CINDER_CONF" "$name" thunder_rack "$THUNDER_RACK"
     iniset "$CINDER_CONF" "$name" thunder_zone "$THUNDER_ZONE"
 }
@@ -50,17 +61,35 @@ function install_thunder {
     fi
 }
 
-# Cinder's database is there at post-config, and cinder-volume is not running yet.
-function configure_thunder_storage {
-    sudo install -D -m 644 "$THUNDER_DIR/etc/cinder/rootwrap.d/thunder.filters" \
-        "$CINDER_CONF_DIR/rootwrap.d/thunder.filters"
-    "$(get_python_exec_prefix)/thunder" db upgrade --config-file "$CINDER_CONF"
+# Glance tells only an admin that an image is gone; images that are gone are removed everywhere.
+function configure_thunder_accounts {
+    get_or_add_user_project_role admin cinder "$SERVICE_PROJECT_NAME" \
+        "$SERVICE_DOMAIN_NAME" "$SERVICE_DOMAIN_NAME"
 }
 
+function configure_thunder_udev {
+    sudo install -D -m 644 "$THUNDER_DIR/etc/udev/rules.d/59-thunder.rules" "$THUNDER_UDEV_RULES"
+    sudo udevadm control --reload
+}
+
+# Cinder's database is there at post-config, and cinder-volume is not running yet.
+function configure_thunder_storage {
+    local bin
+    bin=$(get_python_exec_prefix)
+    sudo install -D -m 644 "$THUNDER_DIR/etc/cinder/rootwrap.d/thunder.filters" \
+        "$CINDER_CONF_DIR/rootwrap.d/thunder.filters"
+    "$bin/thunder" db upgrade --config-file "$CINDER_CONF"
+    # 1 is a warning: Cinder's development version is one that nobody knows yet.
+    "$bin/thunder-status" --config-file "$CINDER_CONF" upgrade check || [[ $? == 1 ]]
+}
+
+# A new cloud knows nothing of what an agent kept of the last one.
 function configure_thunder_agent {
     sudo install -d -o "$STACK_USER" "$(dirname "$THUNDER_CONF")" "$THUNDER_STATE_DIR"
+    sudo rm -f "$THUNDER_CONF" "$THUNDER_STATE_DIR/state.json"
     iniset "$THUNDER_CONF" DEFAULT debug "$ENABLE_DEBUG_LOG_LEVEL"
-    iniset "$THUNDER_CONF" thunder address "$HOST_IP"
+    setup_logging "$THUNDER_CONF"
+    iniset "$THUNDER_CONF" thunder address "$NOVA_MY_IP"
     iniset "$THUNDER_CONF" thunder rack "$THUNDER_RACK"
     iniset "$THUNDER_CONF" thunder zone "$THUNDER_ZONE"
     iniset "$THUNDER_CONF" thunder pool_volume_group "$THUNDER_POOL_VOLUME_GROUP"
@@ -69,7 +98,8 @@ function configure_thunder_agent {
     init_lvm_volume_group "$THUNDER_POOL_VOLUME_GROUP" "$THUNDER_POOL_SIZE"
 }
 
-# DevStack writes the unit of nova-compute itself; a drop-in changes only its command.
+# DevStack writes the unit of nova-compute itself; a drop-in changes only its command, and tells the
+# connector where its configuration is.
 function configure_thunder_nova {
     local bin
     bin=$(get_python_exec_prefix)
@@ -77,13 +107,24 @@ function configure_thunder_nova {
         "$NOVA_CONF_DIR/rootwrap.d/thunder.filters"
     sudo install -d "$(dirname "$THUNDER_DROP_IN")"
     sudo tee "$THUNDER_DROP_IN" > /dev/null << END
+[Unit]
+Wants=devstack@thunder-agent.service
+After=devstack@thunder-agent.service
+
 [Service]
+Environment="THUNDER_CONF=$THUNDER_CONF"
 ExecStart=
 ExecStart=$bin/thunder-run $NOVA_BIN_DIR/nova-compute --config-file $NOVA_CPU_CONF
 END
 }
 
 function configure_thunder {
+    if is_service_enabled c-api; then
+        configure_thunder_accounts
+    fi
+    if is_service_enabled c-vol || is_thunder_agent_enabled; then
+        configure_thunder_udev
+    fi
     if is_service_enabled c-vol; then
         configure_thunder_storage
     fi
@@ -107,7 +148,7 @@ function start_thunder {
 # below others go when those have gone: that is what --deferred is for.
 function remove_thunder_devices {
     local name loop below
-    sudo "$(command -v python3)" -c '
+    sudo "$(thunder_python)" -c '
 from os_brick_thunder.mechanism import lio
 for target in lio.targets(lio.IQN_PREFIX):
     lio.unexport(target.iqn)'
@@ -133,6 +174,7 @@ function stop_thunder {
 }
 
 function cleanup_thunder {
+    sudo rm -f "$THUNDER_UDEV_RULES"
     if is_thunder_agent_enabled; then
         clean_lvm_volume_group "$THUNDER_POOL_VOLUME_GROUP"
         sudo rm -f "$THUNDER_DROP_IN" "$THUNDER_CONF"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import getpass
 import os
 import shutil
@@ -11,24 +12,28 @@ from pathlib import Path
 
 import pytest
 
+import cinder_thunder.conf
+import os_brick_thunder.conf
 from lab import config
 from lab.topology import Topology
 
 DEVSTACK = Path(__file__).parents[2] / "devstack"
+DRIVER = "cinder_thunder.driver.ThunderDriver"
 HARNESS = """\
 set -o errexit -o nounset -o pipefail
 sudo() { "$@"; }
 iniset() { printf '[%s]\\n%s = %s\\n' "$2" "$3" "$4" >> "$1"; }
 iniset_rpc_backend() { iniset "$2" DEFAULT transport_url rabbit://stack@192.0.2.1/; }
+setup_logging() { iniset "$1" DEFAULT log_color True; }
 is_service_enabled() { [[ " $ENABLED " == *" $1 "* ]]; }
 get_python_exec_prefix() { echo "$FOLDER/bin"; }
 define_plugin() { :; }
 enable_service() { ENABLED+=" $1"; }
 called() { echo "$@" >> "$FOLDER/calls"; }
-for name in setup_develop init_lvm_volume_group clean_lvm_volume_group run_process stop_process; do
+for name in setup_develop init_lvm_volume_group clean_lvm_volume_group run_process stop_process \\
+        get_or_add_user_project_role udevadm; do
     eval "$name() { called $name \\"\\$@\\"; }"
 done
-python3() { called unexport; }
 dmsetup() { [ "$1" = ls ] && echo "$DEVICES" || called dmsetup "$@"; }
 losetup() { [ "$1" = --noheadings ] && echo "$LOOPS" || called losetup "$@"; }
 iscsiadm() { [ "$2" = session ] && echo "$SESSIONS" || called iscsiadm "$@"; }
@@ -47,13 +52,21 @@ class DevStack:
         self.cinder_conf = folder / "cinder/cinder.conf"
         self.thunder_conf = folder / "thunder/thunder.conf"
         self.drop_in = folder / "n-cpu.service.d/thunder.conf"
+        self.udev_rules = folder / "udev/59-thunder.rules"
         self.cinder_conf.parent.mkdir()
-        command = folder / "bin/thunder"
-        command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\necho thunder "$@" >> {folder}/calls\n')
-        command.chmod(0o755)
+        (folder / "bin").mkdir()
+        self.command("thunder", 'thunder "$@"')
+        self.command("thunder-status", 'thunder-status "$@"')
+        self.command("python3", "unexport")
 
-    def run(self, script: str, services: str) -> None:
+    def command(self, name: str, said: str, code: int = 0) -> None:
+        """A program of DevStack's virtual environment that only says that it was called."""
+        program = self.folder / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {said} >> {self.folder}/calls\nexit {code}\n")
+        program.chmod(0o755)
+
+    def run(self, script: str, services: str, **changes: str) -> None:
+        """Run a script on a host with these services, ``changes`` being DevStack's variables."""
         settings = {
             "PATH": os.environ["PATH"],
             "FOLDER": self.folder,
@@ -63,7 +76,12 @@ class DevStack:
             "DATA_DIR": self.folder / "data",
             "THUNDER_DIR": DEVSTACK.parent,
             "STACK_USER": getpass.getuser(),
-            "HOST_IP": "10.77.0.11",
+            "GLOBAL_VENV": "True",
+            "DEVSTACK_VENV": self.folder,
+            "SERVICE_PROJECT_NAME": "service",
+            "SERVICE_DOMAIN_NAME": "Default",
+            "CINDER_MY_IP": "10.77.0.11",
+            "NOVA_MY_IP": "10.77.0.12",
             "CINDER_CONF": self.cinder_conf,
             "CINDER_CONF_DIR": self.cinder_conf.parent,
             "NOVA_CONF_DIR": self.folder / "nova",
@@ -71,6 +89,7 @@ class DevStack:
             "NOVA_BIN_DIR": "/opt/stack/data/venv/bin",
             "THUNDER_CONF": self.thunder_conf,
             "THUNDER_DROP_IN": self.drop_in,
+            "THUNDER_UDEV_RULES": self.udev_rules,
             "THUNDER_RACK": "r0",
             "THUNDER_ZONE": "z1",
             "VOLUME_GROUP_NAME": "stack-volumes",
@@ -80,6 +99,7 @@ class DevStack:
             "LOOPS": "/dev/loop3 /dev/mapper/thunder-paths-2\n/dev/loop4 /var/other.img",
             "SESSIONS": "tcp: [1] 192.0.2.1:3260,1 iqn.2026-11.org.thunder:stor1:2 (non-flash)\n"
             "tcp: [2] 192.0.2.1:3260,1 iqn.2010-10.org.openstack:volume-1 (non-flash)",
+            **changes,
         }
         subprocess.run(
             ["bash", "-c", HARNESS + script],
@@ -99,66 +119,163 @@ def devstack(tmp_path: Path) -> DevStack:
 
 
 def read(path: Path) -> configparser.ConfigParser:
+    return parsed(path.read_text())
+
+
+def parsed(text: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None, default_section="", strict=False)
-    parser.read_string(path.read_text())
+    parser.read_string(text)
     return parser
 
 
-def test_the_backend_is_the_labs(devstack: DevStack) -> None:
-    """What the lab runs with is what DevStack is given, but for names."""
-    (storage,) = Topology.standard(storage=1, compute=0).nodes
-    driver = "cinder_thunder.driver.ThunderDriver"
-    wanted = dict(config.storage_backend(storage, driver)["thunder"])
-
-    devstack.run(
-        """
-        plugin stack pre-install
-        be=${CINDER_ENABLED_BACKENDS}
+#: What configure_cinder and init_cinder of DevStack's lib/cinder call, for each enabled backend.
+CINDER = """
+    for be in ${CINDER_ENABLED_BACKENDS//,/ }; do
         "configure_cinder_backend_${be%%:*}" "${be##*:}"
         "init_cinder_backend_${be%%:*}" "${be##*:}"
-        """,
-        "c-vol",
+    done
+"""
+#: Options that DevStack and the lab have differently, and why they may.
+DIFFERENCES = {
+    "cinder.conf [DEFAULT] enabled_backends": "lib/cinder writes it",
+    "cinder.conf [DEFAULT] host": "DevStack's hosts have names: it is the default",
+    "cinder.conf [thunder] volume_group": "lib/lvm makes one for each backend",
+    "cinder.conf [thunder] thunder_clean_interval": "a lab does not wait for minutes",
+    "thunder.conf [DEFAULT] debug": "ENABLE_DEBUG_LOG_LEVEL",
+    "thunder.conf [DEFAULT] log_color": "setup_logging",
+    "thunder.conf [DEFAULT] transport_url": "each has its own RabbitMQ",
+    "thunder.conf [thunder] host": "DevStack's hosts have names: it is the default, as Nova's is",
+    "thunder.conf [thunder] pool_device": "DevStack has files, no disks to give away",
+    "thunder.conf [thunder] pool_volume_group": "lib/lvm makes one on a file",
+    "thunder.conf [thunder] state_file": "DevStack keeps all in DATA_DIR",
+    "thunder.conf [thunder] attach_deadline": "hosts of a lab share a processor or two",
+    "thunder.conf [thunder] parent_wait": "hosts of a lab share a processor or two",
+    "thunder.conf [thunder] rpc_timeout": "hosts of a lab share a processor or two",
+}
+
+
+def options(file: str, parser: configparser.ConfigParser) -> dict[str, str]:
+    return {
+        f"{file} [{section}] {option}": value
+        for section in parser.sections()
+        for option, value in parser.items(section)
+    }
+
+
+def the_labs() -> dict[str, str]:
+    """Options that a lab gives to its hosts with our services."""
+    storage, compute = Topology.standard(storage=1, compute=1).nodes
+    backend = config.ini(config.storage_backend(storage, DRIVER))
+    return options("cinder.conf", parsed(backend)) | options(
+        "thunder.conf", parsed(config.agent(compute))
     )
 
-    found = dict(read(devstack.cinder_conf)["thunder"])
-    del wanted["thunder_clean_interval"]  # a lab does not wait for minutes
-    assert found == {**wanted, "volume_group": "stack-volumes-thunder"}
+
+def test_configuration_beside_the_labs(devstack: DevStack) -> None:
+    """What the lab runs with is what DevStack writes. ``pytest -s`` prints both."""
+    devstack.run("plugin stack pre-install" + CINDER, "c-vol")
+    rack = {"THUNDER_RACK": "r1"}  # where the lab's first compute host stands
+    devstack.run("plugin stack post-config", "n-cpu", **rack)
+    found = options("cinder.conf", read(devstack.cinder_conf)) | options(
+        "thunder.conf", read(devstack.thunder_conf)
+    )
+    wanted = the_labs()
+
+    rows = [("option", "devstack", "lab", "")]
+    rows += [
+        (
+            name,
+            found.get(name, "-").replace(str(devstack.folder), "/opt/stack"),
+            wanted.get(name, "-"),
+            DIFFERENCES.get(name, ""),
+        )
+        for name in sorted(found | wanted)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    print()
+    for row in rows:
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+    differing = {name for name in found | wanted if found.get(name) != wanted.get(name)}
+    assert differing == set(DIFFERENCES)
+
+
+def test_the_options_are_ones_that_are_read(devstack: DevStack) -> None:
+    devstack.run("plugin stack pre-install" + CINDER + "plugin stack post-config", "c-vol n-cpu")
+    backend = {option.dest for option in cinder_thunder.conf.backend_opts}
+    written = set(read(devstack.cinder_conf)["thunder"])
+    assert {name for name in written if name.startswith("thunder_")} <= backend
+    ((_, agent),) = os_brick_thunder.conf.list_opts()
+    assert set(read(devstack.thunder_conf)["thunder"]) <= {option.dest for option in agent}
+
+
+def test_a_volume_type_of_devstacks_leads_to_the_backend(devstack: DevStack) -> None:
+    """Its name is the backend's, and it has that as volume_backend_name (create_volume_types)."""
+    devstack.run(
+        f"plugin stack pre-install; echo $CINDER_ENABLED_BACKENDS > $FOLDER/be{CINDER}", ""
+    )
+    assert (devstack.folder / "be").read_text() == "thunder:thunder\n"
+    assert read(devstack.cinder_conf)["thunder"]["volume_backend_name"] == "thunder"
     assert devstack.calls() == ["init_lvm_volume_group stack-volumes-thunder 30G"]
+
+
+def test_backends_that_somebody_asked_for(devstack: DevStack) -> None:
+    backends = "thunder:fast,thunder:slow"
+    devstack.run("plugin stack pre-install" + CINDER, "c-vol", CINDER_ENABLED_BACKENDS=backends)
+    assert read(devstack.cinder_conf).sections() == ["fast", "slow"]
 
 
 def test_a_storage_host(devstack: DevStack) -> None:
     devstack.run("plugin stack install; plugin stack post-config; plugin stack extra", "c-vol")
     assert devstack.calls() == [
         f"setup_develop {DEVSTACK.parent} cinder",
+        "udevadm control --reload",
         f"thunder db upgrade --config-file {devstack.cinder_conf}",
+        f"thunder-status --config-file {devstack.cinder_conf} upgrade check",
     ]
     filters = devstack.folder / "cinder/rootwrap.d/thunder.filters"
     assert "cinder_thunder.privileged.context" in filters.read_text()
+    assert "THUNDER-" in devstack.udev_rules.read_text()
     assert not devstack.thunder_conf.exists()
     assert not devstack.drop_in.exists()
 
 
+@pytest.mark.parametrize(("code", "goes_on"), [(1, True), (2, False), (255, False)])
+def test_a_check_that_finds_something(devstack: DevStack, code: int, goes_on: bool) -> None:
+    devstack.command("thunder-status", "checked", code)
+    with contextlib.nullcontext() if goes_on else pytest.raises(subprocess.CalledProcessError):
+        devstack.run("plugin stack post-config", "c-vol")
+
+
 def test_a_compute_host(devstack: DevStack) -> None:
+    """All that the README's "Compute hosts" asks for."""
+    old = devstack.folder / "data/thunder/state.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("of another cloud")
+
     devstack.run("plugin stack install; plugin stack post-config; plugin stack extra", "n-cpu")
+
     bin_dir, conf = devstack.folder / "bin", devstack.thunder_conf
     assert devstack.calls() == [
         f"setup_develop {DEVSTACK.parent}",
+        "udevadm control --reload",
         "init_lvm_volume_group stack-thunder-pool 10G",
         f"run_process thunder-agent {bin_dir}/thunder-agent --config-file {conf}  root",
     ]
-    found = read(conf)
-    assert found["DEFAULT"]["transport_url"].startswith("rabbit://")
-    assert dict(found["thunder"]) == {
-        "address": "10.77.0.11",
-        "rack": "r0",
-        "zone": "z1",
-        "pool_volume_group": "stack-thunder-pool",
-        "state_file": str(devstack.folder / "data/thunder/state.json"),
-    }
+    assert not old.exists()
+    assert read(conf)["DEFAULT"]["transport_url"].startswith("rabbit://")
     filters = devstack.folder / "nova/rootwrap.d/thunder.filters"
     assert "os_brick_thunder.privileged.context" in filters.read_text()
+    assert "THUNDER-" in devstack.udev_rules.read_text()
     assert devstack.drop_in.read_text().splitlines() == [
+        "[Unit]",
+        "Wants=devstack@thunder-agent.service",
+        "After=devstack@thunder-agent.service",
+        "",
         "[Service]",
+        f'Environment="THUNDER_CONF={conf}"',
         "ExecStart=",
         f"ExecStart={bin_dir}/thunder-run /opt/stack/data/venv/bin/nova-compute "
         "--config-file /etc/nova/nova-cpu.conf",
@@ -185,12 +302,14 @@ def test_unstack_and_clean(devstack: DevStack) -> None:
     ]
     assert not devstack.thunder_conf.exists()
     assert not devstack.drop_in.exists()
+    assert not devstack.udev_rules.exists()
     assert not (devstack.folder / "data/thunder").exists()
 
 
-def test_a_controller_gets_neither(devstack: DevStack) -> None:
+def test_a_controller(devstack: DevStack) -> None:
+    """Neither an agent nor a backend, but Cinder's user, who asks Glance about images."""
     devstack.run("plugin stack post-config; plugin stack extra; plugin unstack", "c-api n-api")
-    assert devstack.calls() == []
+    assert devstack.calls() == ["get_or_add_user_project_role admin cinder service Default Default"]
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="there is no shellcheck here")
