@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from os_brick_thunder import conf
+
 TREE = Path(__file__).parents[2]
 #: What is no part of the project: caches, and the environment of whoever works on it.
 FOREIGN = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "venv", "env")
@@ -165,3 +167,42 @@ def test_systemd_reads_the_units(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, str(tmp_path) in done.stderr) == (0, False), done.stderr
+
+
+def unit(name: str) -> dict[str, list[str]]:
+    """The settings of a systemd unit; some are given more than once."""
+    found: dict[str, list[str]] = {}
+    for line in (TREE / "etc/systemd" / name).read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).extend(value.split())
+    return found
+
+
+def test_the_agent_restarts_under_guests() -> None:
+    """What it built, and whatever its tools started, is left alone; what failed comes back."""
+    agent = unit("thunder-agent.service")
+    assert agent["KillMode"] == ["process"]
+    assert agent["Restart"] == ["on-failure"]
+    # systemd gives up on five starts in ten seconds.
+    assert 5 * int(agent["RestartSec"][0]) > 10
+    defaults = {option.name: option.default for option in conf.COMMON_OPTS + conf.AGENT_OPTS}
+    assert Path(defaults["state_file"]).parent == Path("/var/lib", *agent["StateDirectory"])
+    assert Path(defaults["socket"]).parent == Path("/run", *agent["RuntimeDirectory"])
+    assert agent["StateDirectoryMode"] == agent["RuntimeDirectoryMode"] == ["0700"]
+
+
+def test_the_order_of_units() -> None:
+    agent, nova = unit("thunder-agent.service"), unit("nova-compute.service.d/thunder.conf")
+    # Their restoring of LIO's configuration would undo the agent's exports.
+    assert {"target.service", "rtslib-fb-targetctl.service"} <= set(agent["After"])
+    # At shutdown the order is the reverse: no session goes while the agent works.
+    assert {"iscsid.service", "open-iscsi.service"} <= set(agent["After"])
+    assert set(agent["Wants"]) <= set(agent["After"])
+    # Nova comes after it, and neither needs it nor waits until it is ready.
+    assert nova["After"] == nova["Wants"] == ["thunder-agent.service"]
+    assert agent["Type"] == ["exec"]
+    assert not {"Requires", "BindsTo", "PartOf"} & (set(agent) | set(nova))
+    # A drop-in adds commands unless it empties the list first.
+    text = (TREE / "etc/systemd/nova-compute.service.d/thunder.conf").read_text()
+    assert "\nExecStart=\nExecStart=/usr/local/bin/thunder-run " in text
