@@ -6,6 +6,7 @@ of a :class:`Surroundings`, for which the unit tests have a fake.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -28,6 +29,8 @@ from os_brick_thunder.mechanism.pool import LV_NAME
 from os_brick_thunder.policy import dmstatus, layout
 from os_brick_thunder.policy.dmtable import SECTOR, ThinPool
 from os_brick_thunder.run import run
+
+LOG = logging.getLogger(__name__)
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 MIB = 1 << 20
@@ -78,8 +81,9 @@ def examine(checks: Mapping[str, Callable[[], str]]) -> list[Check]:
             result = WARN if isinstance(fault, Doubt) else FAIL
             report.append(Check(name, result, " ".join(fault.found.split()), fault.remedy))
         except Exception as error:  # a check that cannot be made is no check that was passed
+            LOG.debug("Could not check %s", name, exc_info=True)
             found = f"could not be checked: {type(error).__name__}: {_line(error)}"
-            report.append(Check(name, FAIL, found, "run it with --debug and see"))
+            report.append(Check(name, FAIL, found, "run it with --verbose and see"))
     return report
 
 

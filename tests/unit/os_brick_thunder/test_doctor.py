@@ -291,7 +291,11 @@ def test_options(tmp_path: Path, line: str, instead: str, found: str) -> None:
     assert checks["options"].remedy
 
 
-def test_a_check_that_cannot_be_made_is_not_passed(tmp_path: Path) -> None:
+def test_a_check_that_cannot_be_made_is_not_passed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it comes from is in the log, for --verbose."""
+    caplog.set_level("DEBUG", doctor.__name__)
     host = FakeHost()
     host.says = RuntimeError("what\nis this")
     found = report(tmp_path, host)["agent"]
@@ -299,6 +303,7 @@ def test_a_check_that_cannot_be_made_is_not_passed(tmp_path: Path) -> None:
         *(FAIL,),
         "could not be checked: RuntimeError: what is this",
     )
+    assert "Traceback" in caplog.text
 
 
 @pytest.mark.parametrize(("there", "off"), [(99.0, -1.0), (100.0, 0.0), (104.0, 0.0), (106.0, 1.0)])
