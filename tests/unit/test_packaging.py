@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from os_brick_thunder import conf
+from os_brick_thunder.agent.state import Stack
+from os_brick_thunder.agent.state import Store as State
 
 TREE = Path(__file__).parents[2]
 #: What is no part of the project: caches, and the environment of whoever works on it.
@@ -21,24 +29,31 @@ FOREIGN = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "di
 PACKAGES = {"cinder_thunder", "os_brick_thunder"}
 
 
-def tool(*argv: str, cwd: Path, path: str = "") -> str:
-    """Run a Python tool of this environment.
+#: What is on storage hosts only, or on no host that thunder is installed for.
+NOT_ON_COMPUTE_HOSTS = {"cinder", "sqlalchemy", "alembic", "oslo-db", "oslo-upgradecheck", "nova"}
 
-    :param path: where thunder is installed; without it there is none, not even the tree's
+
+def tool(*argv: str, cwd: Path, python: Path | str = sys.executable) -> str:
+    """Run a Python tool.
+
+    :param python: of an environment that has it; this one has no thunder, not even the tree's
     :returns: its output
     """
-    # Entry points are cached by path: not among the caches of this user.
-    cache = {"XDG_CACHE_HOME": str(cwd / "cache")} if path else {}
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, **cache},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(*argv, cwd=cwd, python=python)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def run(
+    *argv: str, cwd: Path, python: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if python != sys.executable:
+        # Entry points are cached by path: not among the caches of this user.
+        env["XDG_CACHE_HOME"] = str(cwd / "cache")
+    return subprocess.run(
+        [str(python), *argv], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +65,48 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def needed(lines: Iterable[str]) -> Iterable[metadata.Distribution]:
+    """What these requirements bring with them, as far as it is installed here."""
+    found: dict[tuple[str, str], metadata.Distribution] = {}
+    todo = [(Requirement(line), "") for line in lines]
+    while todo:
+        requirement, of_extra = todo.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": of_extra}):
+            continue
+        for extra in {"", *requirement.extras}:
+            key = (canonicalize_name(requirement.name), extra)
+            if key not in found:
+                found[key] = metadata.distribution(requirement.name)
+                todo += [(Requirement(line), extra) for line in found[key].requires or ()]
+    return [distribution for (_, extra), distribution in found.items() if not extra]
+
+
 @pytest.fixture(scope="module")
-def prefix(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the wheel is installed; its dependencies are this environment's."""
-    prefix = tmp_path_factory.mktemp("prefix")
+def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment as on a compute host: the wheel, without extras, and what it needs.
+
+    What it needs is linked from this environment instead of downloaded; whether that is all of it
+    is pip's to say, which finds nothing else. So what only Cinder's hosts have is not there.
+    """
+    environment = tmp_path_factory.mktemp("host") / "venv"
+    venv.create(environment, symlinks=True)
+    packages = site_packages(environment)
     (wheel,) = dist.glob("*.whl")
-    pip = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-    tool(
-        *pip, "--no-deps", "--no-index", "--no-compile", f"--prefix={prefix}", str(wheel), cwd=dist
-    )
-    return prefix
+    (described,) = metadata.distributions(path=[str(wheel)])
+    for distribution in needed(described.requires or ()):
+        for file in distribution.files or ():
+            if ".." not in file.parts:  # scripts and data
+                link = packages / file
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(str(distribution.locate_file(file)))
+    pip = ("-m", "pip", f"--python={environment}", "--quiet", "--disable-pip-version-check")
+    tool(*pip, "install", "--no-index", "--no-compile", str(wheel), cwd=dist)
+    return environment
 
 
-def site_packages(prefix: Path) -> str:
-    (found,) = prefix.glob("lib/python*/site-packages")
-    return str(found)
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("lib/python*/site-packages")
+    return found
 
 
 def sources(package: str) -> set[str]:
@@ -90,8 +132,8 @@ def test_the_sdist_has_what_a_build_needs_and_no_more(dist: Path) -> None:
     assert not {"lab", "tests", "bench", "doc"} & {name.split("/")[0] for name in names}
 
 
-def test_the_files_that_an_operator_copies(prefix: Path) -> None:
-    share = prefix / "share/thunder"
+def test_the_files_that_an_operator_copies(environment: Path) -> None:
+    share = environment / "share/thunder"
     found = {str(path.relative_to(share)) for path in share.rglob("*") if path.is_file()}
     migrations = sources("alembic") | {"alembic/script.py.mako"}
     etc = {str(path.relative_to(TREE)) for path in (TREE / "etc").rglob("*") if path.is_file()}
@@ -99,19 +141,87 @@ def test_the_files_that_an_operator_copies(prefix: Path) -> None:
     assert found == migrations | etc - generators
 
 
+def test_a_compute_host_has_no_cinder(environment: Path) -> None:
+    installed = {
+        canonicalize_name(distribution.name)
+        for distribution in metadata.distributions(path=[str(site_packages(environment))])
+    }
+    assert {"thunder", "os-brick", "oslo-messaging"} <= installed
+    assert not NOT_ON_COMPUTE_HOSTS & installed
+
+
 @pytest.mark.parametrize(
     ("command", "argument", "said"),
     [
         ("thunder", "--version", "thunder 0.1.0\n"),
+        ("thunder", "--help", "usage: thunder "),
         ("thunder-agent", "--help", "usage: thunder-agent "),
+        ("thunder-run", "--help", "usage: thunder-run "),
     ],
 )
-def test_commands(prefix: Path, tmp_path: Path, command: str, argument: str, said: str) -> None:
-    script = str(prefix / "bin" / command)
-    assert tool(script, argument, cwd=tmp_path, path=site_packages(prefix)).startswith(said)
+def test_commands(
+    environment: Path, tmp_path: Path, command: str, argument: str, said: str
+) -> None:
+    script = str(environment / "bin" / command)
+    assert tool(script, argument, cwd=tmp_path, python=environment / "bin/python").startswith(said)
 
 
-def test_thunder_run(prefix: Path, tmp_path: Path) -> None:
+def test_every_command_is_tested(environment: Path) -> None:
+    (thunder,) = metadata.distributions(name="thunder", path=[str(site_packages(environment))])
+    scripts = {entry.name for entry in thunder.entry_points.select(group="console_scripts")}
+    assert scripts == {"thunder", "thunder-agent", "thunder-run", "thunder-status"}
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (("thunder", "image", "list"), 1, "thunder image list needs "),
+        (("thunder-status", "upgrade", "check"), 255, "thunder-status: it needs "),
+    ],
+)
+def test_what_a_compute_host_lacks(
+    environment: Path, tmp_path: Path, command: tuple[str, ...], code: int, said: str
+) -> None:
+    script, *arguments = command
+    python = environment / "bin/python"
+    done = run(str(environment / "bin" / script), *arguments, cwd=tmp_path, python=python)
+    assert done.returncode == code
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(said)
+    assert line.endswith("run it where Cinder is (pip install thunder[cinder])")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reads as root")
+def test_stacks_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
+    """Without a database, Cinder, an agent: the state file and the kernel."""
+    store = State(tmp_path / "state.json")
+    store.put(Stack("vol-1", "stor1@thunder", "/dev/sdb", "cached", "img-1", 1, 2, 4096))
+    config = tmp_path / "thunder.conf"
+    config.write_text(f"[thunder]\nstate_file = {tmp_path}/state.json\n")
+    listing = ("stack", "list", "--agent-config-file", str(config), "-f", "json")
+    script, python = str(environment / "bin/thunder"), environment / "bin/python"
+    (row,) = json.loads(tool(script, *listing, cwd=tmp_path, python=python))
+    assert (row["Volume"], row["State"]) == ("vol-1", "creating, its device is not there")
+
+
+def test_the_doctor_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
+    """It finds much that is missing here, but no module of Python."""
+    config = tmp_path / "thunder.conf"
+    config.write_text(
+        "[DEFAULT]\ntransport_url = fake://\n[thunder]\naddress = 127.0.0.1\n"
+        f"pool_device = /dev/nothing\nsocket = {tmp_path}/agent.sock\n"
+    )
+    script, python = str(environment / "bin/thunder"), environment / "bin/python"
+    command = ("doctor", "--agent-config-file", str(config), "-f", "json")
+    done = run(script, *command, cwd=tmp_path, python=python)
+    assert (done.returncode, done.stderr) == (1, "")
+    rows = {row["Check"]: row for row in json.loads(done.stdout)}
+    assert rows["address"]["Result"] == "ok"
+    assert rows["cinder"]["Result"] == "skip"
+    assert not [row for row in rows.values() if "ModuleNotFoundError" in row["Found"]]
+
+
+def test_thunder_run(environment: Path, tmp_path: Path) -> None:
     """It is installed, and runs a program with our connector in os-brick's map.
 
     It has not imported os-brick for that: nova-compute would find eventlet in it, and not start.
@@ -122,18 +232,19 @@ def test_thunder_run(prefix: Path, tmp_path: Path) -> None:
         "import sys\n"
         "print({'os_brick', 'eventlet'} & set(sys.modules))\n"
         "from os_brick.initiator import connector\n"
-        "print(sys.argv[1:], connector._connector_mapping_linux['ISCSI'])\n"
+        "made = connector.InitiatorConnector.factory('ISCSI', None)\n"
+        "print(sys.argv[1:], type(made).__name__)\n"
     )
     program.chmod(0o755)
-    arguments = (str(prefix / "bin/thunder-run"), str(program), "--config-file", "x")
-    said = tool(*arguments, cwd=tmp_path, path=site_packages(prefix))
-    assert said == (
-        "set()\n['--config-file', 'x'] os_brick_thunder.connector.ThunderISCSIConnector\n"
-    )
+    arguments = (str(environment / "bin/thunder-run"), str(program), "--config-file", "x")
+    said = tool(*arguments, cwd=tmp_path, python=environment / "bin/python")
+    assert said == "set()\n['--config-file', 'x'] ThunderISCSIConnector\n"
 
 
 @pytest.mark.parametrize("sample", ["thunder", "cinder"])
-def test_samples_are_what_the_generator_prints(prefix: Path, tmp_path: Path, sample: str) -> None:
+def test_samples_are_what_the_generator_prints(
+    environment: Path, tmp_path: Path, sample: str
+) -> None:
     generator = f"etc/{sample}/config-generator.conf"
     committed = f"etc/{sample}/thunder.conf.sample"
     (tmp_path / generator).parent.mkdir(parents=True)
@@ -141,7 +252,7 @@ def test_samples_are_what_the_generator_prints(prefix: Path, tmp_path: Path, sam
     tool(
         *("-m", "oslo_config.generator", "--config-file", generator),
         cwd=tmp_path,
-        path=site_packages(prefix),
+        python=environment / "bin/python",
     )
     assert (tmp_path / committed).read_text() == (TREE / committed).read_text(), (
         f"options have changed: in an environment with thunder (pip install -e .), run "

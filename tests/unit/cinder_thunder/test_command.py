@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,6 @@ import sqlalchemy as sa
 from cinder_thunder import conf
 from cinder_thunder.cmd import thunder
 from cinder_thunder.db import migration
-from os_brick_thunder.agent.state import Stack
-from os_brick_thunder.agent.state import Store as State
 
 
 @pytest.fixture
@@ -110,59 +105,6 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = [line for line in listed.splitlines() if line.strip().startswith(f"{name}  ")]
         assert len(line.strip().removeprefix(name).strip()) > 20
     assert "Could not load" not in listed
-
-
-_WITHOUT = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"sqlalchemy", "oslo_db", "alembic", "cinder", "rich"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
-from cinder_thunder.cmd import thunder
-sys.exit(thunder.main(sys.argv[1:]))
-"""
-
-
-def _on_a_compute_host(*arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-c", _WITHOUT, *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
-
-
-def test_what_a_compute_host_lacks() -> None:
-    done = _on_a_compute_host("image", "list")
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("thunder image list needs ")
-    assert line.endswith("run it where Cinder is (pip install thunder[cinder])")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="reads as root")
-def test_a_compute_host_needs_no_server_for_its_stacks(tmp_path: Path) -> None:
-    """Without a database, Cinder, an agent: the state file and the kernel."""
-    store = State(tmp_path / "state.json")
-    store.put(Stack("vol-1", "stor1@thunder", "/dev/sdb", "cached", "img-1", 1, 2, 4096))
-    config = tmp_path / "thunder.conf"
-    config.write_text(f"[thunder]\nstate_file = {tmp_path}/state.json\n")
-    done = _on_a_compute_host("stack", "list", "--agent-config-file", str(config), "-f", "json")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
-    assert row["Volume"] == "vol-1"
-    assert row["State"] == "creating, its device is not there"
-
-
-def test_a_compute_host_needs_no_server_for_its_doctor(tmp_path: Path) -> None:
-    config = tmp_path / "thunder.conf"
-    config.write_text(
-        "[DEFAULT]\ntransport_url = fake://\n[thunder]\naddress = 127.0.0.1\n"
-        f"pool_device = /dev/nothing\nsocket = {tmp_path}/agent.sock\n"
-    )
-    done = _on_a_compute_host("doctor", "--agent-config-file", str(config), "-f", "json")
-    assert (done.returncode, done.stderr) == (1, "")
-    rows = {row["Check"]: row for row in json.loads(done.stdout)}
-    assert rows["address"]["Result"] == "ok"
-    assert rows["agent"]["Result"] in ("FAIL", "skip")  # of who is not root, it says so
-    assert rows["cinder"]["Result"] == "skip"
 
 
 def test_stacks_are_for_root(
