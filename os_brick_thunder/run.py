@@ -10,6 +10,7 @@ import logging
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from os_brick_thunder import errors
@@ -55,3 +56,26 @@ def run(*argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT) 
     if done.returncode:
         raise errors.ProcessError(argv, done.returncode, done.stderr)
     return done.stdout
+
+
+def when_killed(*argv: str) -> Callable[[], None]:
+    """Have a command run as soon as this process has died, however it did.
+
+    For what must not stay half-way until somebody starts us again. A process of its own waits for
+    the end of a pipe that we hold.
+
+    :returns: calls it off
+    """
+    guard = subprocess.Popen(
+        ("/bin/sh", "-c", 'read -r _; exec "$@"', "sh", *argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to all of us is not for it
+    )
+
+    def call_off() -> None:
+        guard.kill()
+        guard.communicate()
+
+    return call_off

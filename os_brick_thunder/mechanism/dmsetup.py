@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from os_brick_thunder import errors
 from os_brick_thunder.mechanism.blockdev import devnum
 from os_brick_thunder.policy.dmtable import Table
 from os_brick_thunder.policy.layout import UUID_PREFIX
-from os_brick_thunder.run import Runner, run
+from os_brick_thunder.run import Runner, run, when_killed
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class DmSetup:
 
     def __init__(self, runner: Runner = run) -> None:
         self._run = runner
+        self._guards: dict[str, Callable[[], None]] = {}
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         """Create a device, or accept one of that name with that very table.
@@ -55,14 +57,21 @@ class DmSetup:
         self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
         # Resuming a device that has a table loaded suspends it, swaps and resumes in one call: it
         # is never left suspended, whenever we die.
-        self._run("dmsetup", "resume", name)
+        self.resume(name)
 
     def suspend(self, name: str) -> None:
-        """Finish what is in flight, let the rest wait until :meth:`resume`."""
+        """Finish what is in flight, let the rest wait until :meth:`resume` or :meth:`reload`.
+
+        Should this process die before that, the device is resumed all the same.
+        """
+        if name not in self._guards:
+            self._guards[name] = when_killed("dmsetup", "resume", name)
         self._run("dmsetup", "suspend", name)
 
     def resume(self, name: str) -> None:
         self._run("dmsetup", "resume", name)
+        if call_off := self._guards.pop(name, None):
+            call_off()
 
     def wipe(self, name: str) -> None:
         """Fail all I/O of a device from now on, what waits in it included."""
