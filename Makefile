@@ -1,17 +1,22 @@
 # Both targets install what they need (Debian packages, a virtual environment) by lab/bootstrap.
 SHELL := /bin/bash
-.PHONY: help demo test lint unit lab-tests long-tests
+.PHONY: help demo demo-volumes test lint unit lab-tests server-tests long-tests
 
 help:
 	@echo "make demo [IMAGE=disk.qcow2]   the main job, on real kernels, in a lab of its own"
+	@echo "make demo-volumes              its first half: volumes, without Nova"
 	@echo "make test                      everything: lint, unit, functional and lab tests"
 	@echo "make lint | unit | lab-tests   parts of it"
+	@echo "make server-tests              every way in which Nova's servers get, move and lose volumes"
 	@echo "make long-tests                racks, parents and the control plane lost and back: 15 minutes more"
 
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
 demo:
 	@$(PYTHON) -m lab.demo $(if $(IMAGE),--image "$(IMAGE)")
+
+demo-volumes:
+	@$(PYTHON) -m lab.demo_volumes $(if $(IMAGE),--image "$(IMAGE)")
 
 lint:
 	@$(PYTHON) -m ruff check && python -m ruff format --check && python -m mypy && lint-imports --no-logo
@@ -21,6 +26,9 @@ unit:
 
 lab-tests:
 	@$(PYTHON) -m pytest -m "not long" tests/lab
+
+server-tests:
+	@$(PYTHON) -m pytest --durations=0 tests/lab/test_servers.py
 
 long-tests:
 	@$(PYTHON) -m pytest -m long tests/lab

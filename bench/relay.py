@@ -24,7 +24,7 @@ from rich.table import Table
 from cinder_thunder import conf
 from lab import blocks, config, guest
 from lab.cluster import Cluster
-from lab.demo import at_once, tree
+from lab.demo_volumes import at_once, tree
 from lab.errors import LabError
 from lab.journey import Attached, Journey
 from lab.net import Counters

@@ -21,7 +21,7 @@ from typing import Any
 
 from lab import blocks, config
 from lab.cluster import Cluster
-from lab.demo import at_once
+from lab.demo_volumes import at_once
 from lab.errors import LabError
 from lab.journey import Journey
 from lab.node import Node

@@ -50,6 +50,7 @@ class Options:
     control_plane: bool = True
     services: bool = True
     nova: bool = False  # servers: Placement, Nova, libvirt
+    plain: bool = False  # a second backend, of Cinder's LVM driver
     backend_driver: str = "cinder_thunder.driver.ThunderDriver"
 
 
@@ -116,7 +117,11 @@ class Cluster:
         }
         for node in self.nodes.values():
             if node.spec.kind == "storage":
-                services = [control.cinder_volume(node.spec, self.options.backend_driver)]
+                services = [
+                    control.cinder_volume(
+                        node.spec, self.options.backend_driver, plain=self.options.plain
+                    )
+                ]
             else:
                 services = [control.thunder_agent(node.spec)]
                 services += nova.compute_services(node.spec) if self.options.nova else []

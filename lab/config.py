@@ -16,6 +16,8 @@ PASSWORD = "lab"
 REGION = "RegionOne"
 VOLUME_TYPE = "thunder"
 BACKEND = "thunder"
+#: Cinder's LVM driver, and what a backend and volume type of it are called.
+PLAIN, LVM = "lvm", "cinder.volume.drivers.lvm.LVMVolumeDriver"
 VOLUME_GROUP = "cinder-volumes"
 KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
 NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
@@ -79,6 +81,7 @@ def client_environment() -> dict[str, str]:
         **{f"OS_{key.upper()}": value for key, value in credentials().items()},
         "OS_IDENTITY_API_VERSION": "3",
         "OS_VOLUME_API_VERSION": "3.70",
+        "OS_COMPUTE_API_VERSION": "2.95",
     }
 
 
@@ -181,24 +184,29 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
     return ini({**common, **{k: v for k, v in extra.items() if k != "DEFAULT"}})
 
 
-def storage_backend(spec: NodeSpec, driver: str) -> Sections:
-    """What cinder.conf of a storage node has beyond the common part."""
-    backend: dict[str, object] = {
-        "volume_driver": driver,
-        "volume_backend_name": BACKEND,
+def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sections:
+    """What cinder.conf of a storage node has beyond the common part.
+
+    :param plain: beside the backend one of Cinder's LVM driver, on the same disks
+    """
+    common: dict[str, object] = {
         "volume_group": VOLUME_GROUP,
         "lvm_type": "thin",
         "target_helper": "lioadm",
         "target_protocol": "iscsi",
         "target_ip_address": spec.address,
     }
+    backend = {"volume_driver": driver, "volume_backend_name": BACKEND, **common}
     if driver.startswith("cinder_thunder."):
         backend |= {
             "thunder_rack": spec.rack,
             "thunder_zone": spec.zone,
             "thunder_clean_interval": 5,
         }
-    return {"DEFAULT": {"enabled_backends": BACKEND, "host": spec.name}, BACKEND: backend}
+    backends: dict[str, dict[str, object]] = {BACKEND: backend}
+    if plain:
+        backends[PLAIN] = {"volume_driver": LVM, "volume_backend_name": PLAIN, **common}
+    return {"DEFAULT": {"enabled_backends": ",".join(backends), "host": spec.name}, **backends}
 
 
 def agent(spec: NodeSpec) -> str:

@@ -195,11 +195,12 @@ def _rabbitmq(folder: Path) -> Service:
 # -- daemons of the nodes --------------------------------------------------------------------
 
 
-def cinder_volume(spec: NodeSpec, driver: str) -> Service:
+def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Service:
     """cinder-volume of a storage node, with its volume group on the data disk."""
     state = Path("/var/lib/cinder")
     conf = state / "cinder.conf"
     group = config.VOLUME_GROUP
+    backends = config.storage_backend(spec, driver, plain=plain)
     return Service(
         "cinder-volume",
         (f"{sys.prefix}/bin/cinder-volume", "--config-file", str(conf)),
@@ -207,7 +208,7 @@ def cinder_volume(spec: NodeSpec, driver: str) -> Service:
         # After a reboot the group is there, but nothing has activated it.
         f"vgs {group} > /dev/null 2>&1 && vgchange -q -ay {group} || vgcreate -q {group} /dev/ubdb",
         ready=logged("Driver post RPC initialization completed successfully"),
-        files={str(conf): config.cinder(state, spec.address, config.storage_backend(spec, driver))},
+        files={str(conf): config.cinder(state, spec.address, backends)},
         timeout=180,
     )
 

@@ -164,6 +164,14 @@ class Journey:
                 raise LabError(f"volumes that would not go: {', '.join(sorted(left))}")
             time.sleep(_POLL)
 
+    def await_no_volumes(self, timeout: float = 180) -> None:
+        """Wait until all volumes that are being deleted are gone."""
+        until = time.monotonic() + timeout
+        while left := self.cluster.ask(lambda cloud: [v.id for v in cloud.block_storage.volumes()]):
+            if time.monotonic() > until:
+                raise LabError(f"volumes that would not go: {', '.join(left)}")
+            time.sleep(_POLL)
+
     # -- as nova-compute --------------------------------------------------------------------
 
     def attach(self, node: Node, volume: str, plain: bool = False) -> Attached:
@@ -308,6 +316,17 @@ class Journey:
     def from_network(self, node: Node) -> int:
         """Image bytes that a node's bases have read from replicas so far."""
         return sum(base["from_network"] for base in self.agent(node)["bases"])
+
+    def await_complete(self, node: Node, image: str, timeout: float = 180) -> None:
+        """Wait until a node's base of an image holds all of it.
+
+        :raises LabError: not in time
+        """
+        until = time.monotonic() + timeout
+        while not any(b["image_id"] == image and b["complete"] for b in self.agent(node)["bases"]):
+            if time.monotonic() > until:
+                raise LabError(f"the base of image {image} on {node.name} does not fill")
+            time.sleep(_POLL)
 
     def storage_of(self, volume: str) -> Node:
         """The storage host that a volume is on."""

@@ -113,9 +113,9 @@ class Node:
         }
         for name, text in files.items():
             (control / name).write_text(text)
-        host_key = control / "host_key"
-        host_key.touch(0o600)
-        host_key.write_bytes((self._keys / "host_key").read_bytes())
+        for name in ("host_key", "user_key"):  # the user's, for what Nova copies between nodes
+            (control / name).touch(0o600)
+            (control / name).write_bytes((self._keys / name).read_bytes())
         self._write_link(self.spec.link)
 
     def start(self, cancel: threading.Event | None = None) -> None:

@@ -191,7 +191,10 @@ def compute_services(spec: NodeSpec, *, thunder: bool = True) -> list[Service]:
         Service(
             "nova-compute",
             (*_THUNDER_RUN, *command) if thunder else command,
-            before=f"mkdir -p {_STATE}/instances {_STATE}/locks",
+            # It moves a server's folder to another host by ssh, when the server is resized.
+            before=f"mkdir -p {_STATE}/instances {_STATE}/locks; mkdir -p -m 700 /root/.ssh\n"
+            "install -m 600 /lab/user_key /root/.ssh/id_ed25519\n"
+            "echo 'StrictHostKeyChecking no' > /root/.ssh/config",
             ready=logged("Join ServiceGroup membership"),
             files={conf: compute_conf(spec)},
         ),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lab.checked import Checked, checked
 from lab.cluster import Cluster
 from lab.errors import LabError
 
@@ -125,9 +126,13 @@ class Servers:
             time.sleep(_POLL)
 
     def console(self, server: str) -> str:
-        """All that its serial console has shown since it was started last."""
-        answer = self.action(server, "os-getConsoleOutput", {"length": -1})
-        return str(answer["output"])
+        """What its serial console has shown since it was started last, the newest 100 KiB."""
+        try:
+            return str(self.action(server, "os-getConsoleOutput", {})["output"])
+        except LabError as error:
+            if "does not have a console" in str(error):  # it is being started
+                return ""
+            raise
 
     def await_console(self, server: str, pattern: str, timeout: float = 300) -> re.Match[str]:
         """Wait until a pattern is on the console; its last occurrence.
@@ -143,6 +148,23 @@ class Servers:
             if time.monotonic() > until:
                 tail = "\n".join(text.splitlines()[-15:])
                 raise LabError(f"server {server} has not shown {pattern!r}; its console:\n{tail}")
+            time.sleep(_POLL)
+
+    def await_checked(
+        self, server: str, after: int = -1, disk: str = "vda", timeout: float = 30
+    ) -> Checked:
+        """What a tiny guest's checker says next, past a record.
+
+        :raises LabError: it says nothing new
+        """
+        until = time.monotonic() + timeout
+        while True:
+            console = self.console(server)
+            found = checked(console, disk)
+            if found and found.seq > after:
+                return found
+            if time.monotonic() > until:
+                raise LabError(f"the checker of {server} stands still: {console[-500:]}")
             time.sleep(_POLL)
 
     # -- acting ----------------------------------------------------------------------------------
@@ -178,12 +200,31 @@ class Servers:
     def migrations(self, server: str) -> Sequence[str]:
         """What became of its migrations, the last one first."""
         path = f"/os-migrations?instance_uuid={server}"
-        answer = self._call(lambda compute: compute.get(path, microversion=MICROVERSION))
+        answer = self._get(path)
         return [f"{m['migration_type']} {m['status']}" for m in answer["migrations"]]
+
+    def running_migrations(self, server: str) -> list[int]:
+        """Numbers of its live migrations that copy memory now."""
+        answer = self._get(f"/servers/{server}/migrations")
+        return [m["id"] for m in answer["migrations"] if m["status"] == "running"]
+
+    def abort_migration(self, server: str, migration: int) -> None:
+        """Give a live migration up."""
+        path = f"/servers/{server}/migrations/{migration}"
+        self._call(lambda compute: compute.delete(path, microversion=MICROVERSION))
+
+    def force_down(self, host: str, down: bool) -> None:
+        """Tell Nova that a host is down, as who has fenced it does, or that it is not any more."""
+        (service,) = self._get(f"/os-services?binary=nova-compute&host={host}")["services"]
+        path, body = f"/os-services/{service['id']}", {"forced_down": down}
+        self._call(lambda compute: compute.put(path, json=body, microversion=MICROVERSION))
 
     def fault(self, server: str) -> str:
         """Why a server is in error."""
         return str((self.show(server).fault or {}).get("message", ""))
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._call(lambda compute: compute.get(path, microversion=MICROVERSION))
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call(lambda compute: compute.post(path, json=body, microversion=MICROVERSION))

@@ -52,11 +52,11 @@ def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) ->
     for image in (first, second):
         (volume,) = images[image]
         journey.attach(node, volume)
-        _await_complete(journey, image)
+        journey.await_complete(node, image)
         journey.detach(node, volume)
     small, large, middle = images[third]
     attached = {volume: journey.attach(node, volume) for volume in images[third]}
-    _await_complete(journey, third)
+    journey.await_complete(node, third)
     assert [journey.stack(node, volume)["mode"] for volume in attached] == ["cached"] * 3
     pool = journey.agent(node)["pool"]
     low = 100 * pool["used"] // pool["total"] + 2
@@ -94,12 +94,3 @@ def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) ->
     for volume in (small, large, middle):
         journey.detach(node, volume)
     assert journey.leftovers(node) == []
-
-
-def _await_complete(journey: Journey, image: str) -> None:
-    node, until = journey.cluster.of_kind("compute")[0], time.monotonic() + 60
-    while not any(
-        base["image_id"] == image and base["complete"] for base in journey.agent(node)["bases"]
-    ):
-        assert time.monotonic() < until, f"the base of {image} does not fill"
-        time.sleep(0.3)

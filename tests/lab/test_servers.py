@@ -1,0 +1,494 @@
+"""Servers through Nova's public APIs, unpatched: every way in which one gets, keeps and loses its
+volumes.
+
+Guests are tiny ones that write to their disk all the time, and check what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import nova, tiny
+from lab.checked import Checked, boots, found
+from lab.cluster import SERVER_MEMORY, Cluster, Options
+from lab.errors import ConditionError, LabError
+from lab.journey import Journey
+from lab.node import Node
+from lab.progress import Steps
+from lab.servers import Servers, from_image, from_snapshot, from_volume
+from lab.shell import wait_for
+from lab.topology import Link, Topology
+
+PROMPT = "tiny login:"
+#: Seconds for a guest to reach its prompt, and for its checker to be heard of again.
+BOOT, HEARD = 120, 30
+
+
+@pytest.fixture(scope="module")
+def cloud(tiny_image: Path) -> Iterator[Servers]:
+    """A cloud of one storage and three compute hosts, with a Nova that boots tiny guests.
+
+    ``THUNDER_TEST_CLOUD=name`` takes one that is up.
+    """
+    if name := os.environ.get("THUNDER_TEST_CLOUD"):
+        yield Servers(Cluster.load(name), ram=128)
+        return
+    topology = Topology.standard(storage=1, compute=3, compute_memory=SERVER_MEMORY)
+    cluster = Cluster("servers", topology, Options(nova=True))
+    cluster.up(Steps())
+    try:
+        yield Servers(cluster, ram=128)
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="module")
+def tiny_image() -> Path:
+    return tiny.build()
+
+
+@pytest.fixture(scope="module")
+def journey(cloud: Servers) -> Journey:
+    return Journey(cloud.cluster)
+
+
+@pytest.fixture(scope="module")
+def image(cloud: Servers, journey: Journey, tiny_image: Path) -> str:
+    return journey.upload(tiny_image, "tiny")
+
+
+@pytest.fixture(autouse=True)
+def clean(cloud: Servers, journey: Journey) -> Iterator[None]:
+    """Every test leaves a cloud without servers, and no host with anything of theirs."""
+    yield
+    cloud.delete(cloud.named(""))
+    wait_for("volumes and snapshots to go", lambda: _delete_all(cloud), timeout=120)
+    for node in cloud.cluster.of_kind("compute"):
+        await_clean(journey, node, 30)
+
+
+def _delete_all(cloud: Servers) -> bool:
+    """Delete the snapshots and volumes that can be deleted now; whether none are left."""
+
+    def ask(api: Any) -> bool:
+        snapshots, volumes = list(api.block_storage.snapshots()), list(api.block_storage.volumes())
+        for snapshot in snapshots:
+            if snapshot.status in ("available", "error"):
+                api.block_storage.delete_snapshot(snapshot)
+        for volume in volumes:
+            if volume.status in ("available", "error") and not snapshots:
+                api.block_storage.delete_volume(volume)
+        return not snapshots and not volumes
+
+    return cloud.cluster.ask(ask)
+
+
+def await_clean(journey: Journey, node: Node, timeout: float = 60) -> None:
+    """Until volumes have left nothing on a node."""
+    left: list[str] = []
+
+    def look() -> bool:
+        left[:] = journey.leftovers(node)
+        return not left
+
+    with contextlib.suppress(ConditionError):
+        wait_for(f"{node.name} to be clean", look, timeout=timeout)
+    assert left == []
+
+
+def compute(cloud: Servers, index: int) -> Node:
+    return cloud.cluster.of_kind("compute")[index]
+
+
+def boot(cloud: Servers, name: str, *mapping: dict[str, object], host: str = "") -> str:
+    """A server that has booted, for the first time from a disk of the image."""
+    (server,) = cloud.create(name, *mapping, host=host)
+    await_boot(cloud, server)
+    return server
+
+
+def await_boot(cloud: Servers, server: str, number: int = 1) -> None:
+    """Until its prompt is there, and its disk has been booted so often."""
+    cloud.await_console(server, PROMPT, BOOT)
+    cloud.await_console(server, r"tiny: boot \d+", BOOT)
+    assert boots(cloud.console(server)) == number
+
+
+def heard(cloud: Servers, server: str, after: int = -1, disk: str = "vda") -> Checked:
+    """What the checker says next, past a record; nothing that it read was wrong."""
+    said = cloud.await_checked(server, after, disk, HEARD)
+    assert said.wrong == 0, cloud.console(server)[-2000:]
+    return said
+
+
+def stacks(cloud: Servers, journey: Journey, server: str) -> list[str]:
+    """The modes of a server's volumes on its host."""
+    node = cloud.cluster.node(cloud.host(server))
+    return [journey.stack(node, volume).get("mode", "plain") for volume in cloud.volumes(server)]
+
+
+def await_mode(cloud: Servers, journey: Journey, server: str, mode: str, timeout: float) -> None:
+    wait_for(
+        f"volumes of {server} to be {mode}, but they are {stacks(cloud, journey, server)}",
+        lambda: set(stacks(cloud, journey, server)) == {mode},
+        timeout=timeout,
+    )
+
+
+def same_disk(cloud: Servers, server: str, before: Checked, boot_number: int) -> Checked:
+    """The server has booted again from the disk that it had, and no acknowledged write is lost."""
+    wait_for(
+        f"{server} to boot for the {boot_number}. time",
+        lambda: (
+            boots(cloud.console(server)) == boot_number and found(cloud.console(server)) is not None
+        ),
+        timeout=BOOT,
+    )
+    console = cloud.console(server)
+    last = found(console)
+    assert last is not None
+    assert last >= before.seq, console[-2000:]
+    return heard(cloud, server, last)
+
+
+# -- ways to get a volume --------------------------------------------------------------------
+
+
+def test_four_kinds_of_root(cloud: Servers, journey: Journey, image: str) -> None:
+    """The client's --boot-from-volume, and mappings from volume, image and snapshot."""
+    flavor = cloud.flavor("lab-128", 128)
+    made = cloud.cluster.openstack_json(
+        "server", "create", "root-client", "--image", image, "--boot-from-volume", "1",
+        "--flavor", flavor, "--nic", "none",
+    )  # fmt: skip
+    volume = journey.create_volume("root", 1, "--image", image)
+    other = journey.create_volume("other", 1, "--image", image)
+    snapshot = journey.create_snapshot(other, "snapshot")
+    servers = [str(made["id"])]
+    for name, mapping in (
+        ("root-volume", from_volume(volume)),
+        ("root-image", from_image(image)),
+        ("root-snapshot", from_snapshot(snapshot)),
+    ):
+        servers += cloud.create(name, mapping, wait=False)
+    for server in servers:
+        cloud.await_status(server)
+        await_boot(cloud, server)
+        assert heard(cloud, server).seq > 0
+        assert stacks(cloud, journey, server) == ["cached"]
+    assert cloud.volumes(servers[1]) == [volume]
+
+
+def test_a_second_volume_comes_and_goes(cloud: Servers, journey: Journey, image: str) -> None:
+    server = boot(cloud, "two", from_image(image))
+    volume = journey.create_volume("second", 1, "--image", image)
+    cloud.attach(server, volume)
+    cloud.await_console(server, "tiny: vdb appeared", BOOT)
+    assert heard(cloud, server, disk="vdb").seq > 0
+    assert stacks(cloud, journey, server) == ["cached", "cached"]
+    cloud.detach(server, volume)
+    journey.await_volume(volume, "available", 120)
+    cloud.await_console(server, "tiny: vdb gone", BOOT)
+    node = cloud.cluster.node(cloud.host(server))
+    assert journey.stack(node, volume) == {}
+    heard(cloud, server, heard(cloud, server).seq)
+
+
+# -- a server's life -------------------------------------------------------------------------
+
+
+def test_reboot_stop_start_shelve(cloud: Servers, journey: Journey, image: str) -> None:
+    server = boot(cloud, "life", from_image(image))
+    number, last = 1, heard(cloud, server)
+
+    def again(act: Callable[[], object]) -> None:
+        nonlocal number, last
+        act()
+        number += 1
+        last = same_disk(cloud, server, last, number)
+        assert stacks(cloud, journey, server) == ["cached"]
+
+    def stop_and_start() -> None:
+        cloud.action(server, "os-stop")
+        cloud.await_status(server, "SHUTOFF")
+        cloud.action(server, "os-start")
+        cloud.await_status(server)
+
+    def shelve_and_unshelve() -> None:
+        cloud.action(server, "shelve")
+        cloud.await_status(server, "SHELVED_OFFLOADED")
+        for node in cloud.cluster.of_kind("compute"):
+            assert journey.leftovers(node) == []
+        cloud.action(server, "unshelve")
+        cloud.await_status(server)
+
+    again(lambda: cloud.action(server, "reboot", {"type": "SOFT"}))
+    again(lambda: cloud.action(server, "reboot", {"type": "HARD"}))
+    again(stop_and_start)
+    again(shelve_and_unshelve)
+
+
+def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
+    """The volume gets the image's bytes again, and is not mistaken for what it was.
+
+    What is past the image's end stays: Cinder writes no more than the image over a volume.
+    """
+    server = boot(cloud, "rebuilt", from_image(image))
+    heard(cloud, server)
+    cloud.action(server, "rebuild", {"imageRef": image})
+    time.sleep(2)
+    cloud.await_status(server)
+    await_boot(cloud, server)
+    cloud.await_console(server, r"tiny: vda seq=", BOOT)
+    differing = re.findall(r"tiny: vda WRONG slot=(\d+) want=\d+ got=(\w+)", cloud.console(server))
+    in_image = {str(slot) for slot in range(32)}
+    assert {slot for slot, _ in differing} == in_image, cloud.console(server)
+    assert {got for _, got in differing} == {"empty"}  # as in the image
+    assert stacks(cloud, journey, server) == ["cached"]
+
+
+def test_resize(cloud: Servers, journey: Journey, image: str) -> None:
+    """To another host, and confirmed; then again, and reverted."""
+    server = boot(cloud, "resized", from_image(image))
+    first, last = cloud.host(server), heard(cloud, server)
+    cloud.action(server, "resize", {"flavorRef": cloud.flavor("lab-160", 160)})
+    cloud.await_status(server, "VERIFY_RESIZE")
+    assert cloud.host(server) != first
+    last = same_disk(cloud, server, last, 2)
+    cloud.action(server, "confirmResize")
+    cloud.await_status(server)
+    assert journey.leftovers(cloud.cluster.node(first)) == []
+    second = cloud.host(server)
+    cloud.action(server, "resize", {"flavorRef": cloud.flavor("lab-128", 128)})
+    cloud.await_status(server, "VERIFY_RESIZE")
+    last = same_disk(cloud, server, last, 3)
+    cloud.action(server, "revertResize")
+    cloud.await_status(server)
+    assert cloud.host(server) == second
+    same_disk(cloud, server, last, 4)
+    assert stacks(cloud, journey, server) == ["cached"]
+
+
+# -- moving ----------------------------------------------------------------------------------
+
+
+def test_live_migration_there_and_back(cloud: Servers, journey: Journey, image: str) -> None:
+    """Of a guest that writes: nothing is wrong, and it is cached again where it arrives."""
+    server = boot(cloud, "moving", from_image(image))
+    for _ in range(2):
+        origin, last = cloud.host(server), heard(cloud, server)
+        cloud.live_migrate(server, _other(cloud, server))
+        last = heard(cloud, server, last.seq)
+        assert journey.leftovers(cloud.cluster.node(origin)) == []
+        await_mode(cloud, journey, server, "cached", 60)
+        heard(cloud, server, last.seq)
+    # What it wrote on both hosts, and with and without a cache, is there after all of it.
+    cloud.action(server, "reboot", {"type": "HARD"})
+    same_disk(cloud, server, last, 2)
+
+
+def test_a_migration_that_is_given_up(cloud: Servers, journey: Journey, image: str) -> None:
+    """While memory is copied; the server goes on where it is, and the other host is clean."""
+    server = boot(cloud, "staying", from_image(image))
+    origin, target = cloud.host(server), _other(cloud, server)
+    last = heard(cloud, server)
+    with _slow(cloud, origin):
+        cloud.action(server, "os-migrateLive", {"host": target, "block_migration": "auto"})
+        migration = _running_migration(cloud, server)
+        # By now the other host has the volume, too.
+        assert journey.leftovers(cloud.cluster.node(target)) != []
+        (volume,) = cloud.volumes(server)
+        assert journey.stack(cloud.cluster.node(target), volume)["mode"] == "direct"
+        cloud.abort_migration(server, migration)
+        cloud.await_status(server)
+    assert cloud.host(server) == origin
+    last = heard(cloud, server, last.seq)
+    await_clean(journey, cloud.cluster.node(target))
+    cloud.live_migrate(server, target)
+    heard(cloud, server, last.seq)
+
+
+def test_a_migration_whose_destination_fails(cloud: Servers, journey: Journey, image: str) -> None:
+    """libvirt there refuses after the volume has been connected: rolled back, and clean."""
+    server = boot(cloud, "refused", from_image(image))
+    origin, target = cloud.host(server), cloud.cluster.node(_other(cloud, server))
+    last = heard(cloud, server)
+    # All ports on which QEMU would receive a guest are taken.
+    blocked = target.run(
+        "setsid python -c 'import socket, time\n"
+        'held = [socket.create_server(("", p)) for p in range(49152, 49216)]\n'
+        "time.sleep(600)' > /dev/null 2>&1 < /dev/null & echo $!"
+    ).stdout.strip()
+    try:
+        cloud.action(server, "os-migrateLive", {"host": target.name, "block_migration": "auto"})
+        wait_for(
+            "the migration to fail",
+            lambda: (
+                cloud.migrations(server)[0] in ("live-migration error", "live-migration failed")
+            ),
+            timeout=120,
+        )
+        # Nova has rolled back, and wants an operator to look at it.
+        cloud.await_status(server, "ERROR")
+        cloud.action(server, "os-resetState", {"state": "active"})
+    finally:
+        target.run(f"kill {blocked}")
+    cloud.await_status(server)
+    assert cloud.host(server) == origin
+    heard(cloud, server, last.seq)
+    await_clean(journey, target)
+    assert stacks(cloud, journey, server) == ["cached"]
+
+
+def test_evacuation_after_a_node_is_lost(cloud: Servers, journey: Journey, image: str) -> None:
+    server = boot(cloud, "evacuee", from_image(image))
+    lost = cloud.cluster.node(cloud.host(server))
+    last = heard(cloud, server)
+    lost.kill()
+    try:
+        cloud.force_down(lost.name, True)
+        cloud.action(server, "evacuate", {})
+        wait_for("another host", lambda: cloud.host(server) != lost.name, timeout=120)
+        cloud.await_status(server)
+        same_disk(cloud, server, last, 2)
+    finally:
+        _start(lost)
+        cloud.force_down(lost.name, False)
+    await_clean(journey, lost)
+
+
+# -- what else happens to hosts ----------------------------------------------------------------
+
+
+def test_nova_compute_is_restarted_under_guests(
+    cloud: Servers, journey: Journey, image: str
+) -> None:
+    server = boot(cloud, "undisturbed", from_image(image))
+    node, last = cloud.cluster.node(cloud.host(server)), heard(cloud, server)
+    node.service_stop("nova-compute", timeout=60)
+    node.service_stop("thunder-agent")
+    node.service_start("thunder-agent")
+    node.service_start("nova-compute")
+    last = heard(cloud, server, last.seq)
+    assert boots(cloud.console(server)) == 1
+    assert stacks(cloud, journey, server) == ["cached"]
+    cloud.action(server, "reboot", {"type": "HARD"})
+    same_disk(cloud, server, last, 2)
+
+
+def test_a_node_reboots_and_resumes_its_guests(
+    cloud: Servers, journey: Journey, image: str
+) -> None:
+    server = boot(cloud, "resumed", from_image(image))
+    node, last = cloud.cluster.node(cloud.host(server)), heard(cloud, server)
+    node.kill()
+    _start(node)
+    cloud.await_status(server)
+    same_disk(cloud, server, last, 2)
+    assert stacks(cloud, journey, server) == ["cached"]
+
+
+def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, image: str) -> None:
+    """Volumes are plain iSCSI there, and servers come and go between it and the others."""
+    plain = compute(cloud, 2)
+    ours = plain.catalog["nova-compute"]
+    plain.service_stop("nova-compute", timeout=60)
+    plain.catalog.update({s.name: s for s in nova.compute_services(plain.spec, thunder=False)})
+    plain.service_start("nova-compute")
+    try:
+        server = boot(cloud, "plain", from_image(image), host=plain.name)
+        last = heard(cloud, server)
+        assert stacks(cloud, journey, server) == ["plain"]
+        cloud.live_migrate(server, compute(cloud, 0).name)
+        last = heard(cloud, server, last.seq)
+        await_mode(cloud, journey, server, "cached", 60)
+        cloud.live_migrate(server, plain.name)
+        last = heard(cloud, server, last.seq)
+        assert stacks(cloud, journey, server) == ["plain"]
+        cloud.action(server, "reboot", {"type": "HARD"})
+        same_disk(cloud, server, last, 2)
+        cloud.delete([server])
+    finally:
+        plain.service_stop("nova-compute", timeout=60)
+        plain.catalog["nova-compute"] = ours
+        plain.service_start("nova-compute")
+
+
+# -- failures of the cloud's own ----------------------------------------------------------------
+
+
+def test_servers_that_cannot_be(cloud: Servers, journey: Journey, image: str) -> None:
+    """No host is large enough; no more volumes are allowed. Nothing is left of either."""
+    (server,) = cloud.create(
+        "huge", from_image(image), flavor=cloud.flavor("huge", 1 << 20), wait=False
+    )
+    cloud.await_status(server, "ERROR")
+    assert "No valid host" in cloud.fault(server)
+    cloud.delete([server])
+    project = cloud.cluster.ask(lambda c: c.current_project_id)
+    with _volumes_allowed(cloud, project, 1):
+        servers = cloud.create("many", from_image(image), count=2, wait=False)
+        ended = []
+        for server in servers:
+            with contextlib.suppress(LabError):
+                cloud.await_status(server)
+            ended.append(cloud.show(server).status)
+        assert sorted(ended) == ["ACTIVE", "ERROR"]
+        cloud.delete(servers)
+    assert cloud.cluster.ask(lambda c: list(c.block_storage.volumes())) == []
+
+
+# -- parts --------------------------------------------------------------------------------------
+
+
+def _other(cloud: Servers, server: str) -> str:
+    """A compute node that the server is not on."""
+    here = cloud.host(server)
+    return next(n.name for n in cloud.cluster.of_kind("compute") if n.name != here)
+
+
+@contextlib.contextmanager
+def _slow(cloud: Servers, name: str) -> Iterator[None]:
+    """A cable over which a guest's memory takes half a minute."""
+    before = cloud.cluster.node(name).spec.link
+    cloud.cluster.set_link(name, Link("20mbit", before.delay))
+    try:
+        yield
+    finally:
+        cloud.cluster.set_link(name, before)
+
+
+def _running_migration(cloud: Servers, server: str) -> int:
+    """The number of the migration that copies memory now."""
+    numbers: list[int] = []
+
+    def ask() -> bool:
+        numbers[:] = cloud.running_migrations(server)
+        return bool(numbers)
+
+    wait_for(f"a migration of {server} to run", ask, timeout=120)
+    return numbers[0]
+
+
+def _start(node: Node) -> None:
+    """Boot a node again, with its daemons."""
+    node.start()
+    for name in node.catalog:
+        node.service_start(name)
+
+
+@contextlib.contextmanager
+def _volumes_allowed(cloud: Servers, project: str, count: int) -> Iterator[None]:
+    cloud.cluster.openstack("quota", "set", "--volumes", str(count), project)
+    try:
+        yield
+    finally:
+        cloud.cluster.openstack("quota", "set", "--volumes", "100", project)
