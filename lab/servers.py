@@ -130,7 +130,7 @@ class Servers:
         try:
             return str(self.action(server, "os-getConsoleOutput", {})["output"])
         except LabError as error:
-            if "does not have a console" in str(error):  # it is being started
+            if "itemNotFound" in str(error):  # it is being started
                 return ""
             raise
 
