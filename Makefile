@@ -31,7 +31,7 @@ server-tests:
 	@$(PYTHON) -m pytest --durations=0 tests/lab/test_servers.py
 
 long-tests:
-	@$(PYTHON) -m pytest -m long tests/lab
+	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
 
 test: lint
 	@$(PYTHON) -m pytest --durations=15 -m "not long" tests

@@ -1,7 +1,8 @@
 """Servers through Nova's public APIs, unpatched: every way in which one gets, keeps and loses its
 volumes.
 
-Guests are tiny ones that write to their disk all the time, and check what is there.
+Guests are tiny ones that write to their disk all the time, and check what is there. All of it takes
+some 20 minutes: `make server-tests`.
 """
 
 from __future__ import annotations
@@ -187,6 +188,7 @@ def test_four_kinds_of_root(cloud: Servers, journey: Journey, image: str) -> Non
     assert cloud.volumes(servers[1]) == [volume]
 
 
+@pytest.mark.long
 def test_a_second_volume_comes_and_goes(cloud: Servers, journey: Journey, image: str) -> None:
     server = boot(cloud, "two", from_image(image))
     volume = journey.create_volume("second", 1, "--image", image)
@@ -205,6 +207,7 @@ def test_a_second_volume_comes_and_goes(cloud: Servers, journey: Journey, image:
 # -- a server's life -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_reboot_stop_start_shelve(cloud: Servers, journey: Journey, image: str) -> None:
     server = boot(cloud, "life", from_image(image))
     number, last = 1, heard(cloud, server)
@@ -236,6 +239,7 @@ def test_reboot_stop_start_shelve(cloud: Servers, journey: Journey, image: str) 
     again(shelve_and_unshelve)
 
 
+@pytest.mark.long
 def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
     """The volume gets the image's bytes again, and is not mistaken for what it was.
 
@@ -255,6 +259,7 @@ def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
     assert stacks(cloud, journey, server) == ["cached"]
 
 
+@pytest.mark.long
 def test_resize(cloud: Servers, journey: Journey, image: str) -> None:
     """To another host, and confirmed; then again, and reverted."""
     server = boot(cloud, "resized", from_image(image))
@@ -295,6 +300,7 @@ def test_live_migration_there_and_back(cloud: Servers, journey: Journey, image: 
     same_disk(cloud, server, last, 2)
 
 
+@pytest.mark.long
 def test_a_migration_that_is_given_up(cloud: Servers, journey: Journey, image: str) -> None:
     """While memory is copied; the server goes on where it is, and the other host is clean."""
     server = boot(cloud, "staying", from_image(image))
@@ -316,6 +322,7 @@ def test_a_migration_that_is_given_up(cloud: Servers, journey: Journey, image: s
     heard(cloud, server, last.seq)
 
 
+@pytest.mark.long
 def test_a_migration_whose_destination_fails(cloud: Servers, journey: Journey, image: str) -> None:
     """libvirt there refuses after the volume has been connected: rolled back, and clean."""
     server = boot(cloud, "refused", from_image(image))
@@ -348,6 +355,7 @@ def test_a_migration_whose_destination_fails(cloud: Servers, journey: Journey, i
     assert stacks(cloud, journey, server) == ["cached"]
 
 
+@pytest.mark.long
 def test_evacuation_after_a_node_is_lost(cloud: Servers, journey: Journey, image: str) -> None:
     server = boot(cloud, "evacuee", from_image(image))
     lost = cloud.cluster.node(cloud.host(server))
@@ -368,6 +376,7 @@ def test_evacuation_after_a_node_is_lost(cloud: Servers, journey: Journey, image
 # -- what else happens to hosts ----------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_nova_compute_is_restarted_under_guests(
     cloud: Servers, journey: Journey, image: str
 ) -> None:
@@ -384,6 +393,7 @@ def test_nova_compute_is_restarted_under_guests(
     same_disk(cloud, server, last, 2)
 
 
+@pytest.mark.long
 def test_a_node_reboots_and_resumes_its_guests(
     cloud: Servers, journey: Journey, image: str
 ) -> None:
@@ -396,6 +406,7 @@ def test_a_node_reboots_and_resumes_its_guests(
     assert stacks(cloud, journey, server) == ["cached"]
 
 
+@pytest.mark.long
 def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, image: str) -> None:
     """Volumes are plain iSCSI there, and servers come and go between it and the others."""
     plain = compute(cloud, 2)
