@@ -679,11 +679,13 @@ class Bases:
 
     def from_network(self, base: Base) -> int:
         """Image bytes that this base has read from replicas, since it was built or rebuilt."""
-        try:
-            now = self._kit.blocks.bytes_read(layout.path(ImageNames(base.image_id).paths))
-        except errors.DeviceNotFound:
-            now = 0
-        return base.fetched + now
+        if not base.complete:
+            paths = layout.path(ImageNames(base.image_id).paths)
+            try:
+                return base.fetched + self._kit.blocks.bytes_read(paths)
+            except errors.DeviceNotFound:  # it may just have become complete
+                base = self._store.bases.get(base.image_id, base)
+        return base.fetched
 
     def tell_all(self) -> None:
         """Report every base to the tracker.

@@ -34,14 +34,30 @@ def _sysfs(device: str) -> Path:
     return SYSFS / "dev" / "block" / devnum(device)
 
 
+def _attribute(device: str, name: str) -> str:
+    try:
+        return (_sysfs(device) / name).read_text()
+    except OSError as error:
+        # It went away before the file was opened, or before it was read.
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            raise errors.DeviceNotFound(device) from error
+        raise
+
+
 def size(device: str) -> int:
-    """Bytes."""
-    return int((_sysfs(device) / "size").read_text()) * 512
+    """Bytes.
+
+    :raises errors.DeviceNotFound:
+    """
+    return int(_attribute(device, "size")) * 512
 
 
 def bytes_read(device: str) -> int:
-    """Bytes read from a device since it appeared (sysfs ``stat``)."""
-    return int((_sysfs(device) / "stat").read_text().split()[2]) * 512
+    """Bytes read from a device since it appeared (sysfs ``stat``).
+
+    :raises errors.DeviceNotFound:
+    """
+    return int(_attribute(device, "stat").split()[2]) * 512
 
 
 def ensure_unused(device: str) -> None:

@@ -1,0 +1,43 @@
+"""Devices that go away while they are looked at."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import errors
+from os_brick_thunder.mechanism import blockdev
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV])
+def test_a_device_that_has_just_gone(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """sysfs fails to open its files, and to read those that are open."""
+
+    def fail(_path: Path) -> str:
+        raise OSError(code, "gone")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    for look in (blockdev.size, blockdev.bytes_read):
+        with pytest.raises(errors.DeviceNotFound, match="there is no block device 8:0"):
+            look("8:0")
+
+
+def test_another_failure_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path) -> str:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match="broken"):
+        blockdev.size("8:0")
+
+
+def test_sizes_are_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "dev/block/8:0"
+    folder.mkdir(parents=True)
+    (folder / "size").write_text("2048\n")
+    (folder / "stat").write_text("  1 0 16 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(blockdev, "SYSFS", tmp_path)
+    assert blockdev.size("8:0") == 1 << 20
+    assert blockdev.bytes_read("8:0") == 8192
