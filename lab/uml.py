@@ -119,9 +119,9 @@ class Machine:
             process.kill()
         # A kernel that starts while the tap is still held comes up without a network.
         wait_for(
-            f"{self.spec.name}: its tap to be free",
-            lambda: not self.network.plugged(self.spec.name),
-            timeout=10,
+            f"{self.spec.name}: its process to end, and its tap to be free",
+            lambda: not self.running() and not self.network.plugged(self.spec.name),
+            timeout=30,
         )
 
     @property
