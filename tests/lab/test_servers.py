@@ -445,7 +445,7 @@ def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, 
 def test_servers_that_cannot_be(cloud: Servers, journey: Journey, image: str) -> None:
     """No host is large enough; no more volumes are allowed. Nothing is left of either."""
     (server,) = cloud.create(
-        "huge", from_image(image), flavor=cloud.flavor("huge", 1 << 20), wait=False
+        "huge", from_image(image), flavor=cloud.flavor("too-large", 40000), wait=False
     )
     cloud.await_status(server, "ERROR")
     assert "No valid host" in cloud.fault(server)
