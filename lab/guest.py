@@ -48,6 +48,9 @@ FILES = {
     "/usr/share/initramfs-tools/modules.d/guest": "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\n",
     # There is no room for a journal on a tight file system.
     "/etc/systemd/journald.conf.d/guest.conf": "[Journal]\nStorage=volatile\n",
+    # Without KVM, and with many guests to a processor, the console may take minutes to appear; the
+    # login prompt waits for it no longer than this.
+    "/etc/systemd/system.conf.d/guest.conf": "[Manager]\nDefaultDeviceTimeoutSec=15min\n",
     "/etc/systemd/system/first-boot-marker.service": """\
 [Unit]
 Description=Record when this disk was first booted
