@@ -197,17 +197,20 @@ class Cluster:
         mariadb = start(controller, "mariadb", tasks.start("databases", databases))
         upgrade = functools.partial(self.thunder, "db", "upgrade")
         tables = tasks.start("thunder's tables", upgrade, [mariadb])
-        for name in ("keystone", "glance-api", "cinder-api"):
-            start(controller, name, mariadb)
+        apis = [start(controller, n, mariadb) for n in ("keystone", "glance-api", "cinder-api")]
         start(controller, "cinder-scheduler", mariadb, rabbitmq)
         cloud = [rabbitmq, mariadb, tables]
         if self.options.nova:
-            cloud += [start(controller, name, mariadb, rabbitmq) for name in nova.NAMES]
+            cloud += [*apis, *(start(controller, n, mariadb, rabbitmq) for n in nova.NAMES)]
+        daemons: list[Future[None]] = []
         if self.options.services:
             for node in self.nodes.values():
                 ready = [boots[node.name], *cloud]
                 for name in node.catalog:  # in the order of their needs
                     ready.append(start(node, name, *ready))
+                daemons += ready
+        if self.options.nova:
+            tasks.start("nova: compute hosts", controller.discover_hosts, daemons)
 
     def _boot(self, node: Node) -> None:
         node.prepare(self.topology)

@@ -109,6 +109,11 @@ class Controller:
         module = [_PYTHON, "-m", "cinder_thunder.cmd.thunder"]
         return self.run([*module, *arguments, "--config-file", conf]).stdout
 
+    def discover_hosts(self) -> None:
+        """Have Nova use the compute hosts that it has heard of; later ones its scheduler finds."""
+        conf = str(self.folder / "nova/nova.conf")
+        self.run(["nova-manage", "--config-file", conf, "cell_v2", "discover_hosts"])
+
 
 def database_socket(folder: Path) -> Path:
     """MariaDB's Unix socket, for its own administrator."""

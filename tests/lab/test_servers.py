@@ -460,7 +460,7 @@ def test_servers_that_cannot_be(cloud: Servers, journey: Journey, image: str) ->
             ended.append(cloud.show(server).status)
         assert sorted(ended) == ["ACTIVE", "ERROR"]
         cloud.delete(servers)
-    assert cloud.cluster.ask(lambda c: list(c.block_storage.volumes())) == []
+    journey.await_no_volumes(60)
 
 
 # -- parts --------------------------------------------------------------------------------------
