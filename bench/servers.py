@@ -39,10 +39,10 @@ def boot(servers: Servers, journey: Journey, image: str, count: int) -> list[str
 
     with ThreadPoolExecutor(len(ids)) as threads:
         seconds = list(threads.map(ready, ids))
-    for node in servers.cluster.of_kind("compute"):
-        journey.await_complete(node, image)
-    sent, allocated = storage.counters().sent - before, journey.allocated(image)
     hosts = Counter(servers.host(server) for server in ids)
+    for name in hosts:
+        journey.await_complete(servers.cluster.node(name), image)
+    sent, allocated = storage.counters().sent - before, journey.allocated(image)
     modes = Counter(
         journey.stack(servers.cluster.node(servers.host(s)), v).get("mode", "plain")
         for s in ids
