@@ -40,6 +40,7 @@ class FakeDeviceMapper:
         self.log: list[str] = []
         self.thin_ids: set[int] = set()
         self.mapped: dict[int, int] = {}  # bytes of thin devices that have blocks
+        self.bare: set[str] = set()  # without a table
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         if name in self.tables:
@@ -93,6 +94,8 @@ class FakeDeviceMapper:
         return ""
 
     def status(self, name: str) -> str:
+        if name in self.bare:
+            return ""
         if name not in self.tables:
             raise errors.ProcessError(["dmsetup", "status", name], 1, "Device does not exist")
         target = self.tables[name][0].segments[0].target

@@ -25,11 +25,14 @@ def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
     entry: dict[str, Any] = dataclasses.asdict(stack)
     entry |= {"cache": None, "failed": 0, "present": True}
     try:
-        entry["failed"] = list(dmstatus.paths(dm.status(names.vol)).values()).count(False)
-        found = dmstatus.cache(dm.status(names.cached)) if stack.image_id else None
+        vol = dm.status(names.vol)
+        cached = dm.status(names.cached) if stack.image_id else None
     except errors.ProcessError:  # still being built, or on its way out
+        vol = ""
+    if not vol or cached == "":
         entry["present"] = False
         return entry
-    if found:
+    entry["failed"] = list(dmstatus.paths(vol).values()).count(False)
+    if cached and (found := dmstatus.cache(cached)):
         entry["cache"] = dataclasses.asdict(found)
     return entry

@@ -92,7 +92,7 @@ def cache(status: str) -> CacheStatus | None:
 
     :raises ValueError: not the status of a cache
     """
-    kind, _, rest = status.strip().splitlines()[0].partition(" ")
+    kind, _, rest = status.strip().partition("\n")[0].partition(" ")
     words = rest.split()
     if kind != "cache":
         raise ValueError(f"not the status of a cache: {status!r:.80}")

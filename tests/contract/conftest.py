@@ -20,6 +20,7 @@ from os_brick_thunder.mechanism import lio
 from os_brick_thunder.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.mechanism.dmsetup import DmSetup
 from os_brick_thunder.mechanism.pool import LocalPool
+from os_brick_thunder.policy import layout
 from tests import fakes
 
 KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
@@ -34,6 +35,14 @@ class World:
     kit: Kit
     disk: str
     kernel: bool
+
+    def create_bare(self, name: str) -> None:
+        """Create a device without a table."""
+        if isinstance(self.kit.dm, fakes.FakeDeviceMapper):
+            self.kit.dm.bare.add(name)
+            return
+        uuid = layout.UUID_PREFIX + name
+        subprocess.run(["dmsetup", "create", name, "--uuid", uuid, "--notable"], check=True)
 
 
 @pytest.fixture

@@ -161,6 +161,12 @@ def test_what_is_asked_of_a_device_that_is_not_there_is_an_error(world: World) -
         world.kit.dm.message("thunder-never-was", "fail_path 8:0")
 
 
+def test_a_device_without_a_table_has_an_empty_status(world: World) -> None:
+    """As every device is for a moment, when it is created."""
+    world.create_bare("thunder-b")
+    assert world.kit.dm.status("thunder-b") == ""
+
+
 def test_a_thin_device_tells_what_it_holds(world: World) -> None:
     world.kit.pool.create_thin(7)
     world.kit.dm.create("thunder-t", layout.thin_table(64 * MIB, 7))

@@ -107,5 +107,8 @@ def test_figures_of_a_stack(host: Host) -> None:
     cache = entry["cache"]
     assert (cache["mapped"], cache["total"]) == (600 * 64 << 10, 1000 * 64 << 10)
     assert (cache["read_hits"], cache["read_misses"]) == (75, 25)
+    dm.bare.add(names.cached)  # it has just been created
+    entry = figures.of_stack(dm, stack)
+    assert (entry["present"], entry["cache"]) == (False, None)
     direct = dataclasses.replace(stack, mode="direct", image_id=None)
     assert figures.of_stack(dm, direct)["cache"] is None
