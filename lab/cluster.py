@@ -24,6 +24,7 @@ from lab.image import root_image, xstate_library
 from lab.net import Network
 from lab.node import Node, make_keys
 from lab.progress import Steps
+from lab.shell import wait_for
 from lab.topology import Link, Topology
 from lab.uml import Machine
 
@@ -199,9 +200,11 @@ class Cluster:
         tables = tasks.start("thunder's tables", upgrade, [mariadb])
         apis = [start(controller, n, mariadb) for n in ("keystone", "glance-api", "cinder-api")]
         start(controller, "cinder-scheduler", mariadb, rabbitmq)
+        policy = tasks.start("keystone: policy", self._load_policy, apis[:1])
         cloud = [rabbitmq, mariadb, tables]
         if self.options.nova:
-            cloud += [*apis, *(start(controller, n, mariadb, rabbitmq) for n in nova.NAMES)]
+            others = (start(controller, n, mariadb, rabbitmq) for n in nova.NAMES)
+            cloud += [policy, *apis, *others]
         daemons: list[Future[None]] = []
         if self.options.services:
             for node in self.nodes.values():
@@ -210,7 +213,31 @@ class Cluster:
                     ready.append(start(node, name, *ready))
                 daemons += ready
         if self.options.nova:
-            tasks.start("nova: compute hosts", controller.discover_hosts, daemons)
+            tasks.start("nova: compute hosts", self._discover_hosts, daemons)
+
+    def _load_policy(self) -> None:
+        """Keystone reads its policy at the first request that needs it; requests that come in
+        meanwhile are forbidden, and the service that had a token checked answers with 503.
+        """
+        self.ask(lambda cloud: list(cloud.identity.projects()))
+
+    def _discover_hosts(self) -> None:
+        self.controller.discover_hosts()
+        wanted = {node.name for node in self.of_kind("compute")}
+
+        def known() -> bool:
+            def ask(cloud: Any) -> set[str]:
+                placement = cloud.placement
+                return {
+                    provider.name
+                    for provider in placement.resource_providers()
+                    if any(placement.resource_provider_inventories(provider))
+                }
+
+            return self.ask(ask) >= wanted
+
+        # nova-compute tells Placement what it has when it starts, and every minute.
+        wait_for("Placement knows the compute hosts", known, timeout=150, cancel=self._cancel)
 
     def _boot(self, node: Node) -> None:
         node.prepare(self.topology)
