@@ -53,9 +53,15 @@ def boot(servers: Servers, journey: Journey, image: str, count: int) -> list[str
         f"all ACTIVE after {max(a for a, _ in seconds):.0f} s, "
         f"all at their prompts after {max(p for _, p in seconds):.0f} s"
     )
+    fetched = {name: journey.from_network(servers.cluster.node(name)) for name in hosts}
     print(
         f"the storage host sent {sent / MIB:.1f} MiB, {sent / allocated:.2f} times the "
-        f"{allocated / MIB:.1f} MiB that the image holds"
+        f"{allocated / MIB:.1f} MiB that the image holds: its blocks, and what the checkers read "
+        "back of their own"
+    )
+    print(
+        "image bytes that each host read over the network: "
+        + ", ".join(f"{name} {count / MIB:.1f} MiB" for name, count in sorted(fetched.items()))
     )
     wrong = sum(found.wrong for s in ids if (found := checked(servers.console(s))))
     print(f"their checkers found {wrong} wrong")
