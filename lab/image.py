@@ -39,6 +39,11 @@ PACKAGES = (
     "udev",
 )
 SUITE = "bookworm"
+#: Taken from the backports: QEMU 7.2 loses writes to a guest's memory when it is migrated live
+#: without KVM, which 9.0 mended (03bfc2188f07, "physmem: Fix migration dirty bitmap coherency with
+#: TCG memory access"): every tenth guest or so crashed.
+BACKPORTED = ("qemu-*", "seabios")
+_MIRROR = "http://deb.debian.org/debian"
 SIZE_GIB = 10
 _ROOTFS = Path(__file__).parent / "rootfs"
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
@@ -52,7 +57,9 @@ def root_image(cache: Path) -> Path:
     """
     entry = _ROOTFS / "entry"
     mirror = os.environ.get("THUNDER_LAB_MIRROR", "")
-    recipe = "\n".join([*PACKAGES, SUITE, mirror, str(SIZE_GIB), *_LEFT_OUT, entry.read_text()])
+    recipe = "\n".join(
+        [*PACKAGES, SUITE, mirror, *BACKPORTED, str(SIZE_GIB), *_LEFT_OUT, entry.read_text()]
+    )
     image = cache / f"root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.img"
     if image.exists():
         return image
@@ -67,9 +74,16 @@ def _build(image: Path, entry: Path, mirror: str) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     left_out = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
+    backports = f"{SUITE}-backports"
+    (work / "backports.list").write_text(f"deb {mirror or _MIRROR} {backports} main\n")
+    (work / "backports").write_text(
+        f"Package: {' '.join(BACKPORTED)}\nPin: release n={backports}\nPin-Priority: 500\n"
+    )
     run(
         contained(
             "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", *left_out,
+            f"--setup-hook=copy-in {work}/backports.list /etc/apt/sources.list.d",
+            f"--setup-hook=copy-in {work}/backports /etc/apt/preferences.d",
             f"--include={','.join(PACKAGES)}",
             f"--customize-hook=copy-in {entry} /sbin",
             SUITE, str(work / "root"), *([mirror] if mirror else []),
