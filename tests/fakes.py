@@ -200,6 +200,7 @@ class FakeLoops:
 @dataclass
 class FakeInitiator:
     unreachable: set[str] = field(default_factory=set)  # portals: nobody answers any more
+    revoked: set[str] = field(default_factory=set)  # passwords
     logged_in: dict[tuple[str, str], str] = field(default_factory=dict)
     patient: dict[tuple[str, str], bool] = field(default_factory=dict)
     disks: int = 0  # that ever were: a name is not given twice
@@ -209,6 +210,8 @@ class FakeInitiator:
         if key not in self.logged_in:
             if export.portal in self.unreachable:
                 raise errors.LoginError(f"{export.iqn} at {export.portal}: no route")
+            if export.password in self.revoked:
+                raise errors.LoginError(f"{export.iqn} at {export.portal}: authorization failure")
             self.logged_in[key] = f"/dev/sdm{self.disks}"
             self.disks += 1
         self.rank(*key, last)
@@ -303,6 +306,7 @@ class FakeTracker:
     stacks: set[str] = field(default_factory=set)
     modes: dict[str, str] = field(default_factory=dict)  # in the rows of ``stacks``
     admitted: set[str] = field(default_factory=set)  # exporters at which the host is
+    passwords: dict[str, str] = field(default_factory=dict)  # by host, of the next export only
 
     def _check(self) -> None:
         if self.down:
@@ -356,7 +360,8 @@ class FakeTracker:
         self._check()
         self.admitted.add(source.exporter)
         iqn = f"iqn.2026-11.org.thunder:{source.host}:{image_id}"
-        return wire.Export(f"{source.host}:3260", iqn, 0, "user", "secret")
+        password = self.passwords.pop(source.host, "secret")
+        return wire.Export(f"{source.host}:3260", iqn, 0, "user", password)
 
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
         self._check()

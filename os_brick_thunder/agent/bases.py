@@ -141,9 +141,9 @@ class Bases:
         self._store.put(dataclasses.replace(base, paths=paths + left))
         devices = []
         alive = []
-        for path, (_source, found) in zip(paths, opened, strict=True):
+        for path, (source, found) in zip(paths, opened, strict=True):
             try:
-                devices.append(self._kit.initiator.login(found, last=path == paths[-1]))
+                devices.append(self._login(base.image_id, source, found, path == paths[-1]))
                 alive.append(path)
             except errors.LoginError as error:
                 LOG.warning("replica of %s on %s: %s", base.image_id, path.host, error)
@@ -155,6 +155,23 @@ class Bases:
             )
         self._kit.initiator.rank(alive[-1].iqn, alive[-1].portal, last=True)
         return dataclasses.replace(base, paths=tuple(alive)), tuple(devices)
+
+    def _login(self, image_id: str, source: wire.Source, export: wire.Export, last: bool) -> str:
+        """Log in to a source; once more if it has let us in anew meanwhile.
+
+        A replica that was dead and is back may get our farewell of that time only now, after it has
+        admitted us again, and takes the admission back.
+
+        :raises errors.LoginError:
+        """
+        try:
+            return self._kit.initiator.login(export, last)
+        except errors.LoginError:
+            anew = self._ask(image_id, (source,)).get(source.exporter, export)
+            if anew == export:
+                raise
+            LOG.info("replica of %s on %s: logging in again", image_id, source.host)
+            return self._kit.initiator.login(anew, last)
 
     def _ask(self, image_id: str, sources: Sequence[wire.Source]) -> dict[str, wire.Export]:
         """Have sources opened, all at once; by their exporters, without those that would not."""
@@ -294,7 +311,7 @@ class Bases:
                     undo.push(kit.initiator.logout, path.iqn, path.portal)
                     with _warned(f"replica of {image_id} on {source.host}"):
                         export, last = found[source.exporter], source == sources[-1]
-                        devices[path] = kit.initiator.login(export, last)
+                        devices[path] = self._login(image_id, source, export, last)
             if len(devices) < len(sources):  # what works is better than what was promised
                 for path, device in working.items():
                     if path.host not in exclude:

@@ -264,6 +264,14 @@ def test_a_dead_parent_costs_a_path_not_the_attach(host: Host) -> None:
     assert host.tracker.closed == ["cmp2"]
 
 
+def test_an_admission_that_was_taken_back_is_asked_for_again(host: Host) -> None:
+    host.tracker.passwords["cmp2"] = "old"
+    host.initiator.revoked.add("old")
+    _, stacks, _, store = host.agent()
+    assert stacks.attach(PAYLOAD, LUN, soon()).source == "cmp2"
+    assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
+
+
 def test_no_replica_at_all_is_an_error_that_leaves_nothing(host: Host) -> None:
     host.initiator.unreachable |= {"cmp2:3260", "stor1:3260"}
     _, stacks, _, store = host.agent()
