@@ -13,6 +13,7 @@ ThunderError
  ├─ PoolError             the local thin pool is missing, failed or full
  ├─ ExportError           LIO refused
  ├─ LoginError            an iSCSI target could not be logged in
+ │   └─ LoginRefused      it answered, and does not admit this host
  ├─ NoReplica             no replica of the image is here, or none answered
  ├─ TransferError         copying an image failed
  │   ├─ TransferCancelled somebody stopped it
@@ -102,6 +103,10 @@ class ExportError(ThunderError):
 
 
 class LoginError(ThunderError):
+    pass
+
+
+class LoginRefused(LoginError):
     pass
 
 

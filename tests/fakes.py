@@ -211,7 +211,7 @@ class FakeInitiator:
             if export.portal in self.unreachable:
                 raise errors.LoginError(f"{export.iqn} at {export.portal}: no route")
             if export.password in self.revoked:
-                raise errors.LoginError(f"{export.iqn} at {export.portal}: authorization failure")
+                raise errors.LoginRefused(f"{export.iqn} at {export.portal}: authorization failure")
             self.logged_in[key] = f"/dev/sdm{self.disks}"
             self.disks += 1
         self.rank(*key, last)

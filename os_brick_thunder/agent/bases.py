@@ -166,7 +166,7 @@ class Bases:
         """
         try:
             return self._kit.initiator.login(export, last)
-        except errors.LoginError:
+        except errors.LoginRefused:
             anew = self._ask(image_id, (source,)).get(source.exporter, export)
             if anew == export:
                 raise

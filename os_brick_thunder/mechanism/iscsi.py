@@ -25,6 +25,7 @@ INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
 #: iscsiadm(8), "EXIT STATUS"
 _SESSION_EXISTS = 15
 _NO_OBJECTS = 21
+_NOT_ADMITTED = 24
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class IscsiAdm:
         """Log in (or find the session there is) and return the LUN's device.
 
         :param last: no other path is behind this one, see :meth:`rank`
-        :raises errors.LoginError: refused, unreachable, or no LUN in time
+        :raises errors.LoginRefused: the target does not admit us with these credentials
+        :raises errors.LoginError: unreachable, or no LUN in time
         """
         target = ("iscsiadm", "-m", "node", "-T", export.iqn, "-p", export.portal)
         try:
@@ -105,7 +107,9 @@ class IscsiAdm:
             return device
         except (errors.ProcessError, OSError) as error:
             self.logout(export.iqn, export.portal)
-            raise errors.LoginError(f"{export.iqn} at {export.portal}: {error}") from error
+            refused = isinstance(error, errors.ProcessError) and error.rc == _NOT_ADMITTED
+            kind = errors.LoginRefused if refused else errors.LoginError
+            raise kind(f"{export.iqn} at {export.portal}: {error}") from error
 
     def logout(self, iqn: str, portal: str) -> None:
         """Log out and forget the record; absent is success."""

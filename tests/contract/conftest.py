@@ -25,7 +25,8 @@ from tests import fakes
 
 KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
 MIB = 1 << 20
-collect_ignore = [] if KERNEL else ["test_bytes.py", "test_full_pool.py", "test_lvm.py"]
+_KERNEL_ONLY = ["test_bytes.py", "test_full_pool.py", "test_logins.py", "test_lvm.py"]
+collect_ignore = [] if KERNEL else _KERNEL_ONLY
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""Logins to replicas: the kernel's alone to answer, so not collected without one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder import errors, wire
+from os_brick_thunder.mechanism import lio
+from os_brick_thunder.mechanism.iscsi import initiator_name
+from tests.contract.conftest import MIB, World
+
+PORTAL = "127.0.0.1:3260"
+
+
+def test_who_is_admitted_anew_needs_the_new_credentials(world: World) -> None:
+    targets, initiator = world.kit.targets, world.kit.initiator
+    Path(world.disk).write_bytes(b"D" * MIB)
+    iqn, name = lio.iqn_of("here", "image"), initiator_name()
+    targets.export(world.disk, iqn, PORTAL)
+    old = targets.admit(iqn, name)
+    targets.revoke(iqn, name)
+    new = targets.admit(iqn, name)
+    export = wire.Export(PORTAL, iqn, lio.LUN, old.username, old.password)
+    with pytest.raises(errors.LoginRefused):
+        initiator.login(export)
+    assert initiator.sessions() == []
+    anew = dataclasses.replace(export, username=new.username, password=new.password)
+    with open(initiator.login(anew), "rb") as device:
+        assert device.read(MIB) == b"D" * MIB
+    initiator.logout(iqn, PORTAL)
+    assert initiator.sessions() == []
