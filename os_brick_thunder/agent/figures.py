@@ -22,17 +22,19 @@ def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
     counts paths of the volume that the kernel has given up; ``present``: its device is there.
     """
     names = VolumeNames(stack.volume_id)
-    entry: dict[str, Any] = dataclasses.asdict(stack)
-    entry |= {"cache": None, "failed": 0, "present": True}
+    vol = _status(dm, names.vol)
+    cached = _status(dm, names.cached) if vol and stack.image_id else ""
+    found = dmstatus.cache(cached) if cached else None
+    return dataclasses.asdict(stack) | {
+        "cache": dataclasses.asdict(found) if found else None,
+        "failed": list(dmstatus.paths(vol).values()).count(False),
+        "present": bool(vol) and bool(cached or not stack.image_id),
+    }
+
+
+def _status(dm: _Kernel, name: str) -> str:
+    """Empty while the device is being built, or on its way out."""
     try:
-        vol = dm.status(names.vol)
-        cached = dm.status(names.cached) if stack.image_id else None
-    except errors.ProcessError:  # still being built, or on its way out
-        vol = ""
-    if not vol or cached == "":
-        entry["present"] = False
-        return entry
-    entry["failed"] = list(dmstatus.paths(vol).values()).count(False)
-    if cached and (found := dmstatus.cache(cached)):
-        entry["cache"] = dataclasses.asdict(found)
-    return entry
+        return dm.status(name)
+    except errors.ProcessError:
+        return ""

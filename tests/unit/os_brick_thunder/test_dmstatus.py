@@ -44,7 +44,9 @@ def test_a_cache_that_failed() -> None:
         assert not found.healthy
 
 
-@pytest.mark.parametrize("status", ["linear ", "cache 8 34/1024", "cache a b c d e f g h i j k"])
+@pytest.mark.parametrize(
+    "status", ["", "linear ", "cache 8 34/1024", "cache a b c d e f g h i j k"]
+)
 def test_what_is_no_cache(status: str) -> None:
     with pytest.raises(ValueError, match="not the status of a cache"):
         dmstatus.cache(status)
