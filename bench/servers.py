@@ -39,21 +39,23 @@ def boot(servers: Servers, journey: Journey, image: str, count: int) -> list[str
 
     with ThreadPoolExecutor(len(ids)) as threads:
         seconds = list(threads.map(ready, ids))
-    hosts = Counter(servers.host(server) for server in ids)
-    for name in hosts:
-        journey.await_complete(servers.cluster.node(name), image)
+    on = {server: servers.cluster.node(servers.host(server)) for server in ids}
+    hosts = Counter(on.values())
+    for node in hosts:
+        journey.await_complete(node, image)
     sent, allocated = storage.counters().sent - before, journey.allocated(image)
     modes = Counter(
-        journey.stack(servers.cluster.node(servers.host(s)), v).get("mode", "plain")
-        for s in ids
-        for v in servers.volumes(s)
+        journey.stack(node, volume).get("mode", "plain")
+        for server, node in on.items()
+        for volume in servers.volumes(server)
     )
-    print(f"{len(ids)} servers on {dict(hosts)}, their volumes {dict(modes)}")
+    spread = {node.name: count for node, count in hosts.items()}
+    print(f"{len(ids)} servers on {spread}, their volumes {dict(modes)}")
     print(
         f"all ACTIVE after {max(a for a, _ in seconds):.0f} s, "
         f"all at their prompts after {max(p for _, p in seconds):.0f} s"
     )
-    fetched = {name: journey.from_network(servers.cluster.node(name)) for name in hosts}
+    fetched = {node.name: journey.from_network(node) for node in hosts}
     print(
         f"the storage host sent {sent / MIB:.1f} MiB, {sent / allocated:.2f} times the "
         f"{allocated / MIB:.1f} MiB that the image holds: its blocks, and what the checkers read "

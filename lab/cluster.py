@@ -198,20 +198,22 @@ class Cluster:
         mariadb = start(controller, "mariadb", tasks.start("databases", databases))
         upgrade = functools.partial(self.thunder, "db", "upgrade")
         tables = tasks.start("thunder's tables", upgrade, [mariadb])
-        apis = [start(controller, n, mariadb) for n in ("keystone", "glance-api", "cinder-api")]
+        keystone = start(controller, "keystone", mariadb)
+        policy = tasks.start("keystone: policy", self._load_policy, [keystone])
+        apis = [start(controller, name, mariadb) for name in ("glance-api", "cinder-api")]
         start(controller, "cinder-scheduler", mariadb, rabbitmq)
-        policy = tasks.start("keystone: policy", self._load_policy, apis[:1])
         cloud = [rabbitmq, mariadb, tables]
         if self.options.nova:
-            others = (start(controller, n, mariadb, rabbitmq) for n in nova.NAMES)
-            cloud += [policy, *apis, *others]
+            cloud += [policy, *apis]
+            cloud += [start(controller, name, mariadb, rabbitmq) for name in nova.NAMES]
+        if not self.options.services:
+            return
         daemons: list[Future[None]] = []
-        if self.options.services:
-            for node in self.nodes.values():
-                ready = [boots[node.name], *cloud]
-                for name in node.catalog:  # in the order of their needs
-                    ready.append(start(node, name, *ready))
-                daemons += ready
+        for node in self.nodes.values():
+            ready = [boots[node.name], *cloud]
+            for name in node.catalog:  # in the order of their needs
+                ready.append(start(node, name, *ready))
+            daemons += ready
         if self.options.nova:
             tasks.start("nova: compute hosts", self._discover_hosts, daemons)
 
@@ -225,19 +227,21 @@ class Cluster:
         self.controller.discover_hosts()
         wanted = {node.name for node in self.of_kind("compute")}
 
-        def known() -> bool:
-            def ask(cloud: Any) -> set[str]:
-                placement = cloud.placement
-                return {
-                    provider.name
-                    for provider in placement.resource_providers()
-                    if any(placement.resource_provider_inventories(provider))
-                }
-
-            return self.ask(ask) >= wanted
+        def known(cloud: Any) -> bool:
+            found = {
+                provider.name
+                for provider in cloud.placement.resource_providers()
+                if any(cloud.placement.resource_provider_inventories(provider))
+            }
+            return found >= wanted
 
         # nova-compute tells Placement what it has when it starts, and every minute.
-        wait_for("Placement knows the compute hosts", known, timeout=150, cancel=self._cancel)
+        wait_for(
+            "Placement knows the compute hosts",
+            lambda: self.ask(known),
+            timeout=150,
+            cancel=self._cancel,
+        )
 
     def _boot(self, node: Node) -> None:
         node.prepare(self.topology)

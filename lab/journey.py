@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,18 +156,17 @@ class Journey:
             self.cluster.ask(
                 lambda cloud: [cloud.block_storage.delete_volume(volume) for volume in gone]
             )
-        self._await_gone(lambda left: left & gone, timeout)
+        self.await_no_volumes(timeout, gone)
 
-    def await_no_volumes(self, timeout: float = 180) -> None:
-        """Wait until all volumes that are being deleted are gone."""
-        self._await_gone(lambda left: left, timeout)
-
-    def _await_gone(self, counted: Callable[[set[str]], set[str]], timeout: float) -> None:
-        """Wait until none of the volumes that there are is counted."""
+    def await_no_volumes(self, timeout: float = 180, among: Set[str] | None = None) -> None:
+        """Wait until there are no volumes, or none of those ``among`` which one looks."""
         until = time.monotonic() + timeout
-        while left := counted(
-            self.cluster.ask(lambda cloud: {v.id for v in cloud.block_storage.volumes()})
-        ):
+        while True:
+            left = self.cluster.ask(lambda cloud: {v.id for v in cloud.block_storage.volumes()})
+            if among is not None:
+                left &= among
+            if not left:
+                return
             if time.monotonic() > until:
                 raise LabError(f"volumes that would not go: {', '.join(sorted(left))}")
             time.sleep(_POLL)
