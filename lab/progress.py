@@ -47,6 +47,14 @@ class Steps:
         self._progress.update(task, completed=1)
         self._line(what, began)
 
+    def note(self, text: str) -> None:
+        """Show a line about what a step has found, or waits for."""
+        if self._live:
+            self._progress.console.print(f"  {text}", markup=False)
+        else:
+            now = time.monotonic()
+            self._console.print(f"[{now - self._began:6.1f} s]   {text}", markup=False)
+
     def _line(self, what: str, began: float) -> None:
         if not self._live:
             now = time.monotonic()
