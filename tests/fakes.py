@@ -41,8 +41,10 @@ class FakeDeviceMapper:
         self.thin_ids: set[int] = set()
         self.mapped: dict[int, int] = {}  # bytes of thin devices that have blocks
         self.bare: set[str] = set()  # without a table
+        self.delay = 0.0  # seconds that the creation of a device takes
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
+        time.sleep(self.delay)
         if name in self.tables:
             if self.tables[name][0] != table:
                 raise errors.TableMismatch(name, str(table), str(self.tables[name][0]))

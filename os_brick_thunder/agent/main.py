@@ -38,6 +38,8 @@ from os_brick_thunder.policy import layout
 
 LOG = logging.getLogger(__name__)
 _THREADS = 16
+#: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
+_SOON = 0.6
 
 
 def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
@@ -107,7 +109,8 @@ def run(conf: cfg.ConfigOpts) -> None:
     portal = lio.portal_of(mine.address, mine.export_port)
     bases = Bases(kit, store, tracker, topology, portal, mine.parent_wait, mine.drain_timeout)
     room = Room(kit, store, mine.pool_low_percent, mine.pool_high_percent)
-    stacks = Stacks(kit, store, bases, tracker, topology, room.refusal)
+    soon = _SOON * mine.rpc_timeout
+    stacks = Stacks(kit, store, bases, tracker, topology, room.refusal, soon)
     guard = Guard(room, stacks, bases.evict)
     rate = mine.fill_rate_mib << 20
     workers = mine.fill_workers

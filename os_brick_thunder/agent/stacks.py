@@ -1,7 +1,8 @@
 """Stacks: the devices that this host builds for one volume.
 
-The volume's LUN is the truth and stays reachable beside the cache; a stack that cannot be built
-is an error to the connector, which then uses the LUN itself.
+The volume's LUN is the truth and stays reachable beside the cache. An attach does not depend on
+anything but this host: where a plan or a base is late or fails, the volume gets a stack over its LUN
+alone, and its cache later, under its guest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from os_brick_thunder import errors, wire
 from os_brick_thunder.agent.bases import Bases
 from os_brick_thunder.agent.ports import Kit, Tracker
 from os_brick_thunder.agent.state import READY, REMOVING, Base, Stack, Store
+from os_brick_thunder.agent.threads import within
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.policy import cachemap, dmstatus, layout
 from os_brick_thunder.policy.dmtable import Table
@@ -28,8 +30,9 @@ from os_brick_thunder.policy.layout import ImageNames, VolumeNames
 LOG = logging.getLogger(__name__)
 
 WRITETHROUGH = "writethrough"
-#: Seconds: from a tracker that takes longer for a plan, none is asked for while a guest waits.
-_LONGEST_WAIT = 5.0
+#: The share of an attach's time in which plan and base must be there to be used; the rest is for
+#: the devices.
+_PREPARATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,20 @@ class Stacks:
         tracker: Tracker,
         topology: wire.Topology,
         refusal: Callable[[wire.ImageInfo], str] = lambda image: "",
+        longest_wait: float = 5.0,
     ) -> None:
-        """:param refusal: why a volume of an image gets no cache now; empty if it may have one"""
+        """
+        :param refusal: why a volume of an image gets no cache now; empty if it may have one
+        :param longest_wait: seconds; a tracker that takes longer for a plan is not asked for one
+            while a guest waits
+        """
         self._kit = kit
         self._store = store
         self._bases = bases
         self._tracker = tracker
         self._topology = topology
         self._refusal = refusal
+        self._longest_wait = longest_wait
         self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
         #: Why volumes that have left their caches did so.
         self._left: dict[str, str] = {}
@@ -68,12 +77,13 @@ class Stacks:
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached:
         """Build the stack of a volume over its LUN ``device``.
 
-        What cache there was is not believed: the volume may have been written past it since. A
-        stack that nobody has open is built anew; one in use is handed out again, without its cache,
-        and gets one by :meth:`to_cached` as soon as it may.
+        A cache that is here already is not used: the volume may have been written past it since. A
+        stack that nobody has open is built anew; one in use is handed out again, without its cache.
+        A volume whose plan or base is late, or fails, is handed out direct. In both cases the cache
+        comes under the guest by :meth:`to_cached`, as soon as it can.
 
-        :param deadline: ``time.monotonic()`` after which nobody waits for the answer any more: the
-            volume is in use as plain iSCSI then, and no stack may come to be over it
+        :param deadline: ``time.monotonic()`` after which nobody waits for the answer any longer:
+            the volume is in use as plain iSCSI then, and no stack may come to be over it
         :raises errors.ThunderError: nothing is left of the attempt
         """
         if payload.version != wire.PAYLOAD_VERSION:
@@ -89,30 +99,93 @@ class Stacks:
                 payload.volume_id, payload.tracker, device, mode="direct", image=payload.image_id
             )
             self._store.put(stack)
-            with (
-                UndoStack(f"stack of volume {payload.volume_id}") as undo,
-                self._store.expecting(payload.image_id),
-            ):
+            with UndoStack(f"stack of volume {payload.volume_id}") as undo:
                 undo.push(self._store.drop_stack, payload.volume_id)
-                plan = self._admitted(self._plan(stack))
-                stack = dataclasses.replace(stack, reason=plan.reason)
-                if plan.image and self._cached_length(stack, plan):
-                    # From here on the base has a user.
-                    stack = dataclasses.replace(stack, image_id=plan.image.id)
-                    self._store.put(stack)
-                    base = self._bases.ensure(plan)
-                    self._store.touch(base.image_id)
-                    with self._bases.steady(base.image_id):
-                        stack = self._build_cached(stack, base, plan, undo)
-                        self._build_top(stack, undo)
-                else:
-                    self._build_top(stack, undo)
-                _check_time(payload.volume_id, deadline)
-                stack = dataclasses.replace(stack, phase=READY)
-                self._store.put(stack)
+                plan, late = self._prepared(stack, deadline)
+                stack = self._build(dataclasses.replace(stack, reason=late), plan, deadline)
                 undo.keep()
             LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
             return self._answer(stack)
+
+    def _prepared(self, stack: Stack, deadline: float) -> tuple[wire.Plan | None, str]:
+        """A plan whose base is here; None, and why, if there was none in time."""
+        seconds = (deadline - time.monotonic()) * _PREPARATION
+        try:
+            return within(seconds, lambda: self._prepare(stack), "prepare"), ""
+        except TimeoutError:
+            reason = f"its plan and base were not there within {seconds:.1f} s"
+        except errors.ThunderError as error:
+            reason = str(error)
+        except Exception as error:
+            LOG.exception("volume %s: its plan", stack.volume_id)
+            reason = repr(error)
+        LOG.warning("volume %s is attached without a cache for now: %s", stack.volume_id, reason)
+        return None, reason
+
+    def _prepare(self, stack: Stack) -> wire.Plan:
+        """Ask for a plan, and build the base that it needs. A base that is late is used later.
+
+        :raises errors.ThunderError: there is no plan, or no base
+        """
+        with self._store.expecting(stack.image):
+            plan = self._admitted(self._plan(stack))
+            if self._cached_length(stack, plan):
+                self._bases.ensure(plan)
+            return plan
+
+    def _build(self, stack: Stack, plan: wire.Plan | None, deadline: float) -> Stack:
+        """Build the devices of a stack: with a cache if the plan has one, else, or if that fails,
+        without.
+
+        :param plan: None if there is none: the volume gets a cache later
+        :raises errors.ThunderError: it could not be built; no devices are left
+        """
+        if plan and self._cached_length(stack, plan):
+            try:
+                return self._build_with_cache(stack, plan, deadline)
+            except errors.ThunderError as error:
+                LOG.warning("volume %s: its cache was not built: %s", stack.volume_id, error)
+                stack, plan = dataclasses.replace(stack, reason=str(error)), None
+        stack = dataclasses.replace(
+            stack, reason=plan.reason if plan else stack.reason, wanted=plan is None
+        )
+        self._store.put(stack)
+        with UndoStack(f"stack of volume {stack.volume_id}") as undo:
+            self._build_top(stack, undo)
+            return self._finish(stack, deadline, undo)
+
+    def _build_with_cache(self, stack: Stack, plan: wire.Plan, deadline: float) -> Stack:
+        assert plan.image is not None  # noqa: S101 - a plan with a cached length has one
+        # From here on the base has a user.
+        stack = dataclasses.replace(stack, image_id=plan.image.id)
+        self._store.put(stack)
+        with (
+            UndoStack(f"cache of volume {stack.volume_id}") as undo,
+            self._bases.steady(plan.image.id),
+        ):
+            base = self._present(plan.image.id)
+            stack = self._build_cached(stack, base, plan, undo)
+            self._build_top(stack, undo)
+            return self._finish(stack, deadline, undo)
+
+    def _present(self, image_id: str) -> Base:
+        """The base of an image, which was here a moment ago.
+
+        :raises errors.NoReplica: it has gone since
+        """
+        if not self._bases.is_ready(image_id):
+            raise errors.NoReplica(f"the base of image {image_id} has just gone")
+        self._store.touch(image_id)
+        return self._store.bases[image_id]
+
+    def _finish(self, stack: Stack, deadline: float, undo: UndoStack) -> Stack:
+        _check_time(stack.volume_id, deadline)
+        now = time.time()
+        cached_at = now if stack.mode == "cached" else 0.0
+        stack = dataclasses.replace(stack, phase=READY, attached_at=now, cached_at=cached_at)
+        self._store.put(stack)
+        undo.keep()
+        return stack
 
     def _without_cache(self, stack: Stack) -> Stack:
         """A stack in use that is attached again, as it may be handed out.
@@ -313,7 +386,9 @@ class Stacks:
         if stack.image_id is not None:
             self._store.touch(stack.image_id)
         self._store.put(
-            dataclasses.replace(stack, image_id=None, local_id=None, meta_id=None, cached=0)
+            dataclasses.replace(
+                stack, image_id=None, local_id=None, meta_id=None, cached=0, cached_at=0.0
+            )
         )
         self._left.pop(stack.volume_id, None)
 
@@ -461,8 +536,7 @@ class Stacks:
         with UndoStack(f"cache of volume {stack.volume_id}") as undo:
             undo.push(self._give_up_cache, stack.volume_id)
             with self._bases.steady(stack.image):
-                base = self._store.bases[stack.image]
-                self._store.touch(base.image_id)
+                base = self._present(stack.image)
                 began = time.monotonic()
                 with self._waiting(names.vol):
                     plan = self._plan(user)
@@ -473,7 +547,7 @@ class Stacks:
                     stack = self._build_cached(user, base, plan, undo)
                     self._kit.dm.reload(names.vol, self._vol_table(stack))
                 seconds = time.monotonic() - began
-                stack = dataclasses.replace(stack, reason="", wanted=False)
+                stack = dataclasses.replace(stack, reason="", wanted=False, cached_at=time.time())
                 self._store.put(stack)
             undo.keep()
         LOG.info("volume %s is cached now; its guest waited %.1f s", stack.volume_id, seconds)
@@ -486,12 +560,11 @@ class Stacks:
         :raises errors.ThunderError: not now
         """
         with self._bases.steady(stack.image):
-            if not self._bases.is_ready(stack.image):
-                raise errors.NoReplica(f"the base of image {stack.image} has just gone")
+            self._present(stack.image)
         began = time.monotonic()
         plan = self._plan(stack)
         seconds = time.monotonic() - began
-        if seconds > _LONGEST_WAIT:
+        if seconds > self._longest_wait:
             raise errors.TrackerUnavailable(
                 f"volume {stack.volume_id}: {stack.tracker} took {seconds:.0f} s for a plan: too "
                 "long for a guest to wait"

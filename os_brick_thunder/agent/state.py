@@ -76,8 +76,11 @@ class Stack:
     source: str = ""
     phase: str = CREATING
     image: str = ""  # what the volume was made from, cached or not
-    #: It is direct, and the tracker may believe otherwise: it was asked for a cache's plan.
+    #: It is direct, and is to get a cache without an order: the tracker may count it as cached, as
+    #: it was asked for a plan.
     wanted: bool = False
+    attached_at: float = 0.0  # when the attach was answered, seconds since 1970
+    cached_at: float = 0.0  # when its cache came into use; 0 while it has none
 
 
 @dataclass

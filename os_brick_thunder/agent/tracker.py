@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any
 
 import oslo_messaging
@@ -14,6 +13,7 @@ from oslo_config import cfg
 
 from os_brick_thunder import errors, wire
 from os_brick_thunder.agent.bases import Bases
+from os_brick_thunder.agent.threads import within
 
 LOG = logging.getLogger(__name__)
 _CALLS_AT_ONCE = 16
@@ -162,18 +162,14 @@ class RpcTracker:
         until = time.monotonic() + seconds
         if not self._room.acquire(timeout=seconds):
             raise TimeoutError
-        answer: Future[Any] = Future()
 
-        def work() -> None:
+        def counted() -> Any:
             try:
-                answer.set_result(call())
-            except Exception as error:
-                answer.set_exception(error)
+                return call()
             finally:
                 self._room.release()
 
-        threading.Thread(target=work, name="rpc", daemon=True).start()
-        return answer.result(max(0.0, until - time.monotonic()))
+        return within(until - time.monotonic(), counted, "rpc")
 
 
 class ExporterEndpoint:

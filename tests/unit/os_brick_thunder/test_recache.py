@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from os_brick_thunder import errors, wire
-from os_brick_thunder.agent import stacks as stacks_module
 from os_brick_thunder.agent.recache import Recacher
 from os_brick_thunder.agent.stacks import Stacks
 from os_brick_thunder.agent.state import Stack, Store
@@ -187,11 +186,9 @@ def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: i
     assert stack_of(host).mode == "cached"
 
 
-def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(host: Host) -> None:
     stacks = migrated(host)
-    monkeypatch.setattr(stacks_module, "_LONGEST_WAIT", 0.01)
+    stacks._longest_wait = 0.01
     host.tracker.delay = 0.05
     waited = answers(host, PLAN)
     with pytest.raises(errors.TrackerUnavailable, match="too long for a guest to wait"):
