@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy
 
+from lab import pace
 from lab.cluster import Cluster
 from lab.config import database_url
 from lab.node import Node
@@ -126,8 +127,10 @@ def disagreements(cluster: Cluster, node: Node) -> list[str]:
 
 
 def settle(cluster: Cluster, node: Node, timeout: float = 40.0) -> list[str]:
-    """Wait until all agrees; returns what does not, after ``timeout`` seconds."""
-    until = time.monotonic() + timeout
+    """Wait until all agrees; returns what does not, after ``timeout`` seconds of the
+    reference machine.
+    """
+    until = pace.deadline(timeout)
     while found := disagreements(cluster, node):
         if time.monotonic() > until:
             break

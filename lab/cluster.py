@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lab import config, control, nova, preconditions, seed
+from lab import config, control, nova, pace, preconditions, seed
 from lab.control import Controller
 from lab.errors import Cancelled, LabError
 from lab.image import root_image, xstate_library
@@ -76,6 +76,8 @@ class Cluster:
         self.network = Network(name)
         self.topology = topology or Topology.standard()
         self.options = options or Options()
+        #: How many times the reference machine's time this one takes: see :mod:`lab.pace`.
+        self.pace = 1.0
         self.controller = Controller(
             self.network, self.folder / "controller", self.logs / Controller.name
         )
@@ -95,7 +97,9 @@ class Cluster:
             raise LabError(
                 f"there is no lab {name!r}: bring it up with `lab --name {name} up`"
             ) from None
-        return cls(name, Topology.from_wire(state["topology"]), Options(**state["options"]))
+        cluster = cls(name, Topology.from_wire(state["topology"]), Options(**state["options"]))
+        cluster._keep_pace(state.get("pace", 1.0))
+        return cluster
 
     def _make_nodes(self) -> None:
         keys = self.folder / "keys"
@@ -116,6 +120,12 @@ class Cluster:
             )
             for spec in self.topology.nodes
         }
+
+    def _keep_pace(self, factor: float) -> None:
+        """Have this machine's time limits, in this process and in what the daemons are given."""
+        self.pace = factor
+        pace.use(factor)
+        self.controller.make_catalog()
         for node in self.nodes.values():
             if node.spec.kind == "storage":
                 services = [
@@ -167,6 +177,8 @@ class Cluster:
                     raise
 
     def _up(self, steps: Steps) -> None:
+        self._keep_pace(pace.measure())
+        steps.say(pace.describe(self.pace))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._save()
         with steps.step("network"):
@@ -362,6 +374,7 @@ class Cluster:
         state = {
             "topology": dataclasses.asdict(self.topology),
             "options": dataclasses.asdict(self.options),
+            "pace": self.pace,
         }
         part = self._state_file.with_suffix(".part")
         part.write_text(json.dumps(state, indent=1))

@@ -6,10 +6,15 @@ Passwords are what they are because nothing outside the lab's namespace can reac
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from oslo_config import cfg
+
+import cinder_thunder.conf
+import os_brick_thunder.conf
+from lab import pace
 from lab.topology import HOST_ADDRESS, NodeSpec
 
 PASSWORD = "lab"
@@ -23,8 +28,11 @@ KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
 NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
 IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
 TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
-#: Seconds that an agent in the lab may take to build a stack.
-ATTACH_DEADLINE = 60
+#: Time limits of ours that a slow machine needs longer; their defaults are the base.
+_AGENT_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
+_TRACKER_LIMITS = ("thunder_heartbeat_timeout", "thunder_creating_timeout")
+#: Seconds that an agent may take to build a stack, on the reference machine.
+ATTACH_DEADLINE = 10.0
 DATABASES = ("keystone", "glance", "cinder", "placement", "nova_api", "nova_cell0", "nova")
 SERVICE_USERS = ("glance", "cinder", "placement", "nova")
 
@@ -165,7 +173,8 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
         "glance_api_servers": f"http://{HOST_ADDRESS}:{GLANCE_PORT}",
         "default_volume_type": VOLUME_TYPE,
         "report_interval": 5,
-        "service_down_time": 30,
+        "service_down_time": pace.whole(30),
+        "rpc_response_timeout": pace.whole(60),  # oslo.messaging's own
         # Cinder's own three, and the one that lets a test say where a volume is not to be.
         "scheduler_default_filters": "AvailabilityZoneFilter,CapacityFilter,CapabilitiesFilter,"
         "DifferentBackendFilter",
@@ -202,6 +211,7 @@ def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sect
             "thunder_rack": spec.rack,
             "thunder_zone": spec.zone,
             "thunder_clean_interval": 5,
+            **tracker_limits(),
         }
     backends: dict[str, dict[str, object]] = {BACKEND: backend}
     if plain:
@@ -209,8 +219,30 @@ def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sect
     return {"DEFAULT": {"enabled_backends": ",".join(backends), "host": spec.name}, **backends}
 
 
-def agent(spec: NodeSpec) -> str:
-    """thunder.conf of a compute node: its whole data disk is the local pool."""
+def tracker_limits() -> dict[str, float]:
+    """Time limits of a storage host's section of cinder.conf, in seconds, for this machine."""
+    return _stretched(cinder_thunder.conf.backend_opts, _TRACKER_LIMITS)
+
+
+def agent_limits(times: float = 1.0) -> dict[str, float]:
+    """Time limits of thunder.conf, in seconds: the defaults, stretched for this machine.
+
+    :param times: as many times longer, for a lab that has its machine do too much
+    """
+    options = os_brick_thunder.conf.CONNECTOR_OPTS + os_brick_thunder.conf.AGENT_OPTS
+    return {name: limit * times for name, limit in _stretched(options, _AGENT_LIMITS).items()}
+
+
+def _stretched(options: Sequence[cfg.Opt], names: Sequence[str]) -> dict[str, float]:
+    defaults = {option.dest: option.default for option in options}
+    return {name: pace.stretch(defaults[name]) for name in names}
+
+
+def agent(spec: NodeSpec, **options: object) -> str:
+    """thunder.conf of a compute node: its whole data disk is the local pool.
+
+    :param options: of [thunder], instead of the lab's
+    """
     return ini(
         {
             "DEFAULT": {"transport_url": TRANSPORT_URL},
@@ -220,11 +252,8 @@ def agent(spec: NodeSpec) -> str:
                 "rack": spec.rack,
                 "zone": spec.zone,
                 "pool_device": "/dev/ubdb",
-                # The nodes of a lab share a processor or two: what takes a fifth of a second
-                # on a server takes some there.
-                "attach_deadline": ATTACH_DEADLINE,
-                "parent_wait": 30,
-                "rpc_timeout": 20,
+                **agent_limits(),
+                **options,
             },
         }
     )

@@ -33,7 +33,10 @@ class Controller:
         self.folder = folder
         self._network = network
         self._daemons = Daemons(self, pids=str(folder / "run"), logs=str(logs))
-        self.catalog.update({service.name: service for service in _services(folder)})
+
+    def make_catalog(self) -> None:
+        """Fill :attr:`catalog`; again after a change of :mod:`lab.pace`, which goes into it."""
+        self.catalog.update({service.name: service for service in _services(self.folder)})
 
     @property
     def catalog(self) -> dict[str, Service]:

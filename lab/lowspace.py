@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lab import blocks
+from lab import blocks, pace
 from lab.journey import Attached, Journey
 from lab.node import Node
 
@@ -115,7 +115,7 @@ def await_below(journey: Journey, node: Node, timeout: float = 30) -> dict[str, 
 
     :returns: the agent's status
     """
-    until = time.monotonic() + timeout
+    until = pace.deadline(timeout)
     while True:
         status = journey.agent(node)
         if status["pool"]["used"] <= status["space"]["low"] or time.monotonic() > until:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lab import pace
 from lab.errors import CommandError, LabError
 from lab.net import Counters
 from lab.services import Daemons, Service
@@ -100,12 +101,13 @@ class Node:
             "LOGS": str(self.logs),
             "MODULES": " ".join(MODULES),
         }
+        environment = {**ENVIRONMENT, pace.VARIABLE: str(pace.factor())}
         hosts = ["127.0.0.1 localhost", f"{HOST_ADDRESS} controller"]
         hosts += [f"{node.address} {node.name}" for node in topology.nodes]
         files = {
             "node.env": _assignments(values),
             "hosts": "\n".join(hosts) + "\n",
-            "sshd_config": _SSHD_CONFIG.format(environment=_assignments(ENVIRONMENT, " ")),
+            "sshd_config": _SSHD_CONFIG.format(environment=_assignments(environment, " ")),
             "lvmlocal.conf": _LVMLOCAL,
             "sudoers": _SUDOERS,
             "authorized_keys": (self._keys / "user_key.pub").read_text(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lab import config
+from lab import config, pace
 from lab.config import Sections, ini
 from lab.services import Service, api, listens, logged, serves
 from lab.topology import HOST_ADDRESS, NodeSpec
@@ -46,9 +46,9 @@ def nova_conf(state: Path, address: str, extra: Sections | None = None) -> str:
         "my_ip": address,
         "state_path": state,
         "report_interval": 5,
-        "service_down_time": 60,
-        "rpc_response_timeout": _PATIENCE,
-        "block_device_allocate_retries": 300,
+        "service_down_time": pace.whole(60),
+        "rpc_response_timeout": pace.whole(_PATIENCE),
+        "block_device_allocate_retries": pace.whole(_PATIENCE),
         "block_device_allocate_retries_interval": 1,
         "resume_guests_state_on_host_boot": True,
         **extra.get("DEFAULT", {}),

@@ -11,10 +11,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Steps:
-    """Names the steps of an operation as they begin and end, several at once; thread-safe."""
+    """Names the steps of an operation as they begin and end, several at once; thread-safe.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+    :param quiet: show only what is said
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._quiet = quiet
         self._live = self._console.is_terminal and not quiet
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
@@ -31,6 +35,14 @@ class Steps:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def brief(self) -> Steps:
+        """For a part of a step that has steps of its own: of these, only what is said is shown."""
+        return Steps(quiet=True, console=self._console)
+
+    def say(self, line: str) -> None:
+        """Show a line that is no step."""
+        self._console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
@@ -56,7 +68,7 @@ class Steps:
             self._console.print(f"[{now - self._began:6.1f} s]   {text}", markup=False)
 
     def _line(self, what: str, began: float) -> None:
-        if not self._live:
+        if not self._live and not self._quiet:
             now = time.monotonic()
             self._console.print(
                 f"[{now - self._began:6.1f} s] {what} ({now - began:.1f} s)", markup=False

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lab import pace
 from lab.checked import Checked, checked
 from lab.cluster import Cluster
 from lab.errors import LabError
@@ -21,7 +22,7 @@ MICROVERSION = "2.95"
 
 
 class Servers:
-    """The verbs. A server is meant by its id; times are in seconds."""
+    """The verbs. A server is meant by its id; times are in seconds of the reference machine."""
 
     def __init__(self, cluster: Cluster, ram: int = 256) -> None:
         """:param ram: MiB of each server"""
@@ -84,7 +85,7 @@ class Servers:
         """Delete servers and wait until they are gone; absent is success."""
         gone = set(servers)
         self.cluster.ask(lambda cloud: [cloud.compute.delete_server(server) for server in gone])
-        until = time.monotonic() + timeout
+        until = pace.deadline(timeout)
         while left := gone & set(self.named("")):
             if time.monotonic() > until:
                 raise LabError(f"servers that would not go: {', '.join(sorted(left))}")
@@ -110,7 +111,7 @@ class Servers:
 
         :raises LabError: it is in error, with Nova's reason, or took too long
         """
-        until = time.monotonic() + timeout
+        until = pace.deadline(timeout)
         while True:
             found = self.show(server)
             if found.status == status and not found.task_state:
@@ -121,7 +122,7 @@ class Servers:
             if time.monotonic() > until:
                 raise LabError(
                     f"server {server} is {found.status} ({found.task_state}), not {status}, "
-                    f"after {timeout:g} s"
+                    f"after {pace.stretch(timeout):g} s"
                 )
             time.sleep(_POLL)
 
@@ -139,7 +140,7 @@ class Servers:
 
         :raises LabError: not in time; with the end of the console
         """
-        until = time.monotonic() + timeout
+        until = pace.deadline(timeout)
         while True:
             text = self.console(server)
             found = list(re.finditer(pattern, text))
@@ -157,7 +158,7 @@ class Servers:
 
         :raises LabError: it says nothing new
         """
-        until = time.monotonic() + timeout
+        until = pace.deadline(timeout)
         while True:
             console = self.console(server)
             found = checked(console, disk)

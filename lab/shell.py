@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lab import pace
 from lab.errors import Cancelled, CommandError, ConditionError
 
 #: Seconds between two looks at a condition.
@@ -26,10 +27,11 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a process to its end and return it with its output as text.
 
-    :param timeout: seconds, after which the process is killed
+    :param timeout: seconds on the reference machine, after which the process is killed
     :param env: added to this process's environment
     :raises CommandError: on any exit code but 0, unless ``check`` is false, and on a timeout
     """
+    limit = None if timeout is None else pace.stretch(timeout)
     try:
         done = subprocess.run(
             list(argv),
@@ -38,12 +40,12 @@ def run(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout,
+            timeout=limit,
             env=None if env is None else {**os.environ, **env},
             cwd=cwd,
         )
     except subprocess.TimeoutExpired as error:
-        raise CommandError(argv, -1, f"still running after {timeout} seconds") from error
+        raise CommandError(argv, -1, f"still running after {limit} seconds") from error
     except FileNotFoundError as error:
         raise CommandError(argv, 127, f"{error.filename}: not found") from error
     if check and done.returncode != 0:
@@ -88,13 +90,13 @@ def wait_for(
 ) -> None:
     """Return when ``condition()`` is true.
 
-    :param timeout: seconds
+    :param timeout: seconds on the reference machine
     :param log: its tail becomes part of the error
     :param alive: when this turns false there is nothing left to wait for
     :raises ConditionError: too late, or no longer alive
     :raises Cancelled: ``cancel`` was set
     """
-    deadline = time.monotonic() + timeout
+    deadline = pace.deadline(timeout)
     while True:
         # Asked before the condition: a process that answered and died must not count as ready.
         living = alive is None or alive()
@@ -105,7 +107,9 @@ def wait_for(
         if not living:
             raise ConditionError(f"{what}: its process ended{log_tail(log)}")
         if time.monotonic() > deadline:
-            raise ConditionError(f"{what}: not within {timeout:g} seconds{log_tail(log)}")
+            raise ConditionError(
+                f"{what}: not within {pace.stretch(timeout):g} seconds{log_tail(log)}"
+            )
         time.sleep(POLL)
 
 

@@ -148,9 +148,12 @@ DIFFERENCES = {
     "thunder.conf [thunder] pool_device": "DevStack has files, no disks to give away",
     "thunder.conf [thunder] pool_volume_group": "lib/lvm makes one on a file",
     "thunder.conf [thunder] state_file": "DevStack keeps all in DATA_DIR",
-    "thunder.conf [thunder] attach_deadline": "hosts of a lab share a processor or two",
-    "thunder.conf [thunder] parent_wait": "hosts of a lab share a processor or two",
-    "thunder.conf [thunder] rpc_timeout": "hosts of a lab share a processor or two",
+    "cinder.conf [thunder] thunder_heartbeat_timeout": "the default, stretched for the lab's machine",
+    "cinder.conf [thunder] thunder_creating_timeout": "the default, stretched for the lab's machine",
+    "thunder.conf [thunder] attach_deadline": "the default, stretched for the lab's machine",
+    "thunder.conf [thunder] parent_wait": "the default, stretched for the lab's machine",
+    "thunder.conf [thunder] rpc_timeout": "the default, stretched for the lab's machine",
+    "thunder.conf [thunder] drain_timeout": "the default, stretched for the lab's machine",
 }
 
 

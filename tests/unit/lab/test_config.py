@@ -5,14 +5,16 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
+import pytest
 from oslo_config import cfg
 
 import os_brick_thunder.conf
 from cinder_thunder import conf as cinder_conf
-from lab import config, control
+from lab import config, control, nova, pace
 from lab.topology import NodeSpec, Topology
 
 _STORAGE, _COMPUTE = Topology.standard(storage=1, compute=1).nodes
+_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
 _DRIVER = "cinder_thunder.driver.ThunderDriver"
 
 
@@ -33,6 +35,29 @@ def test_the_agent_knows_its_options(tmp_path: Path) -> None:
     assert read.pool_device == "/dev/ubdb"
     known = {option.dest for option in os_brick_thunder.conf.list_opts()[0][1]}
     assert set(_parsed(config.agent(_COMPUTE))["thunder"]) <= known
+
+
+def test_an_option_instead_of_the_labs() -> None:
+    written = _parsed(config.agent(_COMPUTE, attach_deadline=3))["thunder"]
+    assert written["attach_deadline"] == "3"
+
+
+def test_time_limits_are_the_products_own_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = _parsed(config.agent(_COMPUTE))["thunder"]
+    assert [usual[name] for name in _LIMITS] == ["10.0", "5.0", "8.0", "30.0"]
+
+    monkeypatch.setattr(pace, "_factor", 2.5)
+
+    slow = _parsed(config.agent(_COMPUTE))["thunder"]
+    assert [slow[name] for name in _LIMITS] == ["25.0", "12.5", "20.0", "75.0"]
+    assert config.agent_limits(3)["rpc_timeout"] == 60
+    backend = config.storage_backend(_STORAGE, _DRIVER)["thunder"]
+    assert backend["thunder_heartbeat_timeout"] == 50
+    assert backend["thunder_creating_timeout"] == 300
+    cinder = _parsed(config.cinder(Path("/state"), "10.77.0.1"))["DEFAULT"]
+    assert (cinder["service_down_time"], cinder["rpc_response_timeout"]) == ("75", "150")
+    server = _parsed(nova.compute_conf(_COMPUTE))["DEFAULT"]
+    assert (server["service_down_time"], server["rpc_response_timeout"]) == ("150", "750")
 
 
 def test_the_backend_is_thunder_or_any_other() -> None:
