@@ -178,7 +178,7 @@ class Cluster:
 
     def _up(self, steps: Steps) -> None:
         self._keep_pace(pace.measure())
-        steps.say(pace.describe(self.pace))
+        steps.note(pace.describe(self.pace))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._save()
         with steps.step("network"):

@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 class Steps:
     """Names the steps of an operation as they begin and end, several at once; thread-safe.
 
-    :param quiet: show only what is said
+    :param quiet: show only notes
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -37,12 +37,10 @@ class Steps:
         self._progress.stop()
 
     def brief(self) -> Steps:
-        """For a part of a step that has steps of its own: of these, only what is said is shown."""
-        return Steps(quiet=True, console=self._console)
-
-    def say(self, line: str) -> None:
-        """Show a line that is no step."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        """For a step that has steps of its own: of these, only the notes are shown."""
+        found = Steps(quiet=True, console=self._console)
+        found._began = self._began
+        return found
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
@@ -61,11 +59,8 @@ class Steps:
 
     def note(self, text: str) -> None:
         """Show a line about what a step has found, or waits for."""
-        if self._live:
-            self._progress.console.print(f"  {text}", markup=False)
-        else:
-            now = time.monotonic()
-            self._console.print(f"[{now - self._began:6.1f} s]   {text}", markup=False)
+        began = "" if self._live else f"[{time.monotonic() - self._began:6.1f} s]"
+        self._console.print(f"{began}  {text}", markup=False, soft_wrap=True)
 
     def _line(self, what: str, began: float) -> None:
         if not self._live and not self._quiet:
