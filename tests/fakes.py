@@ -112,6 +112,8 @@ class FakeDeviceMapper:
         return " ".join(words)
 
     def table(self, name: str) -> Table | None:
+        if name in self.bare:
+            return Table(())
         found = self.tables.get(name)
         return found[0] if found else None
 

@@ -10,9 +10,11 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 
 from os_brick_thunder import errors
 from os_brick_thunder.mechanism.dmsetup import DmSetup
+from os_brick_thunder.policy.dmtable import Table
 
 CONTROL = "/dev/mapper/control"
 #: struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr,
@@ -24,15 +26,23 @@ _SPEC = struct.Struct("=QQiI16s")
 #: struct dm_target_msg: sector; then the text.
 _MESSAGE = struct.Struct("=Q")
 _TABLE_STATUS, _TARGET_MSG = 12, 14
-_BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 8, 1 << 11, 1 << 16
+_STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
 _ROOM = 16 << 10
 
 
 class DmIoctl(DmSetup):
-    """The kernel's device-mapper, as root: status and messages without a process for each."""
+    """The kernel's device-mapper, as root: what is asked, and messages, without a process."""
 
     def status(self, name: str) -> str:
         return status(name)
+
+    def table(self, name: str) -> Table | None:
+        try:
+            return Table.parse(table(name))
+        except errors.ProcessError as error:
+            if error.rc != errno.ENXIO:
+                raise
+            return None
 
     def message(self, name: str, text: str) -> str:
         return message(name, text)
@@ -45,18 +55,18 @@ def status(name: str) -> str:
 
     :raises errors.ProcessError: as dmsetup would fail
     """
-    room = _ROOM
-    while True:
-        header, data = _call("status", _TABLE_STATUS, name, b"", _NOFLUSH, room)
-        if not header[7] & _BUFFER_FULL:
-            break
-        room *= 2
-    lines, at = [], 0
-    for _ in range(header[5]):
-        _start, _length, _status, following, kind = _SPEC.unpack_from(data, at)
-        lines.append(f"{_text(kind)} {_text(data[at + _SPEC.size :])}".strip())
-        at = following
-    return "\n".join(lines)
+    return "\n".join(f"{kind} {words}".strip() for _, _, kind, words in _segments("status", name))
+
+
+def table(name: str) -> str:
+    """The live table of a device as ``dmsetup table`` prints it; empty if it has none.
+
+    :raises errors.ProcessError: as dmsetup would fail; ``rc`` is ENXIO if there is no such device
+    """
+    return "\n".join(
+        f"{start} {length} {kind} {words}".strip()
+        for start, length, kind, words in _segments("table", name)
+    )
 
 
 def message(name: str, text: str) -> str:
@@ -67,6 +77,21 @@ def message(name: str, text: str) -> str:
     payload = _MESSAGE.pack(0) + text.encode() + b"\0"
     header, data = _call(f"message {text}", _TARGET_MSG, name, payload, 0, _ROOM)
     return _text(data) if header[7] & _DATA_OUT else ""
+
+
+def _segments(what: str, name: str) -> Iterator[tuple[int, int, str, str]]:
+    """Of each segment: its first sector, its sectors, the target's type, the target's words."""
+    flags, room = _STATUS_TABLE if what == "table" else _NOFLUSH, _ROOM
+    while True:
+        header, data = _call(what, _TABLE_STATUS, name, b"", flags, room)
+        if not header[7] & _BUFFER_FULL:
+            break
+        room *= 2
+    at = 0
+    for _ in range(header[5]):
+        start, length, _status, following, kind = _SPEC.unpack_from(data, at)
+        yield start, length, _text(kind), _text(data[at + _SPEC.size :])
+        at = following
 
 
 def _call(

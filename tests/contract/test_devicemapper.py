@@ -161,10 +161,35 @@ def test_what_is_asked_of_a_device_that_is_not_there_is_an_error(world: World) -
         world.kit.dm.message("thunder-never-was", "fail_path 8:0")
 
 
-def test_a_device_without_a_table_has_an_empty_status(world: World) -> None:
+def test_a_device_without_a_table_has_an_empty_status_and_table(world: World) -> None:
     """As every device is for a moment, when it is created."""
     world.create_bare("thunder-b")
     assert world.kit.dm.status("thunder-b") == ""
+    assert world.kit.dm.table("thunder-b") == Table(())
+
+
+def test_a_table_of_many_segments_is_told_whole(world: World) -> None:
+    """More than fits into the first buffer that the kernel is given."""
+    linear = ((8, dmtable.Linear(world.disk, 8 * (i % 100))) for i in range(600))
+    wanted = Table.of(*linear, (8, dmtable.Zero()), (8, dmtable.Error()))
+    world.kit.dm.create("thunder-a", wanted)
+    devnum = world.kit.blocks.devnum
+    found = world.kit.dm.table("thunder-a")
+    assert found is not None
+    assert found.resolved(devnum) == wanted.resolved(devnum)
+
+
+def test_a_thin_device_is_told_by_its_pool_and_id(world: World) -> None:
+    world.kit.pool.create_thin(7)
+    world.kit.dm.create("thunder-t", layout.thin_table(MIB, 7))
+    found = world.kit.dm.table("thunder-t")
+    assert found is not None
+    (segment,) = found.segments
+    assert isinstance(segment.target, dmtable.Thin)
+    assert segment.target.id == 7
+    assert segment.length == MIB // 512
+    devnum = world.kit.blocks.devnum
+    assert devnum(segment.target.pool) == devnum(layout.path(layout.POOL))
 
 
 def test_a_thin_device_tells_what_it_holds(world: World) -> None:
