@@ -107,7 +107,9 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         self._volumes = ThinVolumes(
             self.vg.vg_name, self.vg.vg_thin_pool, privileged.run, self.vg.LVM_CMD_PREFIX
         )
-        pool = ThinPool(self.vg.vg_name, self.vg.vg_thin_pool, privileged.run)
+        pool = ThinPool(
+            self.vg.vg_name, self.vg.vg_thin_pool, privileged.run, privileged.DeviceMapper()
+        )
         self._masters = master.Masters(
             self.host,
             self._store,

@@ -1,4 +1,4 @@
-"""What of cinder-volume's work needs root: a few tools, iSCSI from both ends, and copies.
+"""What of cinder-volume's work needs root: tools, device-mapper, iSCSI from both ends, copies.
 
 When cinder-volume runs as root, everything here is called directly. Otherwise oslo.privsep runs it
 in a helper process that it starts through Cinder's root helper (see
@@ -23,7 +23,7 @@ from oslo_privsep import capabilities, priv_context
 
 from os_brick_thunder import errors, transfer, wire
 from os_brick_thunder import run as gate
-from os_brick_thunder.mechanism import iscsi, lio
+from os_brick_thunder.mechanism import dmioctl, iscsi, lio, thinmeta
 from os_brick_thunder.policy.extents import Extents
 from os_brick_thunder.policy.manifest import Manifest
 
@@ -50,7 +50,7 @@ logging.getLogger("oslo_privsep.daemon").setLevel(logging.INFO)
 #: The only programs that :func:`run` starts.
 TOOLS = frozenset(
     {"lvchange", "lvcreate", "lvextend", "lvremove", "lvrename", "lvs", "vgs"}
-    | {"dmsetup", "thin_delta", "thin_dump"}
+    | {"thin_delta", "thin_dump"}
 )
 
 
@@ -88,6 +88,52 @@ def _tool(argv: list[str]) -> str:
         while word.partition("=")[0] in VARIABLES:
             word = next(words, "")
     return word
+
+
+# -- device-mapper -------------------------------------------------------------------------------
+
+#: The only messages that are sent to a device.
+MESSAGES = frozenset({thinmeta.RESERVE, thinmeta.RELEASE})
+_VERBS: dict[str, Callable[..., str]] = {
+    "status": dmioctl.status,
+    "table": dmioctl.table,
+    "message": dmioctl.message,
+}
+
+
+class DeviceMapper:
+    """:mod:`os_brick_thunder.mechanism.dmioctl`, as root; of messages :data:`MESSAGES` alone."""
+
+    def status(self, name: str) -> str:
+        return _ask(name, "status")
+
+    def table(self, name: str) -> str:
+        return _ask(name, "table")
+
+    def message(self, name: str, text: str) -> str:
+        return _ask(name, "message", text)
+
+
+def _ask(name: str, verb: str, *words: str) -> str:
+    code: int
+    out: str
+    code, out, err = _device_mapper(name, verb, list(words))
+    if code:
+        raise errors.ProcessError(["dm", name, verb, *words], code, err)
+    return out
+
+
+@context.entrypoint
+def _device_mapper(name: str, verb: str, words: list[str]) -> tuple[int, str, str]:
+    if verb == "message" and not MESSAGES.issuperset(words):
+        raise errors.InvalidRequest(f"{' '.join(words)!r} is no message that thunder sends as root")
+    try:
+        return 0, _VERBS[verb](name, *words), ""
+    except errors.ProcessError as error:  # as in _run
+        return error.rc, "", error.err
+
+
+# -- exports -------------------------------------------------------------------------------------
 
 
 @context.entrypoint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from os_brick_thunder import errors
-from os_brick_thunder.mechanism.dmsetup import DmSetup
+from os_brick_thunder.mechanism import dmioctl
 from os_brick_thunder.mechanism.thinmeta import ThinMetadata
 from os_brick_thunder.policy import dmstatus
 from os_brick_thunder.policy.dmtable import SECTOR
@@ -20,18 +22,29 @@ def dm_name(group: str, volume: str, layer: str = "") -> str:
     return name + {"": "", "tpool": "-tpool", "tmeta": "_tmeta"}[layer]
 
 
+class DeviceMapper(Protocol):
+    """The functions of :mod:`os_brick_thunder.mechanism.dmioctl`."""
+
+    def status(self, name: str) -> str: ...
+
+    def table(self, name: str) -> str: ...
+
+    def message(self, name: str, text: str) -> str: ...
+
+
 class ThinPool:
     """One LVM thin pool, read through its metadata; nothing is ever written to it."""
 
-    def __init__(self, group: str, pool: str, runner: Runner) -> None:
+    def __init__(self, group: str, pool: str, runner: Runner, dm: DeviceMapper = dmioctl) -> None:
+        """:param runner: runs thin_delta and thin_dump, the only processes there are"""
         self._group = group
-        self._run = runner
+        self._dm = dm
         self._pool = dm_name(group, pool, "tpool")
         self._idle = dm_name(group, pool)
         self._metadata = ThinMetadata(
             self._pool,
             f"/dev/mapper/{dm_name(group, pool, 'tmeta')}",
-            DmSetup(runner),
+            dm,
             runner,
         )
 
@@ -56,20 +69,23 @@ class ThinPool:
         """
         name = self._pool
         try:
-            table = self._run("dmsetup", "table", name)
+            table = self._dm.table(name)
         except errors.ProcessError:  # without an active volume LVM gives it the LV's own name
             name = self._idle
-            table = self._run("dmsetup", "table", name)
+            table = self._dm.table(name)
         # "0 <sectors> thin-pool <metadata> <data> <sectors a block> …"
         block = int(table.split()[5]) * SECTOR
-        return dmstatus.pool(DmSetup(self._run).status(name), block)
+        return dmstatus.pool(self._dm.status(name), block)
 
     def _thin_id(self, volume: str) -> int:
-        """From the kernel's table, ``0 <sectors> thin <pool> <id>``: lvs would take ten times as
-        long."""
+        """From the kernel's table, ``0 <sectors> thin <pool> <id>``.
+
+        Asked for each time: a volume that was reverted to a snapshot has another id under its old
+        name, and the map of an id that is not the volume's is wrong bytes.
+        """
         device = dm_name(self._group, volume)
         try:
-            table = self._run("dmsetup", "table", device).split()
+            table = self._dm.table(device).split()
         except errors.ProcessError as error:
             raise errors.DeviceNotFound(
                 f"/dev/mapper/{device}", f"activate {self._group}/{volume} ({error.err})"

@@ -6,39 +6,112 @@ import contextlib
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from os_brick_thunder import errors
-from os_brick_thunder.mechanism.dmsetup import DmSetup
 from os_brick_thunder.policy.extents import Extents
 from os_brick_thunder.run import Runner, run
 
+#: Messages to a pool.
+RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
 
-class ThinMetadata:
-    """Reads the metadata of one live pool. A pool has one snapshot at a time: serialised."""
 
-    def __init__(
-        self, pool: str, metadata: str, dm: DmSetup | None = None, runner: Runner = run
-    ) -> None:
-        """:param pool: name of the pool's device; ``metadata``: path of its metadata device"""
+class Messenger(Protocol):
+    """What sends messages to devices; of :class:`os_brick_thunder.mechanism.dmsetup.DmSetup`."""
+
+    def message(self, name: str, text: str) -> str: ...
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Callers that share one snapshot."""
+
+    members: int = 0
+    reserved: bool = False
+    error: BaseException | None = None  # why there is no snapshot for them
+
+
+class MetadataSnapshot:
+    """The one snapshot of its metadata that a pool can have, shared by callers that wait for it.
+
+    Who asks while a batch of callers has the snapshot joins the next batch, never that one: a
+    snapshot that was reserved before somebody asked may lack what was written to the volume until
+    then, and a stale map is wrong bytes. So a batch is closed before its snapshot is reserved.
+    """
+
+    def __init__(self, pool: str, dm: Messenger) -> None:
+        """:param pool: name of the pool's device"""
         self._pool = pool
-        self._metadata = metadata
-        self._dm = dm or DmSetup(runner)
-        self._run = runner
-        self._lock = threading.Lock()
+        self._dm = dm
+        self._changed = threading.Condition()
+        self._held = False  # a batch was closed, and not all of its members have left
+        self._open = _Batch()  # whom the next caller joins
 
     @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        with self._lock:
+    def __call__(self) -> Iterator[None]:
+        """Have a snapshot that was reserved after this call.
+
+        :raises errors.ProcessError: it cannot be reserved
+        """
+        with self._changed:
+            batch = self._open
+            batch.members += 1
+        try:
+            self._await(batch)
+            yield
+        finally:
+            self._leave(batch)
+
+    def _await(self, batch: _Batch) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: batch.reserved or batch.error or not self._held)
+            # As long as nobody holds the snapshot ours is the open batch: the first one awake
+            # reserves for all.
+            first = not self._held
+            if first:
+                self._held, self._open = True, _Batch()
+        if first:
+            self._reserve(batch)
+        if batch.error:
+            raise batch.error
+
+    def _reserve(self, batch: _Batch) -> None:
+        try:
             try:
-                self._dm.message(self._pool, "reserve_metadata_snap")
+                self._dm.message(self._pool, RESERVE)
             except errors.ProcessError:
                 # A process that died may have left one behind.
-                self._dm.message(self._pool, "release_metadata_snap")
-                self._dm.message(self._pool, "reserve_metadata_snap")
-            try:
-                yield
-            finally:
-                self._dm.message(self._pool, "release_metadata_snap")
+                self._dm.message(self._pool, RELEASE)
+                self._dm.message(self._pool, RESERVE)
+            batch.reserved = True
+        except BaseException as error:
+            batch.error = error
+        with self._changed:
+            self._changed.notify_all()
+
+    def _leave(self, batch: _Batch) -> None:
+        with self._changed:
+            batch.members -= 1
+            if batch.members or batch is self._open:
+                return
+        try:
+            if batch.reserved:
+                self._dm.message(self._pool, RELEASE)
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
+
+
+class ThinMetadata:
+    """Reads the metadata of one live pool."""
+
+    def __init__(self, pool: str, metadata: str, dm: Messenger, runner: Runner = run) -> None:
+        """:param pool: name of the pool's device; ``metadata``: path of its metadata device"""
+        self._metadata = metadata
+        self._run = runner
+        self._snapshot = MetadataSnapshot(pool, dm)
 
     def mapped(self, thin_id: int) -> Extents:
         """Bytes of a thin device that have blocks of their own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,41 @@ def test_life_of_a_master(storage: Storage) -> None:
     volumes.remove("clone")
     volumes.remove("master")
     assert not {"clone", "master"} & volumes.names()
+
+
+def test_maps_that_are_asked_for_at_once_are_of_that_moment(storage: Storage) -> None:
+    volumes, pool = storage.volumes, storage.pool
+    volumes.create("master", SIZE)
+    storage.write("master", 0)
+    names = [f"clone-{i}" for i in range(4)]
+    for name in names:
+        volumes.snapshot(name, "master")
+
+    def write_and_ask(name: str) -> None:
+        for block in (1, 5, 7):
+            storage.write(name, block * BLOCK)
+            found = pool.modified(name, "master")
+            assert (block * BLOCK, (block + 1) * BLOCK) in found.ranges
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        list(threads.map(write_and_ask, names))
+    for name in names:
+        volumes.remove(name)
+
+
+def test_a_volume_that_came_back_under_its_name_has_a_map_of_its_own(storage: Storage) -> None:
+    """As Cinder's revert to a snapshot does it: removed, and made again of the snapshot."""
+    volumes, pool = storage.volumes, storage.pool
+    volumes.create("master", SIZE)
+    storage.write("master", 0)
+    volumes.snapshot("volume", "master")
+    storage.write("volume", BLOCK)
+    volumes.snapshot("saved", "volume")
+    storage.write("volume", 2 * BLOCK)
+    assert pool.modified("volume", "master").ranges == ((BLOCK, 3 * BLOCK),)
+    volumes.remove("volume")
+    volumes.snapshot("volume", "saved")
+    assert pool.modified("volume", "master").ranges == ((BLOCK, 2 * BLOCK),)
 
 
 def test_sizes_are_rounded_up_to_extents(storage: Storage) -> None:

@@ -1,7 +1,8 @@
-"""What runs as root is a fixed list of tools; privsep is not started in tests."""
+"""What runs as root is a fixed list of tools and messages; privsep is not started in tests."""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -38,3 +39,48 @@ def test_a_failing_tool_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> Non
         privileged.run("env", "LC_ALL=C", "lvs", "vg")
     assert (error.value.rc, error.value.err) == (5, "Volume group not found")
     assert error.value.argv == ("env", "LC_ALL=C", "lvs", "vg")
+
+
+def test_messages_outside_the_list_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, str]] = []
+
+    def send(name: str, text: str) -> str:
+        sent.append((name, text))
+        return ""
+
+    monkeypatch.setitem(privileged._VERBS, "message", send)
+    dm = privileged.DeviceMapper()
+    for text in ("delete 7", "reserve_metadata_snap now", ""):
+        with pytest.raises(errors.InvalidRequest, match="no message that thunder sends as root"):
+            dm.message("vg-pool-tpool", text)
+    dm.message("vg-pool-tpool", "reserve_metadata_snap")
+    dm.message("vg-pool-tpool", "release_metadata_snap")
+    assert sent == [
+        ("vg-pool-tpool", "reserve_metadata_snap"),
+        ("vg-pool-tpool", "release_metadata_snap"),
+    ]
+
+
+def test_answers_and_errors_of_device_mapper_survive_the_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import msgpack  # type: ignore[import-untyped]
+
+    def through(value: Any) -> Any:
+        return msgpack.unpackb(msgpack.packb(value, use_bin_type=True), use_list=False, raw=False)
+
+    def fail(name: str) -> str:
+        raise errors.ProcessError(["dm", name, "table"], errno.ENXIO, "No such device or address")
+
+    ask = privileged._device_mapper
+    monkeypatch.setattr(
+        privileged, "_device_mapper", lambda *args: through(ask(*through(list(args))))
+    )
+    monkeypatch.setitem(privileged._VERBS, "status", lambda name: f"status of {name}")
+    monkeypatch.setitem(privileged._VERBS, "table", fail)
+    dm = privileged.DeviceMapper()
+    assert dm.status("a") == "status of a"
+    with pytest.raises(errors.ProcessError) as error:
+        dm.table("a")
+    assert (error.value.rc, error.value.err) == (errno.ENXIO, "No such device or address")
+    assert error.value.argv == ("dm", "a", "table")

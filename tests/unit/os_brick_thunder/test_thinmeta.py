@@ -1,0 +1,240 @@
+"""Metadata snapshots that several share; test_thinpool.py runs this file with green threads too."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from os_brick_thunder import errors
+from os_brick_thunder.mechanism.thinmeta import (
+    RELEASE,
+    RESERVE,
+    MetadataSnapshot,
+    ThinMetadata,
+)
+
+POOL = "vg-pool-tpool"
+
+
+class Pool:
+    """Keeps the kernel's rules: one snapshot at a time, and it shows what was written before."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.snapshot: int | None = None
+        self.said: list[str] = []
+        self.refused: set[str] = set()
+        self.reserving: Callable[[], object] = lambda: None  # called once it is reserved
+
+    @property
+    def reserved(self) -> int:
+        return self.said.count(RESERVE)
+
+    def message(self, name: str, text: str) -> str:
+        assert name == POOL
+        self.said.append(text)
+        if text in self.refused or (text == RESERVE) != (self.snapshot is None):
+            code = errno.EBUSY if text == RESERVE else errno.EINVAL
+            raise errors.ProcessError(["dm", name, text], code, "refused")
+        self.snapshot = self.written if text == RESERVE else None
+        if text == RESERVE:
+            self.reserving()
+        return ""
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.fixture
+def snapshot(pool: Pool) -> MetadataSnapshot:
+    return MetadataSnapshot(POOL, pool)
+
+
+class Held:
+    """A caller that has a snapshot until it is told to go."""
+
+    def __init__(self, snapshot: MetadataSnapshot) -> None:
+        self._has, self._go = threading.Event(), threading.Event()
+        self._snapshot = snapshot
+        self._thread = threading.Thread(target=self._hold, daemon=True)
+        self._thread.start()
+        assert self._has.wait(10)
+
+    def _hold(self) -> None:
+        with self._snapshot():
+            self._has.set()
+            self._go.wait(10)
+
+    def leave(self) -> None:
+        self._go.set()
+        self._thread.join(10)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def waiting(
+    threads: ThreadPoolExecutor, snapshot: MetadataSnapshot, work: Callable[[], int], count: int
+) -> list[Future[int]]:
+    """Callers that wait for a snapshot to do their work on."""
+
+    def call() -> int:
+        with snapshot():
+            return work()
+
+    futures = [threads.submit(call) for _ in range(count)]
+    until(lambda: snapshot._open.members == count)
+    return futures
+
+
+def seen(pool: Pool) -> int:
+    assert pool.snapshot is not None
+    return pool.snapshot
+
+
+def test_one_caller_reserves_and_releases(pool: Pool, snapshot: MetadataSnapshot) -> None:
+    for _ in range(2):
+        with snapshot():
+            assert pool.snapshot == 0
+        assert pool.snapshot is None
+    assert pool.said == [RESERVE, RELEASE] * 2
+
+
+def test_those_that_wait_share_the_next_snapshot_and_use_it_at_once(
+    pool: Pool, snapshot: MetadataSnapshot
+) -> None:
+    together = threading.Barrier(6)
+
+    def work() -> int:
+        together.wait(10)  # all of them are in it
+        return seen(pool)
+
+    first = Held(snapshot)
+    pool.written = 1
+    with ThreadPoolExecutor(6) as threads:
+        asked = waiting(threads, snapshot, work, 6)
+        assert pool.snapshot == 0
+        first.leave()
+        assert [future.result(10) for future in asked] == [1] * 6
+    assert pool.said == [RESERVE, RELEASE] * 2
+
+
+def test_who_asks_while_it_is_being_reserved_waits_for_the_next(
+    pool: Pool, snapshot: MetadataSnapshot
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        late: list[Future[int]] = []
+
+        def write_and_ask() -> None:
+            pool.reserving = lambda: None
+            pool.written = 1
+            late.extend(waiting(threads, snapshot, lambda: seen(pool), 1))
+
+        pool.reserving = write_and_ask
+        with snapshot():
+            assert seen(pool) == 0
+        assert late[0].result(10) == 1
+
+
+def test_nobody_sees_what_was_there_before_it_asked(pool: Pool, snapshot: MetadataSnapshot) -> None:
+    writing = threading.Lock()
+
+    def ask(seed: int) -> None:
+        pause = random.Random(seed).random
+        for _ in range(20):
+            time.sleep(pause() / 500)
+            with writing:
+                pool.written += 1
+                mine = pool.written
+            with snapshot():
+                assert seen(pool) >= mine
+                time.sleep(pause() / 500)
+                assert seen(pool) >= mine
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(8)))
+    assert pool.snapshot is None
+    assert pool.reserved < 8 * 20 / 2
+
+
+def test_all_learn_that_there_is_no_snapshot(pool: Pool, snapshot: MetadataSnapshot) -> None:
+    first = Held(snapshot)
+    with ThreadPoolExecutor(3) as threads:
+        asked = waiting(threads, snapshot, lambda: seen(pool), 3)
+        pool.refused = {RESERVE}
+        first.leave()
+        for future in asked:
+            with pytest.raises(errors.ProcessError, match="refused"):
+                future.result(10)
+    # Of all of them it was tried once, and a release in case somebody had left one behind.
+    assert pool.said == [RESERVE, RELEASE, RESERVE, RELEASE]
+    pool.refused = set()
+    with snapshot():
+        assert pool.snapshot == 0
+
+
+def test_one_that_fails_hurts_nobody_else(pool: Pool, snapshot: MetadataSnapshot) -> None:
+    failing = iter([True])
+
+    def work() -> int:
+        if next(failing, False):
+            raise ValueError("mine")
+        time.sleep(0.05)
+        return seen(pool)
+
+    first = Held(snapshot)
+    with ThreadPoolExecutor(3) as threads:
+        asked = waiting(threads, snapshot, work, 3)
+        first.leave()
+        failed = [future.exception(10) for future in asked]
+    assert sorted(map(repr, failed)) == ["None", "None", "ValueError('mine')"]
+    assert pool.said == [RESERVE, RELEASE] * 2
+
+
+def test_the_next_goes_on_though_a_release_failed(pool: Pool, snapshot: MetadataSnapshot) -> None:
+    with pytest.raises(errors.ProcessError), snapshot():
+        pool.refused = {RELEASE}
+    pool.refused = set()
+    pool.written = 1
+    with snapshot():
+        assert pool.snapshot == 1
+
+
+def test_what_a_dead_process_left_behind_is_released(
+    pool: Pool, snapshot: MetadataSnapshot
+) -> None:
+    pool.message(POOL, RESERVE)
+    pool.written = 1
+    with snapshot():
+        assert pool.snapshot == 1
+    assert pool.snapshot is None
+
+
+def test_metadata_is_read_from_a_snapshot(pool: Pool) -> None:
+    ran: list[tuple[str, ...]] = []
+
+    def run(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        assert pool.snapshot is not None
+        ran.append(argv)
+        return (
+            '<superblock data_block_size="128"><diff left="1" right="2">'
+            '<same begin="0" length="4"/><different begin="4" length="1"/>'
+            '<left_only begin="9" length="2"/></diff></superblock>'
+        )
+
+    found = ThinMetadata(POOL, "/dev/mapper/tmeta", pool, run).different(1, 2)
+    assert found.ranges == ((4 << 16, 5 << 16), (9 << 16, 11 << 16))
+    (argv,) = ran
+    assert argv[0] == "thin_delta"
