@@ -251,7 +251,7 @@ class Cluster:
         wait_for(
             "Placement knows the compute hosts",
             lambda: self.ask(known),
-            timeout=150,
+            timeout=600,
             cancel=self._cancel,
         )
 

@@ -58,7 +58,7 @@ class Controller:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside the lab's network; a string goes to a shell.
 
-        :param timeout: seconds
+        :param timeout: seconds on the reference machine
         :raises CommandError: on an exit code other than 0, if ``check``
         """
         argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
@@ -217,7 +217,6 @@ def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Servic
         f"vgs {group} > /dev/null 2>&1 && vgchange -q -ay {group} || vgcreate -q {group} /dev/ubdb",
         ready=logged("Driver post RPC initialization completed successfully"),
         files={str(conf): config.cinder(state, spec.address, backends)},
-        timeout=180,
     )
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from lab import pace
 from lab.errors import CommandError, LabError
 from lab.net import Counters
-from lab.services import Daemons, Service
-from lab.shell import run, wait_for
+from lab.services import Daemons, Patience, Service
+from lab.shell import Progress, run, wait_for
 from lab.topology import HOST_ADDRESS, Link, Topology
 from lab.uml import Machine
 
 #: The tree that the nodes see, at the same path.
 TREE = Path(__file__).resolve().parent.parent
 VENV = Path(sys.prefix)
-#: Seconds in which a node must be up; it takes some 5 on an idle machine.
-BOOT_TIMEOUT = 120
+#: How long a node that boots is waited for; it takes some 5 s of CPU time.
+BOOT = Patience()
 
 MODULES = (
     "dm-mod", "dm-thin-pool", "dm-cache", "dm-cache-smq", "dm-snapshot", "dm-multipath",
@@ -135,7 +135,8 @@ class Node:
         wait_for(
             f"{self.name}: boot",
             ready.exists,
-            timeout=BOOT_TIMEOUT,
+            timeout=BOOT.bound,
+            progress=Progress(lambda: self._booted(BOOT.share), BOOT.still),
             log=console,
             # Its process changes while it starts: only a panic tells that nothing will come.
             alive=lambda: not console.read_bytes().count(b"Kernel panic"),
@@ -144,11 +145,15 @@ class Node:
         wait_for(
             f"{self.name}: answer on ssh",
             lambda: self.run(["true"], check=False).returncode == 0,
-            timeout=30,
+            timeout=60,
             log=console,
             alive=self.running,
             cancel=cancel,
         )
+
+    def _booted(self, share: float) -> tuple[int, int]:
+        """How far it came: what its console has said, and what it has computed."""
+        return self._machine.console.stat().st_size, int(self._machine.cpu_seconds() // share)
 
     def kill(self) -> None:
         """Pull the plug: nothing is flushed or told. The disks stay for :meth:`start`."""
@@ -170,7 +175,8 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the node; a string goes to its shell.
 
-        :param timeout: seconds; past it the call fails, but the command is not stopped
+        :param timeout: seconds on the reference machine; past it the call fails, but the command
+            is not stopped
         :raises CommandError: on an exit code other than 0, if ``check``; 255 may be ssh's own
         """
         text = command if isinstance(command, str) else shlex.join(command)
@@ -242,7 +248,7 @@ class Node:
     def _ssh_options(self) -> list[str]:
         options = {
             "BatchMode": "yes",
-            "ConnectTimeout": "5",
+            "ConnectTimeout": str(pace.whole(5)),
             "ControlMaster": "auto",
             "ControlPath": str(self._keys / f"ssh-{self.name}"),
             "ControlPersist": "yes",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from lab import pace
 from lab.errors import Cancelled, CommandError, ConditionError, LabError
 from lab.shell import log_tail
 from lab.topology import HOST_ADDRESS
@@ -32,7 +33,24 @@ class Service:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     before: str = "true"
-    timeout: float = 120  # seconds
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long something is waited for that starts, in seconds on the reference machine.
+
+    :param still: without progress: its log has not grown, and it had less than a twentieth of
+        this time on a CPU, which is what one that only looks for something may take
+    :param bound: in all; for one that makes progress and never becomes ready
+    """
+
+    still: float = 60
+    bound: float = 1800
+
+    @property
+    def share(self) -> float:
+        """Seconds of CPU time that are progress."""
+        return self.still / 20
 
 
 def listens(port: int) -> str:
@@ -85,16 +103,22 @@ class Daemons:
     :param logs: the folder of the logs as that place sees it
     """
 
-    def __init__(self, place: Place, pids: str, logs: str) -> None:
+    def __init__(
+        self, place: Place, pids: str, logs: str, patience: Patience | None = None
+    ) -> None:
         self.catalog: dict[str, Service] = {}
         self._place = place
         self._pids = pids
         self._logs = logs
+        self._patience = patience or Patience()
 
     def start(self, name: str, cancel: threading.Event | None = None) -> None:
         """Start a daemon and wait until it is ready; its log goes on over restarts.
 
-        :raises ConditionError: it ended or is not ready in time; with the end of its log
+        It is waited for as long as it makes progress: see :class:`Patience`.
+
+        :raises ConditionError: it ended, makes no progress or is not ready at the end of all
+            patience; with the end of its log
         """
         service = self._service(name)
         if self.running(name):
@@ -103,16 +127,20 @@ class Daemons:
             self._place.write(path, text)
         self._place.run(service.before)
         try:
-            self._place.run(self._start_script(service), timeout=service.timeout + 60)
+            self._place.run(self._start_script(service), timeout=self._patience.bound + 60)
         except CommandError as error:
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"{name}: given up") from error
-            why = {
-                _ENDED: "it ended",
-                _LATE: f"not ready within {service.timeout:g} seconds",
-            }.get(error.returncode, str(error))
+            why = self._failures().get(error.returncode, str(error))
             tail = log_tail(self._place.logs / f"{name}.log")
             raise ConditionError(f"{self._place.name}: {name}: {why}{tail}") from error
+
+    def _failures(self) -> dict[int, str]:
+        return {
+            _ENDED: "it ended",
+            _STILL: f"no progress for {pace.whole(self._patience.still)} seconds",
+            _LATE: f"not ready within {pace.whole(self._patience.bound)} seconds",
+        }
 
     def stop(self, name: str, timeout: float = 15) -> None:
         """End a daemon with all its processes: SIGTERM, and SIGKILL after ``timeout`` seconds.
@@ -122,7 +150,7 @@ class Daemons:
         self._place.run(
             f"pid=$(cat {self._pid_file(name)} 2> /dev/null) || exit 0\n"
             "pkill -TERM --session $pid || exit 0\n"
-            f"end=$(($(date +%s) + {int(timeout)}))\n"
+            f"end=$(($(date +%s) + {pace.whole(timeout)}))\n"
             "while pgrep --session $pid > /dev/null; do\n"
             "  [ $(date +%s) -lt $end ] || pkill -KILL --session $pid\n"
             "  sleep 0.2\n"
@@ -152,6 +180,14 @@ class Daemons:
     def _pid_file(self, name: str) -> str:
         return f"{self._pids}/{name}.pid"
 
+    def _await(self) -> str:
+        patience = self._patience
+        still, bound, share = map(pace.whole, (patience.still, patience.bound, patience.share))
+        return (
+            f"still={still} bound={bound} share={share} every={min(10, -(-still // 4))}\n"
+            f"ended={_ENDED} idle={_STILL} late={_LATE}\n{_AWAIT}"
+        )
+
     def _start_script(self, service: Service) -> str:
         """One script starts and waits, so that waiting costs no connection for each look."""
         pid_file = self._pid_file(service.name)
@@ -164,15 +200,32 @@ class Daemons:
             f"mkdir -p {self._pids}; rm -f {pid_file}\n"
             f"export log={self._logs}/{service.name}.log\n"
             ': >> "$log"; seen=$(($(stat -c %s "$log") + 1))\n'
-            f"end=$(($(date +%s) + {int(service.timeout)}))\n"
             f"setsid --fork sh -c {shlex.quote(daemon)} < /dev/null > /dev/null 2>&1\n"
             f"until [ -s {pid_file} ]; do sleep 0.05; done; pid=$(cat {pid_file})\n"
-            f"until {service.ready}; do\n"
-            f"  kill -0 $pid 2> /dev/null || exit {_ENDED}\n"
-            f"  [ $(date +%s) -lt $end ] || exit {_LATE}\n"
-            "  sleep 0.2\n"
-            "done\n"
+            f"ready() {{ {service.ready}\n}}\n{self._await()}"
         )
 
 
-_ENDED, _LATE = 103, 104
+_ENDED, _STILL, _LATE = 103, 104, 105
+#: The clock is read without a process, and progress is looked for every few seconds only: in a
+#: node it is processes that take time.
+_AWAIT = """\
+clock() { read -r now rest < /proc/uptime; now=${now%.*}; }
+progress() {
+  cpu=0
+  for each in $(ps --cumulative -o times= -s $pid); do cpu=$((cpu + each)); done
+  echo $((cpu / share)) $(stat -c %s "$log")
+}
+clock; began=$now; look=$now; last=
+until ready; do
+  kill -0 $pid 2> /dev/null || exit $ended
+  clock
+  [ $now -lt $((began + bound)) ] || exit $late
+  if [ $now -ge $look ]; then
+    found=$(progress); look=$((now + every))
+    [ "$found" = "$last" ] || { last=$found; moved=$now; }
+    [ $now -lt $((moved + still)) ] || exit $idle
+  fi
+  sleep 0.2
+done
+"""

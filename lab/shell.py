@@ -14,6 +14,8 @@ from lab.errors import Cancelled, CommandError, ConditionError
 
 #: Seconds between two looks at a condition.
 POLL = 0.1
+#: Seconds between two looks at the progress of something.
+_LOOK = 2.0
 
 
 def run(
@@ -79,6 +81,29 @@ def spawn(
         )
 
 
+class Progress:
+    """Of something that is waited for as long as it goes on.
+
+    :param value: changes when it does
+    :param still: seconds on the reference machine in which it should at least once
+    """
+
+    def __init__(self, value: Callable[[], object], still: float) -> None:
+        self.still = still
+        self._value = value
+        self._last: object = None
+        self._look = self._end = 0.0
+
+    def stopped(self) -> bool:
+        """Whether the value has not changed for too long; to be asked again and again."""
+        now = time.monotonic()
+        if now >= self._look:
+            found, self._look = self._value(), now + min(_LOOK, self.still / 4)
+            if found != self._last:
+                self._last, self._end = found, pace.deadline(self.still)
+        return now > self._end
+
+
 def wait_for(
     what: str,
     condition: Callable[[], bool],
@@ -87,13 +112,15 @@ def wait_for(
     log: Path | None = None,
     alive: Callable[[], bool] | None = None,
     cancel: threading.Event | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Return when ``condition()`` is true.
 
     :param timeout: seconds on the reference machine
     :param log: its tail becomes part of the error
     :param alive: when this turns false there is nothing left to wait for
-    :raises ConditionError: too late, or no longer alive
+    :param progress: when there is none any longer, there is nothing left to wait for either
+    :raises ConditionError: too late, no progress, or no longer alive
     :raises Cancelled: ``cancel`` was set
     """
     deadline = pace.deadline(timeout)
@@ -106,6 +133,10 @@ def wait_for(
             raise Cancelled(f"{what}: given up")
         if not living:
             raise ConditionError(f"{what}: its process ended{log_tail(log)}")
+        if progress is not None and progress.stopped():
+            raise ConditionError(
+                f"{what}: no progress for {pace.stretch(progress.still):g} seconds{log_tail(log)}"
+            )
         if time.monotonic() > deadline:
             raise ConditionError(
                 f"{what}: not within {pace.stretch(timeout):g} seconds{log_tail(log)}"

@@ -10,6 +10,7 @@ own folders.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -111,6 +112,18 @@ class Machine:
 
     def running(self) -> bool:
         return self._process() is not None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the kernel and of all that runs in it; 0 if it does not."""
+        top = self._process()
+        if top is None:
+            return 0.0
+        found = 0.0
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                found += times.user + times.system
+        return found
 
     def kill(self) -> None:
         """Pull the plug; returns when the tap is free for the next start. Absent is success."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab import pace
 from lab.errors import Cancelled, ConditionError, LabError
-from lab.services import Daemons, Service, listens, logged
+from lab.services import Daemons, Patience, Service, listens, logged
 from lab.shell import run, wait_for
 
 
@@ -32,30 +37,80 @@ class _Here:
         Path(path).write_text(text)
 
 
+@contextlib.contextmanager
+def _daemons(folder: Path, still: float = 20, bound: float = 600) -> Iterator[Daemons]:
+    patience = Patience(still, bound)
+    daemons = Daemons(_Here(folder), str(folder / "run"), str(folder), patience)
+    try:
+        yield daemons
+    finally:
+        for name in daemons.catalog:
+            daemons.stop(name, timeout=1)
+
+
 @pytest.fixture
 def daemons(tmp_path: Path) -> Iterator[Daemons]:
-    daemons = Daemons(_Here(tmp_path), pids=str(tmp_path / "run"), logs=str(tmp_path))
-    yield daemons
-    for name in daemons.catalog:
-        daemons.stop(name, timeout=1)
+    with _daemons(tmp_path) as daemons:
+        yield daemons
 
 
-def _add(daemons: Daemons, script: str, ready: str, timeout: float = 10) -> None:
-    daemons.catalog["it"] = Service("it", ("sh", "-c", script), ready, timeout=timeout)
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Daemons]:
+    with _daemons(tmp_path, still=2) as daemons:
+        yield daemons
 
 
-def test_ready_is_of_this_run(daemons: Daemons, tmp_path: Path) -> None:
-    _add(daemons, "sleep 0.3; echo ready; exec sleep 60", logged("ready"))
-    daemons.start("it")
-    assert daemons.running("it")
-    daemons.stop("it")
-    assert not daemons.running("it")
+def _add(daemons: Daemons, script: str, ready: str) -> None:
+    daemons.catalog["it"] = Service("it", ("sh", "-c", script), ready)
+
+
+def test_ready_is_of_this_run(impatient: Daemons, tmp_path: Path) -> None:
+    _add(impatient, "sleep 0.3; echo ready; exec sleep 60", logged("ready"))
+    impatient.start("it")
+    assert impatient.running("it")
+    impatient.stop("it")
+    assert not impatient.running("it")
 
     # "ready" of the first run is still in the log; this time it never comes.
-    _add(daemons, "exec sleep 60", logged("ready"), timeout=1)
-    with pytest.raises(ConditionError, match="here: it: not ready within 1 seconds"):
-        daemons.start("it")
+    _add(impatient, "exec sleep 60", logged("ready"))
+    with pytest.raises(ConditionError, match="here: it: no progress for 2 seconds"):
+        impatient.start("it")
     assert (tmp_path / "it.log").read_text() == "ready\n"
+
+
+def test_a_slow_one_that_logs_is_waited_for(impatient: Daemons) -> None:
+    _add(impatient, "for i in 1 2 3 4; do sleep 1; echo $i; done; echo ready", logged("ready"))
+    impatient.start("it")
+
+
+def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
+    """Itself or, as here, in children that come and go."""
+    compute = "import time\nwhile time.process_time() < 2: pass"
+    child = f"{sys.executable} -S -c {shlex.quote(compute)}"
+    with _daemons(tmp_path, still=4) as daemons:
+        _add(daemons, f"{child}; {child}; {child}; echo ready; exec sleep 60", logged("ready"))
+        daemons.start("it")
+
+
+def test_one_that_hangs_is_not_waited_for(impatient: Daemons) -> None:
+    _add(impatient, "echo my last words; while :; do sleep 1; done", "false")
+    began = time.monotonic()
+    with pytest.raises(ConditionError, match=r"no progress for 2 seconds; .*\nmy last words"):
+        impatient.start("it")
+    assert time.monotonic() - began < 30
+
+
+def test_all_patience_ends(tmp_path: Path) -> None:
+    with _daemons(tmp_path, still=2, bound=4) as daemons:
+        _add(daemons, "while :; do echo again; sleep 0.2; done", "false")
+        with pytest.raises(ConditionError, match=r"not ready within 4 seconds; .*\nagain"):
+            daemons.start("it")
+
+
+def test_patience_is_stretched(impatient: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_factor", 3.0)
+    _add(impatient, "sleep 3; echo ready; exec sleep 60", logged("ready"))
+    impatient.start("it")
 
 
 def test_files_and_environment(daemons: Daemons, tmp_path: Path) -> None:
@@ -73,7 +128,7 @@ def test_files_and_environment(daemons: Daemons, tmp_path: Path) -> None:
 
 
 def test_one_that_ends_is_not_waited_for(daemons: Daemons) -> None:
-    _add(daemons, "echo no such file; exit 1", "false", timeout=60)
+    _add(daemons, "echo no such file; exit 1", "false")
     with pytest.raises(ConditionError, match=r"here: it: it ended; the end of .*\nno such file"):
         daemons.start("it")
 

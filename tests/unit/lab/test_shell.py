@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from lab.errors import Cancelled, CommandError, ConditionError
-from lab.shell import run, wait_for
+from lab.shell import Progress, run, wait_for
 
 
 def test_run_returns_what_was_said() -> None:
@@ -53,6 +54,22 @@ def test_waiting_shows_the_end_of_the_log(tmp_path: Path) -> None:
 def test_waiting_for_the_dead_ends_at_once() -> None:
     with pytest.raises(ConditionError, match="it: its process ended"):
         wait_for("it", lambda: False, timeout=60, alive=lambda: False)
+
+
+def test_what_goes_on_is_waited_for() -> None:
+    began = time.monotonic()
+
+    def done() -> bool:
+        return time.monotonic() - began > 1
+
+    wait_for("it", done, timeout=60, progress=Progress(time.monotonic, still=0.4))
+
+
+def test_what_stands_still_is_not_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "it.log"
+    log.write_text("my last words\n")
+    with pytest.raises(ConditionError, match=r"^it: no progress for 0\.4 seconds; .*\nmy last"):
+        wait_for("it", lambda: False, timeout=60, log=log, progress=Progress(lambda: 1, still=0.4))
 
 
 def test_waiting_can_be_cancelled() -> None:
