@@ -18,7 +18,7 @@ RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
 
 
 class Messenger(Protocol):
-    """What sends messages to devices; of :class:`os_brick_thunder.mechanism.dmsetup.DmSetup`."""
+    """Sends messages to devices, as :class:`os_brick_thunder.mechanism.dmsetup.DmSetup` does."""
 
     def message(self, name: str, text: str) -> str: ...
 
@@ -35,9 +35,9 @@ class _Batch:
 class MetadataSnapshot:
     """The one snapshot of its metadata that a pool can have, shared by callers that wait for it.
 
-    Who asks while a batch of callers has the snapshot joins the next batch, never that one: a
-    snapshot that was reserved before somebody asked may lack what was written to the volume until
-    then, and a stale map is wrong bytes. So a batch is closed before its snapshot is reserved.
+    A caller never uses a snapshot that was reserved before it asked: what was written to the
+    volume in between would be missing, and a stale map is wrong bytes. So a batch of callers is
+    closed before its snapshot is reserved, and a caller that comes later joins the next batch.
     """
 
     def __init__(self, pool: str, dm: Messenger) -> None:
@@ -46,7 +46,7 @@ class MetadataSnapshot:
         self._dm = dm
         self._changed = threading.Condition()
         self._held = False  # a batch was closed, and not all of its members have left
-        self._open = _Batch()  # whom the next caller joins
+        self._open = _Batch()  # the one that the next caller joins
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -66,8 +66,8 @@ class MetadataSnapshot:
     def _await(self, batch: _Batch) -> None:
         with self._changed:
             self._changed.wait_for(lambda: batch.reserved or batch.error or not self._held)
-            # As long as nobody holds the snapshot ours is the open batch: the first one awake
-            # reserves for all.
+            # While nobody holds the snapshot this batch is the open one: its first member to wake
+            # up reserves for all.
             first = not self._held
             if first:
                 self._held, self._open = True, _Batch()

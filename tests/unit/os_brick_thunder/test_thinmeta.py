@@ -1,4 +1,4 @@
-"""Metadata snapshots that several share; test_thinpool.py runs this file with green threads too."""
+"""Metadata snapshots, shared by several callers; test_thinpool.py runs this file with green threads too."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_one_caller_reserves_and_releases(pool: Pool, snapshot: MetadataSnapshot
     assert pool.said == [RESERVE, RELEASE] * 2
 
 
-def test_those_that_wait_share_the_next_snapshot_and_use_it_at_once(
+def test_callers_that_wait_share_the_next_snapshot_and_use_it_at_once(
     pool: Pool, snapshot: MetadataSnapshot
 ) -> None:
     together = threading.Barrier(6)
@@ -131,7 +131,7 @@ def test_those_that_wait_share_the_next_snapshot_and_use_it_at_once(
     assert pool.said == [RESERVE, RELEASE] * 2
 
 
-def test_who_asks_while_it_is_being_reserved_waits_for_the_next(
+def test_a_caller_that_comes_while_it_is_being_reserved_waits_for_the_next(
     pool: Pool, snapshot: MetadataSnapshot
 ) -> None:
     with ThreadPoolExecutor(1) as threads:
@@ -178,7 +178,7 @@ def test_all_learn_that_there_is_no_snapshot(pool: Pool, snapshot: MetadataSnaps
         for future in asked:
             with pytest.raises(errors.ProcessError, match="refused"):
                 future.result(10)
-    # Of all of them it was tried once, and a release in case somebody had left one behind.
+    # One attempt for all of them, with a release in case one had been left behind.
     assert pool.said == [RESERVE, RELEASE, RESERVE, RELEASE]
     pool.refused = set()
     with snapshot():
