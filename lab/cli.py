@@ -12,6 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
+from lab import pace
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import LabError, PreconditionError
 from lab.progress import Steps
@@ -107,6 +108,7 @@ def _status(parsed: argparse.Namespace) -> int:
             " ".join(services),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(pace.describe(cluster.pace))
     return 0 if cluster.is_up() else 1
 
 

@@ -23,6 +23,7 @@ from lab.errors import Cancelled, LabError
 from lab.image import root_image, xstate_library
 from lab.net import Network
 from lab.node import Node, make_keys
+from lab.process import Process
 from lab.progress import Steps
 from lab.shell import wait_for
 from lab.topology import Link, Topology
@@ -78,6 +79,7 @@ class Cluster:
         self.options = options or Options()
         #: How many times the reference machine's time this one takes: see :mod:`lab.pace`.
         self.pace = 1.0
+        self._bound: Process | None = None
         self.controller = Controller(
             self.network, self.folder / "controller", self.logs / Controller.name
         )
@@ -99,6 +101,7 @@ class Cluster:
             ) from None
         cluster = cls(name, Topology.from_wire(state["topology"]), Options(**state["options"]))
         cluster._keep_pace(state.get("pace", 1.0))
+        cluster._bound = _bound(state)
         return cluster
 
     def _make_nodes(self) -> None:
@@ -139,7 +142,7 @@ class Cluster:
             node.catalog.update({service.name: service for service in services})
 
     def __enter__(self) -> Self:
-        self.up()
+        self.up(bound=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,30 +154,53 @@ class Cluster:
         """Whether :meth:`up` has come to its end and :meth:`down` has not been called since."""
         return self.network.exists() and (self.folder / "up").exists()
 
-    def up(self, steps: Steps | None = None) -> None:
+    def up(self, steps: Steps | None = None, *, bound: bool = False) -> None:
         """Bring the lab up; whatever goes wrong, what was started is taken down again.
 
+        :param bound: to this process, which takes it down: should the process be killed before
+            it does, the next ``up`` of this name takes the lab down first
         :raises PreconditionError: this machine cannot run it; nothing was started
         :raises LabError: a part did not start; with the reason and the end of its log
         """
-        preconditions.check(self.topology, control_plane=self.options.control_plane)
-        with self._lock():
-            if self.is_up():
-                raise LabError(
-                    f"lab {self.name!r} is up: use it, or run `lab --name {self.name} down` first"
+        preconditions.check(control_plane=self.options.control_plane)
+        with self._lock(), steps or Steps(quiet=True) as shown:
+            if left := self._left_behind():
+                shown.note(
+                    f"lab {self.name!r} was left behind by an earlier run (process {left.pid}): "
+                    "taken down"
                 )
             self._clear()
+            preconditions.check_memory(self.topology)
             shutil.rmtree(self.logs, ignore_errors=True)
             self._cancel.clear()
-            with steps or Steps(quiet=True) as shown:
-                try:
-                    self._up(shown)
-                    (self.folder / "up").touch()
-                except BaseException:
-                    self._cancel.set()
-                    with shown.step("taking down what was started"):
-                        self._clear()
-                    raise
+            self._bound = Process.current() if bound else None
+            try:
+                self._up(shown)
+                (self.folder / "up").touch()
+            except BaseException:
+                self._cancel.set()
+                with shown.step("taking down what was started"):
+                    self._clear()
+                raise
+
+    def _left_behind(self) -> Process | None:
+        """The process to which this lab was bound, if it is gone and the lab is there.
+
+        :raises LabError: the lab is up, and not to be taken down for a new one
+        """
+        try:
+            bound = _bound(json.loads(self._state_file.read_text()))
+        except FileNotFoundError:
+            bound = None
+        if bound is not None and bound.find() is None:
+            return bound if self.network.exists() else None
+        if not self.is_up():
+            return None
+        if bound is not None:
+            raise LabError(f"lab {self.name!r} is up, and process {bound.pid} uses it")
+        raise LabError(
+            f"lab {self.name!r} is up: use it, or run `lab --name {self.name} down` first"
+        )
 
     def _up(self, steps: Steps) -> None:
         self._keep_pace(pace.measure())
@@ -375,6 +401,7 @@ class Cluster:
             "topology": dataclasses.asdict(self.topology),
             "options": dataclasses.asdict(self.options),
             "pace": self.pace,
+            "bound": self._bound and dataclasses.asdict(self._bound),
         }
         part = self._state_file.with_suffix(".part")
         part.write_text(json.dumps(state, indent=1))
@@ -427,6 +454,11 @@ class _Tasks:
         # What was given up because of a failure is not the failure.
         for error in sorted(errors, key=lambda each: isinstance(each, Cancelled)):
             raise error
+
+
+def _bound(state: Mapping[str, Any]) -> Process | None:
+    found = state.get("bound")
+    return None if found is None else Process(**found)
 
 
 def _try_lock(held: IO[str]) -> bool:

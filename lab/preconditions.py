@@ -34,8 +34,8 @@ CONTROL_PLANE_PROGRAMS = {
 TUN = Path("/dev/net/tun")
 
 
-def check(topology: Topology, *, control_plane: bool) -> None:
-    """Look whether a lab can run here.
+def check(*, control_plane: bool) -> None:
+    """See that a lab can run on this machine.
 
     :raises PreconditionError: the first thing that is missing, and what to do
     """
@@ -51,6 +51,13 @@ def check(topology: Topology, *, control_plane: bool) -> None:
         raise PreconditionError(
             f"packages are missing: run lab/bootstrap, or `apt-get install {' '.join(missing)}`"
         )
+
+
+def check_memory(topology: Topology) -> None:
+    """See that there is memory for all nodes.
+
+    :raises PreconditionError: there is not, and what to do
+    """
     needed = sum(node.memory for node in topology.nodes)
     free = psutil.virtual_memory().available // 2**20
     if free < needed:

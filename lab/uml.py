@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from lab.net import Network, tap_name
+from lab.process import Process
 from lab.shell import run, spawn, wait_for
 from lab.topology import NodeSpec
 
@@ -77,8 +78,8 @@ class Machine:
                 pass_fds=[write],
             )
             os.close(write)
-            pid = json.load(info)["child-pid"]
-        self._pid_file.write_text(f"{pid} {psutil.Process(pid).create_time()}")
+            first = Process.of(json.load(info)["child-pid"])
+        self._pid_file.write_text(f"{first.pid} {first.created}")
 
     def _cpus(self) -> str:
         """The CPUs that this machine may run on: one, if the lab has the host to itself.
@@ -145,12 +146,6 @@ class Machine:
     def _process(self) -> psutil.Process | None:
         try:
             pid, created = self._pid_file.read_text().split()
-            process = psutil.Process(int(pid))
-            # The number may have gone to another process since. Seconds, because when a process
-            # began is reckoned from when the machine did, which moves with its clock.
-            other = abs(process.create_time() - float(created)) > 5
-            if other or process.status() == psutil.STATUS_ZOMBIE:
-                return None
-            return process
-        except (FileNotFoundError, psutil.NoSuchProcess):
+        except FileNotFoundError:
             return None
+        return Process(int(pid), float(created)).find()

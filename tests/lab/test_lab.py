@@ -153,6 +153,42 @@ def test_a_part_that_fails_takes_all_down(monkeypatch: pytest.MonkeyPatch) -> No
     assert not lab.is_up()
 
 
+_BOUND = """
+import time
+from tests.lab.test_lab import _lab
+_lab("test-left").up(bound=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("moment", [_kernels, Cluster.is_up])
+def test_a_lab_that_was_left_behind_is_taken_down(
+    moment: Callable[[Cluster], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the next that comes up with its name, after a SIGKILL to all of the one that had it."""
+    lab = _lab("test-left")
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _BOUND], cwd=TREE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for("that moment of up", lambda: moment(lab), timeout=120)
+        os.killpg(owner.pid, signal.SIGKILL)
+        wait_for("the kill", lambda: owner.poll() is not None, timeout=10)
+        old = lab.network.pids()
+        assert old
+
+        lab.up()
+
+        said = f"left behind by an earlier run (process {owner.pid}): taken down\n"
+        assert said in capsys.readouterr().err
+        assert not [pid for pid in old if psutil.pid_exists(pid)]
+        assert lab.node("cmp1").run("hostname").stdout == "cmp1\n"
+    finally:
+        owner.kill()
+        owner.wait()
+        lab.down()
+
+
 def test_labs_do_not_meet() -> None:
     labs = [_lab("test-a"), _lab("test-b")]
     try:
@@ -298,9 +334,16 @@ def test_daemons_of_a_node(pair: Cluster) -> None:
         node.service_start("broken")
 
 
+def test_a_lab_in_use_is_not_taken_down(pair: Cluster) -> None:
+    with pytest.raises(LabError, match=f"'test-pair' is up, and process {os.getpid()} uses it"):
+        pair.up()
+    assert pair.node("cmp1").running()
+
+
 def test_the_state_is_readable_from_another_process(pair: Cluster) -> None:
     done = run(_command(pair.name, "exec", "cmp2", "cat /etc/iscsi/initiatorname.iscsi"), cwd=TREE)
     assert done.stdout == "InitiatorName=iqn.2026-11.org.thunder:cmp2\n"
     status = run(_command(pair.name, "status"), cwd=TREE).stdout
     assert "10.77.0.12" in status
+    assert f"all time limits are multiplied by {pair.pace:.1f}" in status
     assert os.environ.get("HOME", "/") not in status

@@ -28,34 +28,35 @@ def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_good_machine_passes() -> None:
-    preconditions.check(_TOPOLOGY, control_plane=True)
+    preconditions.check(control_plane=True)
+    preconditions.check_memory(_TOPOLOGY)
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PreconditionError, match=r"^the lab makes .* taps: run it as root$"):
-        preconditions.check(_TOPOLOGY, control_plane=False)
+        preconditions.check(control_plane=False)
 
 
 def test_no_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preconditions, "TUN", tmp_path / "tun")
     with pytest.raises(PreconditionError, match=r"there is no .*/tun: run `modprobe tun`"):
-        preconditions.check(_TOPOLOGY, control_plane=False)
+        preconditions.check(control_plane=False)
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"linux.uml", "mariadbd"}
     monkeypatch.setattr(shutil, "which", lambda name: None if name in missing else name)
     with pytest.raises(PreconditionError, match=r"`apt-get install user-mode-linux`$"):
-        preconditions.check(_TOPOLOGY, control_plane=False)
+        preconditions.check(control_plane=False)
     with pytest.raises(PreconditionError, match=r"install mariadb-server user-mode-linux`$"):
-        preconditions.check(_TOPOLOGY, control_plane=True)
+        preconditions.check(control_plane=True)
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 << 30))
     with pytest.raises(PreconditionError, match=r"^3072 MiB .* up to 4096 MiB: bring up fewer"):
-        preconditions.check(_TOPOLOGY, control_plane=False)
+        preconditions.check_memory(_TOPOLOGY)
 
 
 def test_the_command_says_it_in_one_line(
