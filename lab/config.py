@@ -193,6 +193,12 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
     return ini({**common, **{k: v for k, v in extra.items() if k != "DEFAULT"}})
 
 
+def operator(state: Path) -> str:
+    """cinder.conf for the ``thunder`` command: it has to know after what silence hosts are dead."""
+    backend: Sections = {"DEFAULT": {"enabled_backends": BACKEND}, BACKEND: tracker_limits()}
+    return cinder(state, HOST_ADDRESS, backend)
+
+
 def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sections:
     """What cinder.conf of a storage node has beyond the common part.
 

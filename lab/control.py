@@ -106,9 +106,10 @@ class Controller:
         return self._daemons.running(name)
 
     def thunder(self, *arguments: str) -> str:
-        """Run the ``thunder`` command with Cinder's configuration; returns its output."""
-        conf = str(self.folder / "cinder/cinder.conf")
-        self.write(conf, self.catalog["cinder-api"].files[conf])
+        """Run the ``thunder`` command as on a storage host; returns its output."""
+        state = self.folder / "cinder"
+        conf = str(state / "thunder.conf")
+        self.write(conf, config.operator(state))
         module = [_PYTHON, "-m", "cinder_thunder.cmd.thunder"]
         return self.run([*module, *arguments, "--config-file", conf]).stdout
 

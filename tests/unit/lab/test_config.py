@@ -60,6 +60,17 @@ def test_time_limits_are_the_products_own_stretched(monkeypatch: pytest.MonkeyPa
     assert (server["service_down_time"], server["rpc_response_timeout"]) == ("150", "750")
 
 
+def test_the_operators_command_knows_when_hosts_are_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_factor", 2.5)
+    path = tmp_path / "cinder.conf"
+    path.write_text(config.operator(tmp_path))
+    options = cfg.ConfigOpts()
+    options(["--config-file", str(path)])
+    assert cinder_conf.heartbeat_timeout(options) == 50
+
+
 def test_the_backend_is_thunder_or_any_other() -> None:
     ours = config.storage_backend(_STORAGE, _DRIVER)
     assert ours["DEFAULT"]["host"] == "stor1"
