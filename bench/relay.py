@@ -9,7 +9,6 @@ the storage hosts no more often than ``thunder_storage_fanout`` says.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -22,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cinder_thunder import conf
-from lab import blocks, config, guest
+from lab import blocks, guest
 from lab.cluster import Cluster
 from lab.demo_volumes import at_once, tree
-from lab.errors import LabError
 from lab.journey import Attached, Journey
 from lab.net import Counters
 from lab.node import Node
@@ -84,8 +82,6 @@ class Outcome:
 def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
     cluster, size = journey.cluster, raw.stat().st_size
     compute, gib = cluster.of_kind("compute"), -(-size // (1 << 30))
-    with steps.step("set deadlines for two cores"):
-        at_once(_be_patient, compute)
     with steps.step("start what stands for nova-compute"):
         journey.start_bricks()
     with steps.step(f"upload, create {VOLUMES} volumes at once"):
@@ -100,10 +96,9 @@ def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
     meter = Meter(cluster)
     with steps.step("attach all in the same second"), ThreadPoolExecutor(VOLUMES) as threads:
         attached = list(threads.map(journey.attach, hosts, volumes))
-    stacks = [journey.stack(n, v) for n, v in zip(hosts, volumes, strict=True)]
-    for stack, one in zip(stacks, attached, strict=True):
-        if stack.get("mode") != "cached":
-            raise LabError(f"volume {one.volume} on {one.node} has no cache: {one.warnings}")
+    with steps.step("wait until all are cached"):
+        cached = journey.await_caches(dict(zip(volumes, hosts, strict=True)), steps.note)
+    stacks = [cached[volume] for volume in volumes]
 
     def digest(pair: tuple[Node, Attached]) -> str:
         return journey.digest(pair[0], pair[1].path, size)
@@ -124,19 +119,6 @@ def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
         fetched={node.name: journey.from_network(node) for node in compute},
         wrong=[v for v, d in zip(volumes, digests, strict=True) if d != wanted],
     )
-
-
-def _be_patient(node: Node) -> None:
-    """Seven kernels share two cores here: what takes a second on servers takes a minute."""
-    settings = config.agent(node.spec)
-    for option, usual in (("attach_deadline", 60), ("parent_wait", 30), ("rpc_timeout", 20)):
-        assert f"{option} = {usual}" in settings
-        settings = settings.replace(f"{option} = {usual}", f"{option} = {usual * 5}")
-    node.service_stop("thunder-agent")
-    service = node.catalog["thunder-agent"]
-    files = {**service.files, "/etc/thunder/thunder.conf": settings}
-    node.catalog["thunder-agent"] = dataclasses.replace(service, files=files)
-    node.service_start("thunder-agent")
 
 
 def show(outcome: Outcome, console: Console) -> None:

@@ -81,7 +81,7 @@ class Scene:
         for name in ("parent", "child"):
             made = self.journey.create_volume(f"stall-{name}", gib, "--image", self.image)
             self._volumes.append(made)
-        self.journey.attach(self.parent, self._volumes[0])
+        self.journey.attach_cached(self.parent, self._volumes[0])
         self.attach()
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Scene:
         def restart(node: Node) -> None:
             service = self._catalog[node]
             if slow:
-                settings = config.agent(node.spec) + "fill_rate_mib = 1\n"
+                settings = config.agent(node.spec, fill_rate_mib=1)
                 files = {**service.files, "/etc/thunder/thunder.conf": settings}
                 service = dataclasses.replace(service, files=files)
             node.service_stop("thunder-agent")
@@ -121,7 +121,7 @@ class Scene:
 
         :raises LabError: its base does not read from the parent
         """
-        self.journey.attach(self.child, self.volume)
+        self.journey.attach_cached(self.child, self.volume)
         found = self.sources(self.child)
         if found[:1] != [self.parent.name]:
             raise LabError(f"{self.child.name} reads from {found}, not from {self.parent.name}")

@@ -20,7 +20,7 @@ from rich.table import Table
 from lab import demo_servers, demo_volumes
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.demo_servers import Boot, Server
-from lab.demo_volumes import MIB, lab_with, tree
+from lab.demo_volumes import MIB, lab_with, tree, when_cached
 from lab.errors import LabError
 from lab.progress import Steps
 from lab.topology import Topology
@@ -75,7 +75,7 @@ def show(result: Result, console: Console) -> None:
     """The tables, the trees and the totals."""
     demo_volumes.show(result, console)
     table = Table(title="six servers of one image on three hosts at once")
-    for heading in ("server", "host", "read from", "ACTIVE", "prompt", "image bytes"):
+    for heading in ("server", "host", "read from", "ACTIVE", "cached", "prompt", "image bytes"):
         table.add_column(heading, justify="left" if heading in ("server", "host") else "right")
     for heading in ("LVM driver: ACTIVE", "prompt"):
         table.add_column(heading, justify="right", style="dim")
@@ -85,6 +85,7 @@ def show(result: Result, console: Console) -> None:
             row.host,
             row.source,
             f"{row.active_s:.0f} s",
+            when_cached(row.cached_s),
             f"{row.prompt_s:.0f} s",
             f"{row.image_bytes_from_network / MIB:.1f} MiB",
             f"{other.active_s:.0f} s",

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from rich.tree import Tree
 from lab import blocks, guest
 from lab.cluster import Cluster
 from lab.errors import LabError
-from lab.journey import Attached, Journey
+from lab.journey import Attached, Journey, cached_after
 from lab.node import Node
 from lab.progress import Steps
 from lab.topology import Topology
@@ -41,12 +40,16 @@ VOLUMES = 6
 
 @dataclass
 class Volume:
-    """A row of the table; ``image_bytes_from_network`` while it was attached and read."""
+    """A row of the table; ``image_bytes_from_network`` while it was attached and read.
+
+    :ivar cached_s: seconds from the end of the attach until the cache was in use; 0: with it
+    """
 
     id: str
     host: str
     source: str = ""
     attach_s: float = 0.0
+    cached_s: float = 0.0
     content_ok: bool = False
     image_bytes_from_network: int = 0
 
@@ -119,10 +122,18 @@ class Demo:
         for row, attached in zip(self.rows, at_once(one, self.rows), strict=True):
             self.attached[row.id] = attached
             row.attach_s = attached.attach_s
-            stack = self.journey.stack(self._node(row), row.id)
-            if stack.get("mode") != "cached":
-                raise LabError(f"volume {row.id} on {row.host} has no cache: {attached.warnings}")
-            row.source = stack["source"]
+
+    def await_caches(self, note: Callable[[str], None]) -> None:
+        """Where plan or base were late, the cache comes under the volume after its attach."""
+        hosts = {row.id: self._node(row) for row in self.rows}
+        try:
+            stacks = self.journey.await_caches(hosts, note)
+        except LabError as error:
+            warnings = [w for attached in self.attached.values() for w in attached.warnings]
+            raise LabError("; ".join([str(error), *warnings])) from error
+        for row in self.rows:
+            row.source = stacks[row.id]["source"]
+            row.cached_s = cached_after(stacks[row.id])
 
     def read_all(self) -> None:
         """First volumes of all hosts at once, then the second ones: so each has its own bytes."""
@@ -198,10 +209,8 @@ class Demo:
         return self.journey.all_leftovers()
 
 
-def _prepare(
-    image: Path | None, folder: Path, say: Callable[[str], None]
-) -> tuple[Path, Path, str]:
-    """The raw bytes to compare with, the file to upload and its format."""
+def _prepare(image: Path | None, say: Callable[[str], None]) -> tuple[Path, str]:
+    """The file to upload and its format."""
     upload = image or guest.build(progress=say)
     info = json.loads(
         subprocess.run(
@@ -209,9 +218,7 @@ def _prepare(
             check=True, capture_output=True, text=True,
         ).stdout
     )  # fmt: skip
-    raw = folder / "image.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(upload), str(raw)], check=True)
-    return raw, upload, str(info["format"])
+    return upload, str(info["format"])
 
 
 def run(cluster: Cluster, image: Path | None, steps: Steps) -> Result:
@@ -228,16 +235,18 @@ def lab_with(cluster: Cluster, image: Path | None, steps: Steps) -> Iterator[Dem
 
     :param image: a disk image, else Debian is built
     """
-    with tempfile.TemporaryDirectory(prefix="thunder-demo-", dir="/var/tmp") as name:
-        with steps.step("image"):
-            raw, upload, disk_format = _prepare(image, Path(name), lambda text: None)
-        with steps.step("lab up"):
-            cluster.up()
-        try:
-            yield Demo(cluster, raw, upload, disk_format)
-        finally:
-            with steps.step("lab down"):
-                cluster.down()
+    with steps.step("image"):
+        upload, disk_format = _prepare(image, lambda text: None)
+    with steps.step("lab up"):
+        cluster.up(steps.brief(), bound=True)
+    try:
+        # In the lab's folder, which goes with the lab, also if this process is killed.
+        raw = cluster.folder / "demo.raw"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(upload), str(raw)], check=True)
+        yield Demo(cluster, raw, upload, disk_format)
+    finally:
+        with steps.step("lab down"):
+            cluster.down()
 
 
 def journey(demo: Demo, steps: Steps) -> Result:
@@ -271,6 +280,7 @@ def _journey(demo: Demo, steps: Steps) -> tuple[int, int, list[str]]:
 
     def use() -> None:
         step(f"attach {VOLUMES} volumes at once", demo.attach_all)
+        step("wait until all are cached", lambda: demo.await_caches(steps.note))
         step("read them all, compare with the image", demo.read_all)
         step("write to each", demo.write_all)
         step("detach", demo.detach_all)
@@ -290,21 +300,40 @@ def _journey(demo: Demo, steps: Steps) -> tuple[int, int, list[str]]:
     return thunder, plain, left
 
 
+_WORDS = ("volume", "host", "read from", "")
+
+
+def when_cached(seconds: float) -> str:
+    """When a volume had its cache, as seen from the end of its attach."""
+    return f"{seconds:.1f} s later" if seconds else "at once"
+
+
 def show(result: Result, console: Console) -> None:
     """The table, the tree and the two totals."""
     table = Table(title="six volumes of one image on three hosts at once")
-    for heading in ("volume", "host", "read from", "attach", "image bytes over the network", ""):
-        table.add_column(heading, justify="right" if "bytes" in heading else "left")
+    for heading in (
+        "volume",
+        "host",
+        "read from",
+        "attach",
+        "cached",
+        "image bytes over network",
+        "",
+    ):
+        table.add_column(heading, justify="left" if heading in _WORDS else "right")
     for row in result.volumes:
         table.add_row(
             row.id[:8],
             row.host,
             row.source,
             f"{row.attach_s:.1f} s",
+            when_cached(row.cached_s),
             f"{row.image_bytes_from_network / MIB:.1f} MiB",
             "equals the image" if row.content_ok else "[red]DIFFERS",
         )
     console.print(table)
+    late = sum(row.cached_s > 0 for row in result.volumes)
+    console.print(f"{len(result.volumes) - late} volumes were cached at once, {late} later")
     console.print(tree({row.host: row.source for row in result.volumes}))
     allocated = result.image_allocated_bytes
     for name, egress in (("thunder", result.thunder), ("plain iSCSI", result.plain)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from lab.cluster import Cluster
 from lab.config import TRANSPORT_URL, VOLUME_GROUP, VOLUME_TYPE, database_url
 from lab.errors import LabError
 from lab.node import Node
+from lab.pace import deadline, stretch
 from lab.services import Service, serves
 from os_brick_thunder.agent.tracker import RpcTracker
 
@@ -114,7 +115,7 @@ class Journey:
 
         :raises LabError: it ended in error, with what Cinder tells the user of it, or took too long
         """
-        until = time.monotonic() + timeout
+        until = deadline(timeout)
         while True:
             found = self.cluster.ask(lambda cloud: cloud.block_storage.get_volume(volume)).status
             if found == status:
@@ -131,7 +132,7 @@ class Journey:
         snapshot = self.cluster.openstack_json(
             "volume", "snapshot", "create", "--volume", volume, name
         )["id"]
-        until = time.monotonic() + timeout
+        until = deadline(timeout)
         while True:
             found = self.cluster.ask(
                 lambda cloud: cloud.block_storage.get_snapshot(snapshot)
@@ -160,7 +161,7 @@ class Journey:
 
     def await_no_volumes(self, timeout: float = 180, among: Set[str] | None = None) -> None:
         """Wait until there are no volumes, or none of those ``among`` which one looks."""
-        until = time.monotonic() + timeout
+        until = deadline(timeout)
         while True:
             left = self.cluster.ask(lambda cloud: {v.id for v in cloud.block_storage.volumes()})
             if among is not None:
@@ -253,7 +254,7 @@ class Journey:
             cfg.CONF([], project="lab", default_config_files=[])
             transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=TRANSPORT_URL)
             try:
-                RpcTracker(transport, _EVICTION).evict(node.name, image)
+                RpcTracker(transport, stretch(_EVICTION)).evict(node.name, image)
             finally:
                 transport.cleanup()
 
@@ -321,11 +322,54 @@ class Journey:
 
         :raises LabError: not in time
         """
-        until = time.monotonic() + timeout
+        until = deadline(timeout)
         while not any(b["image_id"] == image and b["complete"] for b in self.agent(node)["bases"]):
             if time.monotonic() > until:
                 raise LabError(f"the base of image {image} on {node.name} does not fill")
             time.sleep(_POLL)
+
+    def await_caches(
+        self,
+        hosts: Mapping[str, Node],
+        note: Callable[[str], None] = lambda text: None,
+        timeout: float = 180,
+    ) -> dict[str, dict[str, Any]]:
+        """Wait until attached volumes have their caches, which may come after the attach.
+
+        :param hosts: the node of each volume
+        :param note: is told which have none yet, whenever that has changed
+        :returns: the agents' entries, by volume
+        :raises LabError: one has no stack on its host, or no cache in time
+        """
+        until, told = deadline(timeout), ""
+        while True:
+            agents = {node.name: self.agent(node)["stacks"] for node in set(hosts.values())}
+            found = {s["volume_id"]: s for name in agents for s in agents[name]}
+            if plain := hosts.keys() - found.keys():
+                raise LabError(f"attached as plain iSCSI: {', '.join(sorted(plain))}")
+            late = sorted(v for v in hosts if found[v]["mode"] != "cached")
+            if not late:
+                return {volume: found[volume] for volume in hosts}
+            reasons = [f"{v[:8]} on {hosts[v].name} ({found[v]['reason']})" for v in late]
+            if time.monotonic() > until:
+                raise LabError(f"volumes without a cache: {', '.join(reasons)}")
+            if (text := ", ".join(reasons)) != told:
+                note(f"not cached yet: {text}")
+                told = text
+            time.sleep(_POLL)
+
+    def await_cached(self, node: Node, volume: str, timeout: float = 180) -> dict[str, Any]:
+        """:meth:`await_caches` for one volume; returns the agent's entry."""
+        return self.await_caches({volume: node}, timeout=timeout)[volume]
+
+    def attach_cached(self, node: Node, volume: str) -> Attached:
+        """Attach, and wait for the cache."""
+        attached = self.attach(node, volume)
+        try:
+            self.await_cached(node, volume)
+        except LabError as error:
+            raise LabError(f"{error}; {'; '.join(attached.warnings)}") from error
+        return attached
 
     def storage_of(self, volume: str) -> Node:
         """The storage host that a volume is on."""
@@ -396,6 +440,11 @@ _TABLES = (
 _DEVICES = "dmsetup ls | awk '/^No devices/ {next} {print $1}'"
 _SESSIONS = "cat /sys/class/iscsi_session/*/targetname"
 _TARGETS = "ls -d /sys/kernel/config/target/iscsi/iqn.* | xargs -rn1 basename"
+
+
+def cached_after(stack: Mapping[str, Any]) -> float:
+    """Seconds from the answer to a volume's attach until its cache came into use."""
+    return max(0.0, round(float(stack["cached_at"]) - float(stack["attached_at"]), 1))
 
 
 def _words(node: Node, command: str) -> list[str]:

@@ -41,8 +41,10 @@ CONNECTOR_OPTS: list[cfg.Opt] = [
         "attach_deadline",
         default=10.0,
         min=0.1,
-        help="Seconds that the agent may take to build or to take down a volume's stack. After "
-        "that an attach returns the plain iSCSI device, with a warning.",
+        help="Seconds that the agent may take to build or to take down a volume's stack. If the "
+        "tracker and the replicas take more than half of it, the volume gets its cache after the "
+        "attach. If the agent itself does not answer in time, an attach returns the plain iSCSI "
+        "device, with a warning.",
     ),
 ]
 

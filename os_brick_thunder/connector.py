@@ -2,7 +2,7 @@
 
 It serves every iSCSI backend of the process it is registered in: without a ``thunder`` key in the
 connection data it is os-brick's own connector in every respect. With one, whatever goes wrong
-with the acceleration ends in the plain iSCSI device and a warning.
+in the agent ends in the plain iSCSI device and a warning.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def run(conf: cfg.ConfigOpts) -> None:
     precacher = Precacher(store, bases, tracker, topology, room.refusal)
     endpoint = rpc.ExporterEndpoint(bases, precacher.precache, agent.status)
     exporter = rpc.exporter_server(transport, mine.host, endpoint)
-    # RabbitMQ may be away for now: volumes attach as plain iSCSI until it is back.
+    # RabbitMQ may be away for now: volumes are direct, and get their caches when it is back.
     threading.Thread(target=exporter.start, name="exporter", daemon=True).start()
     server = _serve(Path(mine.socket), agent)
 

@@ -1,8 +1,8 @@
 """Stacks: the devices that this host builds for one volume.
 
-The volume's LUN is the truth and stays reachable beside the cache. An attach does not depend on
-anything but this host: where a plan or a base is late or fails, the volume gets a stack over its LUN
-alone, and its cache later, under its guest.
+The volume's LUN is the truth and stays reachable beside the cache. An attach depends on this host
+alone: where a plan or a base is late or fails, the volume gets a stack over its LUN only, and its
+cache later, under its guest.
 """
 
 from __future__ import annotations

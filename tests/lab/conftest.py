@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster.load(name)
         return
     cluster = Cluster("test", Topology.standard(storage=2, compute=3))
-    cluster.up(Steps())
+    cluster.up(Steps(), bound=True)
     try:
         yield cluster
     finally:

@@ -13,6 +13,7 @@ from lab import blocks
 from lab.config import VOLUME_GROUP, database_url
 from lab.journey import Journey
 from lab.node import Node
+from lab.pace import deadline
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -69,7 +70,7 @@ def test_a_deleted_image_goes_when_no_volume_needs_it(journey: Journey, tmp_path
     node = journey.cluster.of_kind("compute")[0]
     with ThreadPoolExecutor() as threads:
         lost, used = threads.map(lambda name: make(journey, tmp_path, name), ("lost", "used"))
-        list(threads.map(lambda made: journey.attach(node, made.volume), (lost, used)))
+        list(threads.map(lambda made: journey.attach_cached(node, made.volume), (lost, used)))
         before = dict(threads.map(lambda i: (i, replicas(journey, i)), (lost.image, used.image)))
     for found in before.values():
         assert f"base on {node.name}" in found
@@ -81,15 +82,14 @@ def test_a_deleted_image_goes_when_no_volume_needs_it(journey: Journey, tmp_path
     assert set(before) - marked(journey) == {lost.image}, "the other one is not marked as gone"
     assert replicas(journey, used.image) == before[used.image]
     journey.detach(node, used.volume)
-    again = journey.attach(node, used.volume)
-    assert journey.stack(node, used.volume)["mode"] == "cached"
+    again = journey.attach_cached(node, used.volume)
     assert journey.digest(node, again.path, SIZE) == blocks.expected_digest(used.raw, ())
     journey.detach(node, used.volume)
     journey.delete_volumes([used.volume])  # after which it goes, too
 
 
 def await_gone(journey: Journey, image: str, timeout: float = 60) -> None:
-    until = time.monotonic() + timeout
+    until = deadline(timeout)
     while left := replicas(journey, image):
         assert time.monotonic() < until, f"still there: {', '.join(sorted(left))}"
         time.sleep(1)

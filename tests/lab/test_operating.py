@@ -80,7 +80,7 @@ def test_a_precached_host_boots_from_its_own_disk(
     assert all(f"{node.name}  base complete 100%" in tree for node in nodes), tree
     for node in (nodes[0], nodes[2]):
         before, came = journey.from_network(node), node.counters().received
-        attached = journey.attach(node, volume)
+        attached = journey.attach_cached(node, volume)
         assert journey.digest(node, attached.path, SIZE) == image.digest
         came = node.counters().received - came
         print(f"{node.name}: {came / MIB:.1f} MiB over its cable, image bytes: "

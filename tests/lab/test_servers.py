@@ -136,12 +136,11 @@ def stacks(cloud: Servers, journey: Journey, server: str) -> list[str]:
     return [journey.stack(node, volume).get("mode", "plain") for volume in cloud.volumes(server)]
 
 
-def await_mode(cloud: Servers, journey: Journey, server: str, mode: str, timeout: float) -> None:
-    wait_for(
-        f"volumes of {server} to be {mode}, but they are {stacks(cloud, journey, server)}",
-        lambda: set(stacks(cloud, journey, server)) == {mode},
-        timeout=timeout,
-    )
+def await_cached(cloud: Servers, journey: Journey, server: str, volumes: int = 1) -> None:
+    """All of a server's volumes have caches, or get them while it runs."""
+    node, found = cloud.cluster.node(cloud.host(server)), cloud.volumes(server)
+    assert len(found) == volumes
+    journey.await_caches(dict.fromkeys(found, node))
 
 
 def same_disk(cloud: Servers, server: str, before: Checked, boot_number: int) -> Checked:
@@ -197,7 +196,7 @@ def test_four_kinds_of_root(cloud: Servers, journey: Journey, image: str) -> Non
         cloud.await_status(server)
         await_boot(cloud, server)
         assert heard(cloud, server).seq > 0
-        assert stacks(cloud, journey, server) == ["cached"]
+        await_cached(cloud, journey, server)
     assert cloud.volumes(servers[1]) == [volume]
 
 
@@ -208,7 +207,7 @@ def test_a_second_volume_comes_and_goes(cloud: Servers, journey: Journey, image:
     cloud.attach(server, volume)
     cloud.await_console(server, "tiny: vdb appeared", BOOT)
     assert heard(cloud, server, disk="vdb").seq > 0
-    assert stacks(cloud, journey, server) == ["cached", "cached"]
+    await_cached(cloud, journey, server, 2)
     cloud.detach(server, volume)
     journey.await_volume(volume, "available", 120)
     cloud.await_console(server, "tiny: vdb gone", BOOT)
@@ -230,7 +229,7 @@ def test_reboot_stop_start_shelve(cloud: Servers, journey: Journey, image: str) 
         act()
         number += 1
         last = same_disk(cloud, server, last, number)
-        assert stacks(cloud, journey, server) == ["cached"]
+        await_cached(cloud, journey, server)
 
     def stop_and_start() -> None:
         cloud.action(server, "os-stop")
@@ -269,7 +268,7 @@ def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
     in_image = {str(slot) for slot in range(32)}
     assert {slot for slot, _ in differing} == in_image, cloud.console(server)
     assert {got for _, got in differing} == {"empty"}  # as in the image
-    assert stacks(cloud, journey, server) == ["cached"]
+    await_cached(cloud, journey, server)
 
 
 @pytest.mark.long
@@ -292,7 +291,7 @@ def test_resize(cloud: Servers, journey: Journey, image: str) -> None:
     cloud.await_status(server)
     assert cloud.host(server) == second
     same_disk(cloud, server, last, 4)
-    assert stacks(cloud, journey, server) == ["cached"]
+    await_cached(cloud, journey, server)
 
 
 # -- moving ----------------------------------------------------------------------------------
@@ -306,7 +305,7 @@ def test_live_migration_there_and_back(cloud: Servers, journey: Journey, image: 
         cloud.live_migrate(server, _other(cloud, server))
         last = heard(cloud, server, last.seq)
         assert journey.leftovers(cloud.cluster.node(origin)) == []
-        await_mode(cloud, journey, server, "cached", 60)
+        await_cached(cloud, journey, server)
         heard(cloud, server, last.seq)
     # What it wrote on both hosts, and with and without a cache, is there after all of it.
     cloud.action(server, "reboot", {"type": "HARD"})
@@ -355,7 +354,7 @@ def test_a_migration_whose_destination_fails(cloud: Servers, journey: Journey, i
     assert cloud.host(server) == origin
     heard(cloud, server, last.seq)
     await_clean(journey, target)
-    assert stacks(cloud, journey, server) == ["cached"]
+    await_cached(cloud, journey, server)
 
 
 @pytest.mark.long
@@ -394,7 +393,7 @@ def test_nova_compute_is_restarted_under_guests(
     node.service_start("nova-compute")
     last = heard(cloud, server, last.seq)
     assert boots(cloud.console(server)) == 1
-    assert stacks(cloud, journey, server) == ["cached"]
+    await_cached(cloud, journey, server)
     cloud.action(server, "reboot", {"type": "HARD"})
     same_disk(cloud, server, last, 2)
 
@@ -409,7 +408,7 @@ def test_a_node_reboots_and_resumes_its_guests(
     _start(node)
     cloud.await_status(server)
     same_disk(cloud, server, last, 2)
-    assert stacks(cloud, journey, server) == ["cached"]
+    await_cached(cloud, journey, server)
 
 
 @pytest.mark.long
@@ -426,7 +425,7 @@ def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, 
         assert stacks(cloud, journey, server) == ["plain"]
         cloud.live_migrate(server, compute(cloud, 0).name)
         last = heard(cloud, server, last.seq)
-        await_mode(cloud, journey, server, "cached", 60)
+        await_cached(cloud, journey, server)
         cloud.live_migrate(server, plain.name)
         last = heard(cloud, server, last.seq)
         assert stacks(cloud, journey, server) == ["plain"]
