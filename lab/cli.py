@@ -30,7 +30,9 @@ a first session:
 
 The source tree is seen live in the nodes: after a change restart the daemon, not the lab.
 Built things are kept in $THUNDER_LAB_CACHE (/var/cache/thunder-lab), the labs' disks and logs
-are in $THUNDER_LAB_STATE (/var/tmp/thunder-lab).
+are in $THUNDER_LAB_STATE (/var/tmp/thunder-lab). All time limits are multiplied by a factor that
+`lab up` measures: the time that this machine takes for some work, over the reference machine's.
+$THUNDER_LAB_PACE=2.5 sets it instead.
 """
 
 

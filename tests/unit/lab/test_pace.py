@@ -17,12 +17,6 @@ from lab.shell import run
 from lab.topology import Topology
 
 
-@pytest.fixture(autouse=True)
-def _not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(pace.VARIABLE, raising=False)
-    monkeypatch.setattr(pace, "_factor", None)
-
-
 def test_nothing_is_stretched_until_it_was_measured() -> None:
     assert (pace.factor(), pace.stretch(7), pace.whole(7)) == (1.0, 7.0, 7)
 
