@@ -213,8 +213,12 @@ _AWAIT = """\
 clock() { read -r now rest < /proc/uptime; now=${now%.*}; }
 progress() {
   cpu=0
-  for each in $(ps --cumulative -o times= -s $pid); do cpu=$((cpu + each)); done
-  echo $((cpu / share)) $(stat -c %s "$log")
+  for each in $(pgrep --session $pid); do
+    read -r line 2> /dev/null < /proc/$each/stat || continue
+    set -- ${line##*") "}
+    cpu=$((cpu + ${12} + ${13} + ${14} + ${15}))  # its own, and of children that ended
+  done
+  echo $((cpu / (100 * share))) $(stat -c %s "$log")
 }
 clock; began=$now; look=$now; last=
 until ready; do

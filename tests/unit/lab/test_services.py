@@ -85,10 +85,11 @@ def test_a_slow_one_that_logs_is_waited_for(impatient: Daemons) -> None:
 
 def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
     """Itself or, as here, in children that come and go."""
-    compute = "import time\nwhile time.process_time() < 2: pass"
+    compute = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
     child = f"{sys.executable} -S -c {shlex.quote(compute)}"
-    with _daemons(tmp_path, still=4) as daemons:
-        _add(daemons, f"{child}; {child}; {child}; echo ready; exec sleep 60", logged("ready"))
+    with _daemons(tmp_path, still=6) as daemons:
+        script = f"for i in $(seq 18); do {child}; done; echo ready; exec sleep 60"
+        _add(daemons, script, logged("ready"))
         daemons.start("it")
 
 
