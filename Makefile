@@ -13,10 +13,10 @@ help:
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
 demo:
-	@$(PYTHON) -m lab.demo $(if $(IMAGE),--image "$(IMAGE)")
+	@$(PYTHON) -m lab.play.demo $(if $(IMAGE),--image "$(IMAGE)")
 
 demo-volumes:
-	@$(PYTHON) -m lab.demo_volumes $(if $(IMAGE),--image "$(IMAGE)")
+	@$(PYTHON) -m lab.play.demo_volumes $(if $(IMAGE),--image "$(IMAGE)")
 
 lint:
 	@$(PYTHON) -m ruff check && python -m ruff format --check && python -m mypy && lint-imports --no-logo

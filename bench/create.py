@@ -12,11 +12,11 @@ import statistics
 import time
 from pathlib import Path
 
-from lab import guest
 from lab.cluster import Cluster
-from lab.journey import Journey
+from lab.guests import guest
+from lab.nodes.topology import Topology
+from lab.play.journey import Journey
 from lab.progress import Steps
-from lab.topology import Topology
 
 
 def measure(journey: Journey, image: Path, turns: int) -> dict[str, list[float]]:

@@ -29,15 +29,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import audit, blocks
 from lab.cluster import Cluster
 from lab.errors import LabError
-from lab.journey import Journey
-from lab.node import Node
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.nodes.topology import Topology
+from lab.play import audit
+from lab.play.journey import Journey
 from lab.progress import Steps
-from lab.topology import Topology
-from os_brick_thunder import errors
 from os_brick_thunder.agent.failpoints import AFTER, BEFORE, VARIABLE
+from os_brick_thunder.common import errors
 
 MIB = 1 << 20
 #: Bytes of an image: data, holes, and a last block that is partial; then what is hashed of a
@@ -290,8 +291,8 @@ class Host:
         seed = f"{self._volume}-{self._writes}"
         offset = self._writes * 977 * blocks.PAGE % HASHED
         done = self._node.run(
-            f"python -m lab.blocks hash {self._path} {HASHED} && "
-            f"python -m lab.blocks write {self._path} {seed} {offset}",
+            f"python -m lab.inside.blocks hash {self._path} {HASHED} && "
+            f"python -m lab.inside.blocks write {self._path} {seed} {offset}",
             check=False,
         )
         if done.returncode != 0:

@@ -15,15 +15,15 @@ from pathlib import Path
 import oslo_messaging
 from oslo_config import cfg
 
-from lab import tiny
+from lab.cloud.config import TRANSPORT_URL
 from lab.cluster import Cluster
-from lab.config import TRANSPORT_URL
 from lab.errors import LabError
-from lab.journey import Journey
+from lab.guests import tiny
+from lab.nodes.topology import NodeSpec, Topology
+from lab.play.journey import Journey
 from lab.progress import Steps
-from lab.topology import NodeSpec, Topology
-from os_brick_thunder import wire
-from os_brick_thunder.agent.tracker import RpcTracker
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.rpc import RpcTracker
 
 VOLUMES = 6
 ALONE, AT_ONCE = 6, 3  # turns

@@ -24,8 +24,8 @@ from pathlib import Path
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Image, Store
 from cinder_thunder.policy.ranking import MASTER, Limits, Location
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.wire import Topology
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.wire import Topology
 from tests.mariadb import ServerError, new_database, server
 
 IMAGE = "image"

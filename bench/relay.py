@@ -21,14 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cinder_thunder import conf
-from lab import blocks, guest
 from lab.cluster import Cluster
-from lab.demo_volumes import at_once, tree
-from lab.journey import Attached, Journey
-from lab.net import Counters
-from lab.node import Node
+from lab.guests import guest
+from lab.inside import blocks
+from lab.nodes.net import Counters
+from lab.nodes.node import Node
+from lab.nodes.topology import Link, Topology
+from lab.play.demo_volumes import at_once, tree
+from lab.play.journey import Attached, Journey
 from lab.progress import Steps
-from lab.topology import Link, Topology
 
 MIB = 1 << 20
 STORAGE, COMPUTE, VOLUMES = 2, 5, 10

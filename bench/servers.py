@@ -12,14 +12,14 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from lab import tiny
-from lab.checked import checked
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import LabError
-from lab.journey import Journey
+from lab.guests import tiny
+from lab.guests.checked import checked
+from lab.nodes.topology import Topology
+from lab.play.journey import Journey
+from lab.play.servers import Servers, from_image
 from lab.progress import Steps
-from lab.servers import Servers, from_image
-from lab.topology import Topology
 
 MIB = 1 << 20
 RAM = 128  # MiB of a server

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import blocks, config
+from lab.cloud import config
 from lab.cluster import Cluster
-from lab.demo_volumes import at_once
 from lab.errors import LabError
-from lab.journey import Journey
-from lab.node import Node
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.nodes.topology import Topology
+from lab.play.demo_volumes import at_once
+from lab.play.journey import Journey
 from lab.progress import Steps
 from lab.shell import wait_for
-from lab.topology import Topology
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -130,7 +131,7 @@ class Scene:
         """Pull the parent's plug while the child reads."""
         path = f"/dev/mapper/thunder-vol-{self.volume}"
         command = (
-            f"python -m lab.blocks watch {path} {SEED} {self._length} {READ} "
+            f"python -m lab.inside.blocks watch {path} {SEED} {self._length} {READ} "
             f"/dev/mapper/thunder-paths-{self.image}"
         )
         with ThreadPoolExecutor(1) as threads:

@@ -19,24 +19,25 @@ from cinder.volume.drivers import lvm
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from cinder_thunder import conf, master, privileged
+from cinder_thunder import conf, privileged
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Store, Volume
-from cinder_thunder.glance import Glance
+from cinder_thunder.masters import masters as master
+from cinder_thunder.masters.cleaning import Cleaner
+from cinder_thunder.masters.exporter import Exporter
+from cinder_thunder.masters.glance import Glance
+from cinder_thunder.masters.peers import Peers
+from cinder_thunder.masters.replicas import Replicas, Room
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.mechanism.thinpool import ThinPool
-from cinder_thunder.peers import Peers
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import LioTarget, locked
-from cinder_thunder.tracker.cleaning import Cleaner
-from cinder_thunder.tracker.exporter import Exporter
-from cinder_thunder.tracker.periodic import Task
-from cinder_thunder.tracker.replicas import Replicas, Room
 from cinder_thunder.tracker.server import Server
 from cinder_thunder.tracker.service import CinderVolume, Tracker
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent.tracker import RpcTracker
-from os_brick_thunder.mechanism import lio
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.periodic import Task
+from os_brick_thunder.common.rpc import RpcTracker
+from os_brick_thunder.common.transport import lio
 
 LOG = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ from cinder import monkey_patch
 from cinder.cmd import rtstool as cinder_rtstool
 from oslo_privsep import capabilities, priv_context
 
-from os_brick_thunder import errors, transfer, wire
-from os_brick_thunder import run as gate
-from os_brick_thunder.mechanism import dmioctl, iscsi, lio, thinmeta
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.policy.manifest import Manifest
+from os_brick_thunder.common import errors, transfer, wire
+from os_brick_thunder.common import run as gate
+from os_brick_thunder.common.mechanism import dmioctl, thinmeta
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.transport import iscsi, lio
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ VARIABLES = frozenset({"LC_ALL", "LVM_SYSTEM_DIR", "LVM_SUPPRESS_FD_WARNINGS"})
 
 
 def run(*argv: str, stdin: str | None = None, timeout: float = gate.DEFAULT_TIMEOUT) -> str:
-    """:func:`os_brick_thunder.run.run`, as root, for :data:`TOOLS` alone."""
+    """:func:`os_brick_thunder.common.run.run`, as root, for :data:`TOOLS` alone."""
     code: int
     out: str
     code, out, err = _run(list(argv), stdin, timeout)
@@ -102,7 +103,7 @@ _VERBS: dict[str, Callable[..., str]] = {
 
 
 class DeviceMapper:
-    """:mod:`os_brick_thunder.mechanism.dmioctl`, as root; of messages :data:`MESSAGES` alone."""
+    """Device-mapper's ioctl interface, as root; of messages :data:`MESSAGES` alone."""
 
     def status(self, name: str) -> str:
         return _ask(name, "status")
@@ -191,7 +192,7 @@ def _login(export: dict[str, Any]) -> str:
 
 
 def login(export: wire.Export) -> str:
-    """:meth:`os_brick_thunder.mechanism.iscsi.IscsiAdm.login`"""
+    """:meth:`os_brick_thunder.common.transport.iscsi.IscsiAdm.login`"""
     device: str = _login(export.to_wire())
     return device
 

@@ -149,7 +149,7 @@ function start_thunder {
 function remove_thunder_devices {
     local name loop below
     sudo "$(thunder_python)" -c '
-from os_brick_thunder.mechanism import lio
+from os_brick_thunder.common.transport import lio
 for target in lio.targets(lio.IQN_PREFIX):
     lio.unexport(target.iqn)'
     for name in $(sudo dmsetup ls | awk '/^thunder-/ { print $1 }'); do

@@ -15,8 +15,8 @@ from rich.table import Table
 from lab import pace
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import LabError, PreconditionError
+from lab.nodes.topology import Link, Topology
 from lab.progress import Steps
-from lab.topology import Link, Topology
 
 _EPILOG = """\
 a first session:

@@ -17,17 +17,19 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lab import config, control, nova, pace, preconditions, seed
-from lab.control import Controller
+from lab import pace
+from lab.cloud import config, control, nova, seed
+from lab.cloud.control import Controller
 from lab.errors import Cancelled, LabError
-from lab.image import root_image, xstate_library
-from lab.net import Network
-from lab.node import Node, make_keys
+from lab.nodes import preconditions
+from lab.nodes.image import root_image, xstate_library
+from lab.nodes.net import Network
+from lab.nodes.node import Node, make_keys
+from lab.nodes.topology import Link, Topology
+from lab.nodes.uml import Machine
 from lab.process import Process
 from lab.progress import Steps
 from lab.shell import wait_for
-from lab.topology import Link, Topology
-from lab.uml import Machine
 
 #: MiB of a compute node that runs a few small servers.
 SERVER_MEMORY = 2560

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from os_brick_thunder import errors, wire
+from os_brick_thunder.common import errors, wire
 from os_brick_thunder.privileged import context
 
 #: Errors of the agent do not grow beyond what a log line should hold.

@@ -14,11 +14,11 @@ from typing import Any
 from os_brick import exception as brick_exception
 from os_brick.initiator.connectors import iscsi as brick_iscsi
 
-from os_brick_thunder import conf, errors, wire
 from os_brick_thunder.client import AgentClient
-from os_brick_thunder.mechanism import iscsi
-from os_brick_thunder.policy import layout
-from os_brick_thunder.policy.layout import VolumeNames
+from os_brick_thunder.common import conf, errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.transport import iscsi
 
 LOG = logging.getLogger(__name__)
 KEY = "thunder"
@@ -98,7 +98,9 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
                         f"down: {error}. Its data is safe; see to thunder-agent and detach again"
                     ) from error
                 LOG.warning("Volume %s is logged out under its stack: %s", volume_id, error)
-        if device_info and str(device_info.get("path", "")).startswith(layout.path(layout.PREFIX)):
+        if device_info and str(device_info.get("path", "")).startswith(
+            devnames.path(devnames.PREFIX)
+        ):
             # The LUN's own path is found from the connection data.
             device_info = {k: v for k, v in device_info.items() if k != "path"}
         super().disconnect_volume(
@@ -120,4 +122,4 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
 
 
 def _has_stack(volume_id: str) -> bool:
-    return os.path.exists(layout.path(VolumeNames(volume_id).vol))
+    return os.path.exists(devnames.path(VolumeNames(volume_id).vol))

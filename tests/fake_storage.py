@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.mechanism import lio
-from os_brick_thunder.mechanism.iscsi import Session
-from os_brick_thunder.policy.dmstatus import PoolStatus
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.transport.iscsi import Session
 
 EXTENT = 4 << 20
 POOL = 128 << 20

@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from os_brick_thunder import errors, wire
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Kit
-from os_brick_thunder.mechanism.dmsetup import Device
-from os_brick_thunder.mechanism.iscsi import Session
-from os_brick_thunder.mechanism.lio import Credentials, Target
-from os_brick_thunder.policy import dmtable, layout
-from os_brick_thunder.policy.dmstatus import PoolStatus
-from os_brick_thunder.policy.dmtable import Table
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.policy import devnames, dmtable
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
+from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.transport.iscsi import Session
+from os_brick_thunder.common.transport.lio import Credentials, Target
 
 MAPPER = "/dev/mapper/"
 #: What makes a path a device number here: the kernel's have a colon, too.
@@ -121,7 +122,7 @@ class FakeDeviceMapper:
         return [
             Device(
                 name,
-                layout.UUID_PREFIX + name,
+                devnames.UUID_PREFIX + name,
                 "253:0",
                 self._opened(name),
                 readonly,
@@ -376,14 +377,16 @@ class FakeTracker:
 def fake_kit() -> Kit:
     """A host with an empty pool."""
     dm = FakeDeviceMapper()
-    for name in (layout.POOL_METADATA, layout.POOL_DATA):
+    for name in (devnames.POOL_METADATA, devnames.POOL_DATA):
         dm.create(name, Table.of((1 << 21, dmtable.Linear("/dev/vdb"))))
     pool = dmtable.ThinPool(
-        layout.path(layout.POOL_METADATA), layout.path(layout.POOL_DATA), 128, 1
+        devnames.path(devnames.POOL_METADATA), devnames.path(devnames.POOL_DATA), 128, 1
     )
-    dm.create(layout.POOL, Table.of((1 << 21, pool)))
-    dm.thin_ids.add(layout.ZERO_ID)
-    dm.create(layout.ZERO, layout.thin_table(layout.ZERO_LENGTH, layout.ZERO_ID), readonly=True)
+    dm.create(devnames.POOL, Table.of((1 << 21, pool)))
+    dm.thin_ids.add(devnames.ZERO_ID)
+    dm.create(
+        devnames.ZERO, layout.thin_table(devnames.ZERO_LENGTH, devnames.ZERO_ID), readonly=True
+    )
     return Kit(
         dm=dm,
         pool=FakePool(dm),

@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session, aliased
 
 from cinder_thunder.db import models
 from cinder_thunder.policy import ranking
-from os_brick_thunder import errors, wire
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
 
 #: Seconds of silence after which a host counts as dead, unless configured otherwise.
 HEARTBEAT_TIMEOUT = 20.0

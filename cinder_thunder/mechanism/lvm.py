@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from os_brick_thunder.run import Runner
+from os_brick_thunder.common.run import Runner
 
 
 class ThinVolumes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from os_brick_thunder import errors
-from os_brick_thunder.mechanism import dmioctl
-from os_brick_thunder.mechanism.thinmeta import ThinMetadata
-from os_brick_thunder.policy import dmstatus
-from os_brick_thunder.policy.dmtable import SECTOR
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.run import Runner
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism import dmioctl
+from os_brick_thunder.common.mechanism.thinmeta import ThinMetadata
+from os_brick_thunder.common.policy import dmstatus
+from os_brick_thunder.common.policy.dmtable import SECTOR
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.run import Runner
 
 
 def dm_name(group: str, volume: str, layer: str = "") -> str:
@@ -23,7 +23,7 @@ def dm_name(group: str, volume: str, layer: str = "") -> str:
 
 
 class DeviceMapper(Protocol):
-    """The functions of :mod:`os_brick_thunder.mechanism.dmioctl`."""
+    """The functions of :mod:`os_brick_thunder.common.mechanism.dmioctl`."""
 
     def status(self, name: str) -> str: ...
 

@@ -9,10 +9,10 @@ from typing import Any
 import oslo_messaging
 from oslo_log import log as logging
 
-from cinder_thunder.tracker.exporter import Exporter
-from cinder_thunder.tracker.periodic import Periodic, Task
+from cinder_thunder.masters.exporter import Exporter
 from cinder_thunder.tracker.service import Tracker
-from os_brick_thunder import errors, wire
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.periodic import Periodic, Task
 
 LOG = logging.getLogger(__name__)
 

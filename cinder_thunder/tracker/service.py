@@ -13,11 +13,11 @@ from typing import Protocol
 
 from oslo_log import log as logging
 
-from cinder_thunder import master
 from cinder_thunder.db.api import Planned, Store
+from cinder_thunder.masters import masters as master
 from cinder_thunder.policy import ranking
-from os_brick_thunder import errors, wire
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
 
 LOG = logging.getLogger(__name__)
 

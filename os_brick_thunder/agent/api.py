@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import falcon
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent.stacks import Attached
+from os_brick_thunder.agent.stack.stacks import Attached
+from os_brick_thunder.common import errors, wire
 
 LOG = logging.getLogger(__name__)
 #: Seconds for a caller that does not say how long it waits.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from os_brick_thunder.agent.ports import Kit, Tracker
-from os_brick_thunder.agent.state import Store
+from os_brick_thunder.common.state import Store
 
 LOG = logging.getLogger(__name__)
 

@@ -15,26 +15,28 @@ import waitress
 from oslo_config import cfg
 from oslo_log import log
 
-from os_brick_thunder import conf as options
-from os_brick_thunder import errors, wire
 from os_brick_thunder.agent import failpoints
-from os_brick_thunder.agent import tracker as rpc
+from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
-from os_brick_thunder.agent.bases import Bases
-from os_brick_thunder.agent.filler import Filler
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.precache import Precacher
+from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
+from os_brick_thunder.agent.mechanism import cachemeta
+from os_brick_thunder.agent.mechanism.localpool import LocalPool
+from os_brick_thunder.agent.mechanism.losetup import LoSetup
+from os_brick_thunder.agent.pool.guard import Guard, Room
 from os_brick_thunder.agent.ports import Kit, Tracker
-from os_brick_thunder.agent.precache import Precacher
-from os_brick_thunder.agent.service import Agent
-from os_brick_thunder.agent.space import Guard, Room
-from os_brick_thunder.agent.stacks import Stacks
-from os_brick_thunder.agent.state import Store
-from os_brick_thunder.mechanism import blockdev, cachemeta, iscsi, lio
-from os_brick_thunder.mechanism.dmioctl import DmIoctl
-from os_brick_thunder.mechanism.dmsetup import DmSetup
-from os_brick_thunder.mechanism.losetup import LoSetup
-from os_brick_thunder.mechanism.pool import LocalPool
-from os_brick_thunder.mechanism.thinmeta import ThinMetadata
-from os_brick_thunder.policy import layout
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import conf as options
+from os_brick_thunder.common import errors, rpc, wire
+from os_brick_thunder.common.mechanism import blockdev
+from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.thinmeta import ThinMetadata
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.transport import iscsi, lio
 
 LOG = logging.getLogger(__name__)
 _THREADS = 16
@@ -47,7 +49,7 @@ def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
     return Kit(
         dm=dm,
         pool=pool,
-        metadata=ThinMetadata(layout.POOL, layout.path(layout.POOL_METADATA), dm),
+        metadata=ThinMetadata(devnames.POOL, devnames.path(devnames.POOL_METADATA), dm),
         loops=LoSetup(),
         initiator=iscsi.IscsiAdm(),
         targets=lio,
@@ -122,8 +124,8 @@ def run(conf: cfg.ConfigOpts) -> None:
     agent.start()
 
     precacher = Precacher(store, bases, tracker, topology, room.refusal)
-    endpoint = rpc.ExporterEndpoint(bases, precacher.precache, agent.status)
-    exporter = rpc.exporter_server(transport, mine.host, endpoint)
+    endpoint = ExporterEndpoint(bases, precacher.precache, agent.status)
+    exporter = exporter_server(transport, mine.host, endpoint)
     # RabbitMQ may be away for now: volumes are direct, and get their caches when it is back.
     threading.Thread(target=exporter.start, name="exporter", daemon=True).start()
     server = _serve(Path(mine.socket), agent)

@@ -9,13 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from os_brick_thunder.mechanism.dmsetup import Device
-from os_brick_thunder.mechanism.iscsi import Session
-from os_brick_thunder.mechanism.lio import Credentials, Target
-from os_brick_thunder.policy.dmstatus import PoolStatus
-from os_brick_thunder.policy.dmtable import Table
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.wire import Export, LocationReport, Manifest, Orders, Plan, Source, Topology
+from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
+from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.transport.iscsi import Session
+from os_brick_thunder.common.transport.lio import Credentials, Target
+from os_brick_thunder.common.wire import (
+    Export,
+    LocationReport,
+    Manifest,
+    Orders,
+    Plan,
+    Source,
+    Topology,
+)
 
 
 class DeviceMapper(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from os_brick_thunder import errors
+from os_brick_thunder.common import errors
 
 LOG = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent.main import kernel_kit
+from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.ports import Kit
-from os_brick_thunder.mechanism import lio
-from os_brick_thunder.mechanism.dmioctl import DmIoctl
-from os_brick_thunder.mechanism.dmsetup import DmSetup
-from os_brick_thunder.mechanism.pool import LocalPool
-from os_brick_thunder.policy import layout
+from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.transport import lio
 from tests import fakes
 
 KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
@@ -42,7 +42,7 @@ class World:
         if isinstance(self.kit.dm, fakes.FakeDeviceMapper):
             self.kit.dm.bare.add(name)
             return
-        uuid = layout.UUID_PREFIX + name
+        uuid = devnames.UUID_PREFIX + name
         subprocess.run(["dmsetup", "create", name, "--uuid", uuid, "--notable"], check=True)
 
 

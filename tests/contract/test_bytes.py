@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 
-from os_brick_thunder.policy import cachemap, layout
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.agent.policy import cachemap, layout
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.extents import Extents
 from tests.contract.conftest import MIB, World
 
 
 def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
     """Mapped blocks come from the cache's device, others and the tail from the origin."""
     kit, block, cached = world.kit, 64 << 10, 8 * MIB
-    names = layout.VolumeNames("v")
+    names = devnames.VolumeNames("v")
     with open(world.disk, "r+b") as disk:
         disk.write(b"O" * 16 * MIB)
         os.fsync(disk.fileno())
@@ -23,17 +24,17 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
     ):
         kit.pool.create_thin(thin_id)
         kit.dm.create(name, layout.thin_table(length, thin_id))
-    with open(layout.path(names.local), "r+b") as local:
+    with open(devnames.path(names.local), "r+b") as local:
         local.write(b"C" * cached)
         os.fsync(local.fileno())
     xml = cachemap.metadata_xml([(0, 10), (20, 128)], blocks, block)
-    kit.restore_cache(layout.path(names.meta), xml)
+    kit.restore_cache(devnames.path(names.meta), xml)
     kit.dm.create(
         names.cached,
         layout.cached_table(names, world.disk, cached, 64 * MIB, block, "writethrough"),
     )
     kit.dm.create(names.vol, layout.vol_table(names, world.disk, 64 * MIB, direct=False))
-    with open(layout.path(names.vol), "r+b", buffering=0) as vol:
+    with open(devnames.path(names.vol), "r+b", buffering=0) as vol:
         data = os.pread(vol.fileno(), 16 * MIB, 0)
         assert data[: 10 * block] == b"C" * 10 * block
         assert data[10 * block : 20 * block] == b"O" * 10 * block
@@ -60,9 +61,9 @@ def test_readahead_over_holes_fails_no_path(world: World) -> None:
     """dm's zero target would: buffered reads of a hole then cost a multipath its path."""
     kit, size = world.kit, 8 * MIB
     kit.dm.create("thunder-s", layout.source_table(None, size, Extents(), 64 << 10), readonly=True)
-    paths = layout.paths_table((layout.path("thunder-s"),), size)
+    paths = layout.paths_table((devnames.path("thunder-s"),), size)
     kit.dm.create("thunder-m", paths, readonly=True)
-    with open(layout.path("thunder-m"), "rb") as device:
+    with open(devnames.path("thunder-m"), "rb") as device:
         assert device.read() == bytes(size)
     assert " F " not in kit.dm.status("thunder-m")
     kit.dm.remove("thunder-m")

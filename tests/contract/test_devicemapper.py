@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from os_brick_thunder import errors
-from os_brick_thunder.policy import dmstatus, dmtable, layout
-from os_brick_thunder.policy.dmtable import Table
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
+from os_brick_thunder.common.policy.dmtable import Table
 from tests.contract.conftest import MIB, World
 
 SECTORS = 64 * MIB // 512
@@ -42,7 +43,7 @@ def test_create_refuses_another_table_under_the_name(world: World) -> None:
 
 
 def test_create_over_nothing_fails_and_leaves_nothing(world: World) -> None:
-    table = Table.of((8, dmtable.Linear(layout.path("thunder-nothing"))))
+    table = Table.of((8, dmtable.Linear(devnames.path("thunder-nothing"))))
     with pytest.raises((errors.ProcessError, errors.DeviceNotFound)):
         world.kit.dm.create("thunder-a", table)
     assert world.kit.dm.table("thunder-a") is None
@@ -56,7 +57,7 @@ def test_remove_of_what_is_absent_is_success(world: World) -> None:
 def test_what_another_device_uses_is_not_removed(world: World) -> None:
     dm = world.kit.dm
     dm.create("thunder-a", linear(world))
-    dm.create("thunder-b", Table.of((8, dmtable.Linear(layout.path("thunder-a")))))
+    dm.create("thunder-b", Table.of((8, dmtable.Linear(devnames.path("thunder-a")))))
     assert opened(world, "thunder-a") == 1
     with pytest.raises(errors.DeviceBusy, match="thunder-a"):
         dm.remove("thunder-a")
@@ -98,9 +99,9 @@ def test_read_only_devices_say_so(world: World) -> None:
 def test_multipath_fails_over_and_back_by_message(world: World) -> None:
     dm = world.kit.dm
     dm.create("thunder-a", linear(world))
-    paths = (layout.path("thunder-a"), world.disk)
+    paths = (devnames.path("thunder-a"), world.disk)
     dm.create("thunder-m", Table.of((SECTORS, dmtable.Multipath(paths))))
-    number = world.kit.blocks.devnum(layout.path("thunder-a"))
+    number = world.kit.blocks.devnum(devnames.path("thunder-a"))
 
     def flag() -> str:
         words = dm.status("thunder-m").split()
@@ -124,14 +125,14 @@ def test_thin_devices_come_and_go(world: World) -> None:
     kit.pool.create_thin(7)
     with pytest.raises(errors.ProcessError, match="exists"):
         kit.pool.create_thin(7)
-    assert kit.metadata.ids() == {layout.ZERO_ID, 7}
+    assert kit.metadata.ids() == {devnames.ZERO_ID, 7}
     kit.dm.create("thunder-t", layout.thin_table(MIB, 7))
     with pytest.raises(errors.ProcessError, match="busy"):
         kit.pool.delete_thin(7)
     kit.dm.remove("thunder-t")
     kit.pool.delete_thin(7)
     kit.pool.delete_thin(7)  # absent is success
-    assert kit.metadata.ids() == {layout.ZERO_ID}
+    assert kit.metadata.ids() == {devnames.ZERO_ID}
     status = kit.pool.status()
     assert status.healthy
     assert status.used == 0
@@ -141,13 +142,13 @@ def test_a_wiped_device_fails_lets_go_and_can_be_removed(world: World) -> None:
     kit = world.kit
     kit.pool.create_thin(7)
     kit.dm.create("thunder-t", layout.thin_table(64 * MIB, 7))
-    over = Table.of((SECTORS, dmtable.Linear(layout.path("thunder-t"))))
+    over = Table.of((SECTORS, dmtable.Linear(devnames.path("thunder-t"))))
     kit.dm.create("thunder-o", over)
     kit.dm.wipe("thunder-t")
     table = kit.dm.table("thunder-t")
     assert table == Table.of((SECTORS, dmtable.Error()))
     kit.pool.delete_thin(7)  # though there still are the devices
-    assert kit.metadata.ids() == {layout.ZERO_ID}
+    assert kit.metadata.ids() == {devnames.ZERO_ID}
     kit.dm.remove("thunder-o")
     kit.dm.remove("thunder-t")
     with pytest.raises(errors.ProcessError):
@@ -189,7 +190,7 @@ def test_a_thin_device_is_told_by_its_pool_and_id(world: World) -> None:
     assert segment.target.id == 7
     assert segment.length == MIB // 512
     devnum = world.kit.blocks.devnum
-    assert devnum(segment.target.pool) == devnum(layout.path(layout.POOL))
+    assert devnum(segment.target.pool) == devnum(devnames.path(devnames.POOL))
 
 
 def test_a_thin_device_tells_what_it_holds(world: World) -> None:
@@ -203,7 +204,7 @@ def test_a_thin_device_tells_what_it_holds(world: World) -> None:
 def test_a_loop_is_found_again_and_holds_its_device(world: World) -> None:
     kit = world.kit
     kit.dm.create("thunder-a", linear(world), readonly=True)
-    device = layout.path("thunder-a")
+    device = devnames.path("thunder-a")
     loop = kit.loops.attach(device)
     assert kit.loops.attach(device) == loop
     assert kit.loops.find(device) == loop
@@ -218,11 +219,13 @@ def test_a_loop_is_found_again_and_holds_its_device(world: World) -> None:
 def test_exports_admit_by_name_and_secret(world: World) -> None:
     kit, iqn = world.kit, "iqn.2026-11.org.thunder:here:image"
     kit.dm.create("thunder-a", linear(world), readonly=True)
-    kit.dm.create("thunder-e", Table.of((SECTORS, dmtable.Linear(layout.path("thunder-a")))), True)
+    kit.dm.create(
+        "thunder-e", Table.of((SECTORS, dmtable.Linear(devnames.path("thunder-a")))), True
+    )
     with pytest.raises(errors.ExportError, match="no export"):
         kit.targets.admit(iqn, "iqn.2026-11.org.example:one")
-    kit.targets.export(layout.path("thunder-e"), iqn, "127.0.0.1:3260")
-    kit.targets.export(layout.path("thunder-e"), iqn, "127.0.0.1:3260")
+    kit.targets.export(devnames.path("thunder-e"), iqn, "127.0.0.1:3260")
+    kit.targets.export(devnames.path("thunder-e"), iqn, "127.0.0.1:3260")
     one = kit.targets.admit(iqn, "iqn.2026-11.org.example:one")
     assert kit.targets.admit(iqn, "iqn.2026-11.org.example:one") == one
     assert kit.targets.admit(iqn, "iqn.2026-11.org.example:two").password != one.password

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import wire
-from os_brick_thunder.agent.bases import Bases
-from os_brick_thunder.agent.space import Guard, Room
-from os_brick_thunder.agent.stacks import Stacks
-from os_brick_thunder.agent.state import Store
-from os_brick_thunder.policy import cachemap, dmstatus, layout
-from os_brick_thunder.policy.layout import VolumeNames
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.policy import cachemap, layout
+from os_brick_thunder.agent.pool.guard import Guard, Room
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy import devnames, dmstatus
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.state import Store
 from tests import fakes
 from tests.contract.conftest import MIB, World, _disk
 
@@ -47,12 +48,12 @@ def build(world: World) -> None:
     """A volume whose cache answers for all of its image, in a pool that has not enough room."""
     kit, blocks = world.kit, LENGTH // BLOCK
     lengths = ((NAMES.meta, META, cachemap.metadata_length(blocks), None),
-               (NAMES.local, LOCAL, LENGTH, layout.path(layout.ZERO)))  # fmt: skip
+               (NAMES.local, LOCAL, LENGTH, devnames.path(devnames.ZERO)))  # fmt: skip
     for name, thin_id, length, below in lengths:
         kit.pool.create_thin(thin_id)
         kit.dm.create(name, layout.thin_table(length, thin_id, below))
     xml = cachemap.metadata_xml([(0, blocks)], blocks, BLOCK)
-    kit.restore_cache(layout.path(NAMES.meta), xml)
+    kit.restore_cache(devnames.path(NAMES.meta), xml)
     table = layout.cached_table(NAMES, world.disk, LENGTH, 64 * MIB, BLOCK, "writethrough")
     kit.dm.create(NAMES.cached, table)
     kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, 64 * MIB, direct=False))
@@ -63,7 +64,7 @@ def fill_up(world: World) -> None:
     kit = world.kit
     kit.pool.create_thin(BALLAST)
     kit.dm.create("thunder-ballast", layout.thin_table(1 << 30, BALLAST))
-    fd = os.open(layout.path("thunder-ballast"), os.O_WRONLY | os.O_DIRECT)
+    fd = os.open(devnames.path("thunder-ballast"), os.O_WRONLY | os.O_DIRECT)
     with mmap.mmap(-1, MIB) as buffer:
         for at in range(0, (kit.pool.status().total - kit.pool.status().used - ROOM), MIB):
             os.pwritev(fd, [buffer], at)
@@ -82,7 +83,7 @@ class Guest:
         self._thread.start()
 
     def _run(self) -> None:
-        fd = os.open(layout.path(NAMES.vol), os.O_RDWR | os.O_DIRECT)
+        fd = os.open(devnames.path(NAMES.vol), os.O_RDWR | os.O_DIRECT)
         with mmap.mmap(-1, 256 << 10) as buffer:
             for at in range(0, LENGTH, len(buffer)):
                 buffer[:] = bytes([1 + at // len(buffer) % 255]) * len(buffer)
@@ -122,7 +123,7 @@ def waiting_guest(world: World) -> Guest:
 def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, Guest]) -> None:
     (world, guest), kit = full, full[0].kit
     assert dmstatus.mapped(kit.dm.status(NAMES.local)) < LENGTH
-    kit.dm.message(NAMES.vol, f"fail_path {kit.blocks.devnum(layout.path(NAMES.cached))}")
+    kit.dm.message(NAMES.vol, f"fail_path {kit.blocks.devnum(devnames.path(NAMES.cached))}")
     kit.dm.wipe(NAMES.local)
     kit.dm.wipe(NAMES.meta)
     kit.pool.delete_thin(LOCAL)
@@ -139,7 +140,7 @@ def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, G
 
 
 def assert_written() -> None:
-    fd = os.open(layout.path(NAMES.vol), os.O_RDONLY | os.O_DIRECT)
+    fd = os.open(devnames.path(NAMES.vol), os.O_RDONLY | os.O_DIRECT)
     with mmap.mmap(-1, 256 << 10) as buffer:
         for at in range(0, LENGTH, len(buffer)):
             os.preadv(fd, [buffer], at)
@@ -244,5 +245,5 @@ def test_an_agent_that_comes_too_late_still_saves_every_write(
     assert store.bases == {}, "a base without users stays in a pool above its low mark"
     left = {device.name for device in kit.dm.devices()}
     assert left == {
-        layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO, "thunder-ballast"
+        devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO, "thunder-ballast"
     }  # fmt: skip

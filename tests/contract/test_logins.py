@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.mechanism import lio
-from os_brick_thunder.mechanism.iscsi import initiator_name
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.transport.iscsi import initiator_name
 from tests.contract.conftest import MIB, World
 
 PORTAL = "127.0.0.1:3260"

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from cinder_thunder.mechanism.thinpool import dm_name
-from os_brick_thunder import errors
-from os_brick_thunder.run import run
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.run import run
 from tests.contract.test_storage import BLOCK, SIZE, Storage, storage
 
 __all__ = ["storage"]

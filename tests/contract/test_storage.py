@@ -14,9 +14,9 @@ import pytest
 
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.mechanism.thinpool import ThinPool, dm_name
-from os_brick_thunder import errors
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.run import run
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.run import run
 from tests.contract.conftest import KERNEL
 from tests.fake_storage import FileVolumes
 

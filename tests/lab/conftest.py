@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import Cluster
-from lab.journey import Journey
+from lab.nodes.topology import Topology
+from lab.play.journey import Journey
 from lab.progress import Steps
-from lab.topology import Topology
 
 _HERE = Path(__file__).parent
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import config
+from lab.cloud import config
 from lab.cluster import Cluster
 from lab.errors import CommandError, LabError
-from lab.journey import Journey
-from lab.node import Node
+from lab.nodes.node import Node
+from lab.play.journey import Journey
 
 MIB = 1 << 20
 

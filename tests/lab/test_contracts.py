@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import Cluster, Options
-from lab.node import TREE, Node
-from lab.topology import Topology
+from lab.nodes.node import TREE, Node
+from lab.nodes.topology import Topology
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from bench.stall import Scene
 from lab.cluster import Cluster
-from lab.journey import Journey
+from lab.play.journey import Journey
 from lab.shell import wait_for
 
 pytestmark = pytest.mark.long

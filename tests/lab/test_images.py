@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cinder_thunder.db.api import Store
-from lab import blocks
-from lab.config import VOLUME_GROUP, database_url
-from lab.journey import Journey
-from lab.node import Node
+from lab.cloud.config import VOLUME_GROUP, database_url
+from lab.inside import blocks
+from lab.nodes.node import Node
 from lab.pace import deadline
+from lab.play.journey import Journey
 
 MIB = 1 << 20
 SIZE = 8 * MIB

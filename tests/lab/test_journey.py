@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import blocks, config
-from lab.journey import Attached, Journey
-from lab.node import Node
+from lab.cloud import config
+from lab.inside import blocks
+from lab.nodes.node import Node
 from lab.pace import stretch
+from lab.play.journey import Attached, Journey
 from lab.shell import wait_for
 
 MIB = 1 << 20

@@ -18,10 +18,10 @@ import pytest
 
 from lab.cluster import Cluster, Options
 from lab.errors import ConditionError, LabError
-from lab.node import TREE, Node
-from lab.services import Service
+from lab.nodes.node import TREE, Node
+from lab.nodes.services import Service
+from lab.nodes.topology import Link, Topology
 from lab.shell import run, wait_for
-from lab.topology import Link, Topology
 
 _BARE = Options(control_plane=False, services=False)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lab import blocks
 from lab.cluster import Cluster
-from lab.journey import Journey
-from lab.node import Node
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.play.journey import Journey
 
 MIB = 1 << 20
 SIZE = 32 * MIB + 3 * 512

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from lab import blocks, config
-from lab.journey import Journey
-from lab.node import Node
+from lab.cloud import config
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.play.journey import Journey
 
 MIB = 1 << 20
 SIZE = 32 * MIB
 NAME = "operating"
-_COMMAND = "python -m cinder_thunder.cmd.thunder"
+_COMMAND = "python -m cinder_thunder.cli.thunder"
 _CINDER = "/var/lib/cinder/cinder.conf"
 
 
@@ -53,7 +54,7 @@ def thunder(journey: Journey, *arguments: str) -> subprocess.CompletedProcess[st
     """The operator's command where Cinder's configuration is, with credentials for Glance."""
     controller = journey.cluster.controller
     conf = str(controller.folder / "cinder/cinder.conf")
-    command = [sys.executable, "-m", "cinder_thunder.cmd.thunder", *arguments]
+    command = [sys.executable, "-m", "cinder_thunder.cli.thunder", *arguments]
     done = controller.run([*command, "--config-file", conf], check=False)
     print(
         f"$ thunder {' '.join(arguments)}\n{done.stdout}{done.stderr}[exit code {done.returncode}]"

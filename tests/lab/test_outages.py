@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from lab import audit, blocks
+from lab.cloud.control import Controller
 from lab.cluster import Cluster
-from lab.control import Controller
-from lab.journey import Journey
-from lab.node import Node
-from lab.topology import Link
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.nodes.topology import Link
+from lab.play import audit
+from lab.play.journey import Journey
 
 pytestmark = pytest.mark.long
 MIB = 1 << 20
@@ -135,7 +136,8 @@ def test_an_outage_of_the_control_plane(
 def _churn(node: Node, path: str, seconds: float) -> dict[str, float]:
     """Writes past the image and the pages of the test, and reads of everything."""
     done = node.run(
-        f"python -m lab.blocks churn {path} guest {seconds} {800 * MIB}", timeout=seconds + 120
+        f"python -m lab.inside.blocks churn {path} guest {seconds} {800 * MIB}",
+        timeout=seconds + 120,
     )
     answer: dict[str, float] = json.loads(done.stdout)
     return answer

@@ -17,16 +17,17 @@ from typing import Any
 
 import pytest
 
-from lab import nova, tiny
-from lab.checked import Checked, boots, found
+from lab.cloud import nova
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import ConditionError, LabError
-from lab.journey import Journey
-from lab.node import Node
+from lab.guests import tiny
+from lab.guests.checked import Checked, boots, found
+from lab.nodes.node import Node
+from lab.nodes.topology import Link, Topology
+from lab.play.journey import Journey
+from lab.play.servers import Servers, from_image, from_snapshot, from_volume
 from lab.progress import Steps
-from lab.servers import Servers, from_image, from_snapshot, from_volume
 from lab.shell import wait_for
-from lab.topology import Link, Topology
 
 PROMPT = "tiny login:"
 #: Seconds for a guest to reach its prompt, and for its checker to be heard of again.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import lowspace
-from lab.journey import Journey
-from lab.lowspace import MIB
+from lab.play import lowspace
+from lab.play.journey import Journey
+from lab.play.lowspace import MIB
 
 #: Image → its size, what of that is data, and how many volumes; least recently used first.
 IMAGES = {"space-a": (40, 40, 1), "space-b": (40, 40, 1), "space-c": (256, 8, 3)}

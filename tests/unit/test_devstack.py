@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import cinder_thunder.conf
-import os_brick_thunder.conf
-from lab import config
-from lab.topology import Topology
+import os_brick_thunder.common.conf
+from lab.cloud import config
+from lab.nodes.topology import Topology
 
 DEVSTACK = Path(__file__).parents[2] / "devstack"
 DRIVER = "cinder_thunder.driver.ThunderDriver"
@@ -210,7 +210,7 @@ def test_the_options_are_ones_that_are_read(devstack: DevStack) -> None:
     backend = {option.dest for option in cinder_thunder.conf.backend_opts}
     written = set(read(devstack.cinder_conf)["thunder"])
     assert {name for name in written if name.startswith("thunder_")} <= backend
-    ((_, agent),) = os_brick_thunder.conf.list_opts()
+    ((_, agent),) = os_brick_thunder.common.conf.list_opts()
     assert set(read(devstack.thunder_conf)["thunder"]) <= {option.dest for option in agent}
 
 

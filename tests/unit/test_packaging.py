@@ -19,9 +19,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from os_brick_thunder import conf
-from os_brick_thunder.agent.state import Stack
-from os_brick_thunder.agent.state import Store as State
+from os_brick_thunder.common import conf
+from os_brick_thunder.common.state import Stack
+from os_brick_thunder.common.state import Store as State
 
 TREE = Path(__file__).parents[2]
 #: What is no part of the project: caches, and the environment of whoever works on it.

@@ -16,9 +16,9 @@ from bench import plans
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Image, Master, Planned, Store, Volume
 from cinder_thunder.policy.ranking import Limits, Location
-from os_brick_thunder import errors
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.wire import LocationReport, Manifest, Orders, Topology
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.wire import LocationReport, Manifest, Orders, Topology
 from tests.mariadb import new_database
 
 STORAGE = "stor1@thunder"

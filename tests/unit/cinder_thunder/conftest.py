@@ -24,8 +24,8 @@ from cinder.image import image_utils  # noqa: E402, F401 - registers its options
 from cinder_thunder import privileged  # noqa: E402
 from cinder_thunder.db import migration  # noqa: E402
 from cinder_thunder.db.api import Store  # noqa: E402
-from cinder_thunder.peers import Peers  # noqa: E402
-from os_brick_thunder.wire import Topology  # noqa: E402
+from cinder_thunder.masters.peers import Peers  # noqa: E402
+from os_brick_thunder.common.wire import Topology  # noqa: E402
 from tests.fake_storage import FileVolumes, StorageNetwork  # noqa: E402
 
 STORAGE = "stor1@thunder"

@@ -20,8 +20,8 @@ from oslo_config import cfg  # noqa: E402
 
 from cinder_thunder.db import migration  # noqa: E402
 from cinder_thunder.db.api import Store  # noqa: E402
-from cinder_thunder.master import Masters  # noqa: E402
-from cinder_thunder.peers import Peers  # noqa: E402
+from cinder_thunder.masters.masters import Masters  # noqa: E402
+from cinder_thunder.masters.peers import Peers  # noqa: E402
 from tests.fake_storage import FileVolumes, StorageNetwork  # noqa: E402
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance  # noqa: E402
 

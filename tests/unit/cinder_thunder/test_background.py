@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterable
 
 from cinder_thunder.db.api import Image, Store, Volume
-from cinder_thunder.tracker.cleaning import Cleaner
-from cinder_thunder.tracker.periodic import Periodic, Task
-from cinder_thunder.tracker.replicas import Replicas, Room
-from os_brick_thunder import errors
-from os_brick_thunder.policy.dmstatus import PoolStatus
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.wire import LocationReport, Topology
+from cinder_thunder.masters.cleaning import Cleaner
+from cinder_thunder.masters.replicas import Replicas, Room
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.periodic import Periodic, Task
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.wire import LocationReport, Topology
 from tests.unit.cinder_thunder.conftest import STORAGE
 
 OTHER, THIRD = "stor2@thunder", "stor3@thunder"

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from cinder_thunder import conf
-from cinder_thunder.cmd import thunder
+from cinder_thunder.cli import thunder
 from cinder_thunder.db import migration
 
 

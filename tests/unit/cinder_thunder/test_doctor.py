@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from cinder_thunder import doctor as cinder_doctor
-from cinder_thunder.cmd import thunder
+from cinder_thunder.cli import thunder
+from cinder_thunder.cli.doctor import compute as doctor
+from cinder_thunder.cli.doctor import storage as cinder_doctor
+from cinder_thunder.cli.doctor.compute import FAIL, OK, SKIP, WARN, Check
+from cinder_thunder.cli.doctor.storage import Backend, CinderHost
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import KnownHost
-from cinder_thunder.doctor import Backend, CinderHost
-from os_brick_thunder import doctor, errors
-from os_brick_thunder.doctor import FAIL, OK, SKIP, WARN, Check
-from os_brick_thunder.policy.dmstatus import PoolStatus
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from tests.unit.os_brick_thunder.test_doctor import FakeHost
 
 GIB = 1 << 30

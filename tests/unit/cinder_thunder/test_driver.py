@@ -15,13 +15,13 @@ from cinder.volume.drivers import lvm
 from oslo_config import cfg
 
 from cinder_thunder import driver as thunder
-from cinder_thunder import upgrade
+from cinder_thunder.cli.doctor import upgrade
 from cinder_thunder.db.api import Image, Store, Volume
 from cinder_thunder.driver import ThunderDriver
-from cinder_thunder.master import MASTER, Masters
-from cinder_thunder.peers import Peers
-from os_brick_thunder import wire
-from os_brick_thunder.policy.extents import Extents
+from cinder_thunder.masters.masters import MASTER, Masters
+from cinder_thunder.masters.peers import Peers
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.extents import Extents
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import (
     STORAGE,

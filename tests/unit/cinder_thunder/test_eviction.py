@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.masters.eviction import Outcome, evict
 from cinder_thunder.policy.ranking import Limits
-from cinder_thunder.tracker.eviction import Outcome, evict
-from os_brick_thunder import errors, wire
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
 
 STORAGE = "stor1@thunder"
 

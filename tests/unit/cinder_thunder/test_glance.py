@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder.glance import Glance
+from cinder_thunder.masters.glance import Glance
 
 HAS, LACKS = "11111111-has", "22222222-lacks"
 
@@ -92,7 +92,8 @@ def cloud() -> Iterator[Cloud]:
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     monkeypatch.setattr(
-        "cinder_thunder.glance.LOG.warning", lambda text, *values: said.append(text % values)
+        "cinder_thunder.masters.glance.LOG.warning",
+        lambda text, *values: said.append(text % values),
     )
     return said
 

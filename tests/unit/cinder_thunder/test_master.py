@@ -12,10 +12,10 @@ import pytest
 from cinder import exception
 
 from cinder_thunder.db.api import Image, Master, Store
-from cinder_thunder.master import FILLING, MASTER, Masters
-from cinder_thunder.peers import Peers
-from os_brick_thunder import errors
-from os_brick_thunder.policy.extents import Extents
+from cinder_thunder.masters.masters import FILLING, MASTER, Masters
+from cinder_thunder.masters.peers import Peers
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
 

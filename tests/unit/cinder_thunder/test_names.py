@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder.cmd import names
-from os_brick_thunder import errors
+from cinder_thunder.cli import names
+from os_brick_thunder.common import errors
 
 ONE = "11111111-aaaa-4aaa-8aaa-111111111111"
 TWO = "11111111-bbbb-4bbb-8bbb-222222222222"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cinder_thunder import privileged
-from os_brick_thunder import errors
+from os_brick_thunder.common import errors
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_a_failing_tool_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*argv: str, **kwargs: Any) -> str:
         raise errors.ProcessError(argv, 5, "Volume group not found")
 
-    monkeypatch.setattr("os_brick_thunder.run.run", fail)
+    monkeypatch.setattr("os_brick_thunder.common.run.run", fail)
     with pytest.raises(errors.ProcessError) as error:
         privileged.run("env", "LC_ALL=C", "lvs", "vg")
     assert (error.value.rc, error.value.err) == (5, "Volume group not found")

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from cinder import exception
 
-from cinder_thunder import lease as leases
-from cinder_thunder import master as masters_module
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Image, Master, Store
-from cinder_thunder.lease import Lease
-from cinder_thunder.master import FILLING, MASTER, Masters
-from cinder_thunder.peers import Peers
-from os_brick_thunder import errors, wire
-from os_brick_thunder.mechanism import lio
-from os_brick_thunder.policy import manifest as manifests
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.policy.manifest import Manifest
-from os_brick_thunder.wire import Topology
+from cinder_thunder.masters import lease as leases
+from cinder_thunder.masters import masters as masters_module
+from cinder_thunder.masters.lease import Lease
+from cinder_thunder.masters.masters import FILLING, MASTER, Masters
+from cinder_thunder.masters.peers import Peers
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import manifest as manifests
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
 
@@ -427,6 +427,7 @@ def test_values_survive_the_helpers_pipe(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert again.read_bytes() == b"x" * 1000 + bytes(24)
     export = wire.Export("p:1", "iqn.x", 0, "u", "secret")
     monkeypatch.setattr(
-        "os_brick_thunder.mechanism.iscsi.IscsiAdm.login", lambda self, e: json.dumps(e.to_wire())
+        "os_brick_thunder.common.transport.iscsi.IscsiAdm.login",
+        lambda self, e: json.dumps(e.to_wire()),
     )
     assert json.loads(privileged.login(export)) == export.to_wire()

@@ -10,8 +10,8 @@ import pytest
 from oslo_config import cfg
 
 from cinder_thunder.tracker.server import TrackerEndpoint
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent import tracker as rpc
+from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
+from os_brick_thunder.common import errors, rpc, wire
 
 HOST, TRACKER = "cmp1", "stor1@thunder"
 
@@ -40,7 +40,7 @@ def transport() -> Any:
 def agent(transport: Any) -> Iterator[Agent]:
     """An agent and a tracker that serve."""
     agent = Agent()
-    endpoint = rpc.ExporterEndpoint(None, agent.precache, agent.status)  # type: ignore[arg-type]
+    endpoint = ExporterEndpoint(None, agent.precache, agent.status)  # type: ignore[arg-type]
     tracker = oslo_messaging.get_rpc_server(
         transport,
         oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),
@@ -48,7 +48,7 @@ def agent(transport: Any) -> Iterator[Agent]:
         executor="threading",
         access_policy=oslo_messaging.DefaultRPCAccessPolicy,
     )
-    servers = [rpc.exporter_server(transport, HOST, endpoint), tracker]
+    servers = [exporter_server(transport, HOST, endpoint), tracker]
     for server in servers:
         server.start()
     yield agent

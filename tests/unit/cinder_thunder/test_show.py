@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder.cmd import show, thunder
+from cinder_thunder.cli import thunder
+from cinder_thunder.cli.commands import show
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Image, Store, Volume
 from cinder_thunder.policy.ranking import Limits
-from os_brick_thunder import errors, wire
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
 
 STORAGE = "stor1@thunder"
 MIB = 1 << 20

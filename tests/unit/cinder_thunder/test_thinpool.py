@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from cinder_thunder.mechanism.thinpool import ThinPool
-from os_brick_thunder import errors
+from os_brick_thunder.common import errors
 from tests.unit.os_brick_thunder import test_thinmeta
 
 DELTA = """\

@@ -9,15 +9,15 @@ import oslo_messaging
 import pytest
 
 from cinder_thunder.db.api import Image, Store, Volume
-from cinder_thunder.master import MASTER
+from cinder_thunder.masters.exporter import Exporter
+from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy.ranking import Limits
-from cinder_thunder.tracker.exporter import Exporter
 from cinder_thunder.tracker.server import ExporterEndpoint, TrackerEndpoint
 from cinder_thunder.tracker.service import LOOKS, MAP_RANGES, CinderVolume, Tracker
-from os_brick_thunder import errors, wire
-from os_brick_thunder.mechanism import lio
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.wire import LocationReport, Orders, Topology
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.wire import LocationReport, Orders, Topology
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE
 

@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 
-from cinder_thunder import upgrade
-from cinder_thunder.cmd import status
+from cinder_thunder.cli import status
+from cinder_thunder.cli.doctor import upgrade
+from cinder_thunder.cli.doctor.compute import Doubt, Fault, NotHere
 from cinder_thunder.db import migration
-from os_brick_thunder.doctor import Doubt, Fault, NotHere
 
 SUCCESS, WARNING, FAILURE, NOTHING = 0, 1, 2, 255
 CINDER = """\
@@ -179,7 +179,7 @@ def test_a_host_without_cinder() -> None:
     program = (
         "import sys\n"
         "sys.modules['oslo_upgradecheck'] = None\n"
-        "from cinder_thunder.cmd import status\n"
+        "from cinder_thunder.cli import status\n"
         "sys.exit(status.main(['upgrade', 'check']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.checked import Checked, boots, checked, found
+from lab.guests.checked import Checked, boots, checked, found
 
 CONSOLE = """\
 tiny: boot 3

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from oslo_config import cfg
 
-import os_brick_thunder.conf
+import os_brick_thunder.common.conf
 from cinder_thunder import conf as cinder_conf
-from lab import config, control, nova, pace
-from lab.topology import NodeSpec, Topology
+from lab import pace
+from lab.cloud import config, control, nova
+from lab.nodes.topology import NodeSpec, Topology
 
 _STORAGE, _COMPUTE = Topology.standard(storage=1, compute=1).nodes
 _LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
@@ -28,12 +29,12 @@ def test_the_agent_knows_its_options(tmp_path: Path) -> None:
     path = tmp_path / "thunder.conf"
     path.write_text(config.agent(_COMPUTE))
     options = cfg.ConfigOpts()
-    os_brick_thunder.conf.register(options, agent=True)
+    os_brick_thunder.common.conf.register(options, agent=True)
     options(["--config-file", str(path)])
     read = options.thunder
     assert (read.host, read.address, read.rack, read.zone) == ("cmp1", "10.77.0.12", "r1", "z1")
     assert read.pool_device == "/dev/ubdb"
-    known = {option.dest for option in os_brick_thunder.conf.list_opts()[0][1]}
+    known = {option.dest for option in os_brick_thunder.common.conf.list_opts()[0][1]}
     assert set(_parsed(config.agent(_COMPUTE))["thunder"]) <= known
 
 

@@ -1,7 +1,7 @@
 """The lab's guest image: its disk layout, its contents, and how building it fails.
 
 Nothing here downloads or boots anything: the contents are checked on the image a lab has built.
-``python -m lab.guest --check`` boots it.
+``python -m lab.guests.guest --check`` boots it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import bootdisk, guest
+from lab.guests import bootdisk, guest
 
 TOOLS = ("mkfs.ext4", "e2fsck", "debugfs", "sfdisk", "grub-mkimage", "qemu-img")
 needs_tools = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real image, raw; built here if nobody has yet (the lab would, later)."""
     if os.geteuid() != 0 and not guest.image_path().exists():
-        pytest.skip("the guest is not built: sudo python -m lab.guest")
+        pytest.skip("the guest is not built: sudo python -m lab.guests.guest")
     image = guest.build()
     raw = tmp_path_factory.mktemp("built") / "disk.raw"
     guest.export(image, raw)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lab import config, pace
+from lab import pace
+from lab.cloud import config
 from lab.cluster import Cluster, Options
 from lab.errors import CommandError, LabError
+from lab.nodes.topology import Topology
 from lab.progress import Steps
 from lab.shell import run
-from lab.topology import Topology
 
 
 def test_nothing_is_stretched_until_it_was_measured() -> None:

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lab import preconditions
 from lab.cli import main
 from lab.errors import PreconditionError
-from lab.topology import Topology
+from lab.nodes import preconditions
+from lab.nodes.topology import Topology
 
 _TOPOLOGY = Topology.standard(storage=1, compute=3)
 

@@ -16,7 +16,7 @@ import pytest
 
 from lab import pace
 from lab.errors import Cancelled, ConditionError, LabError
-from lab.services import Daemons, Patience, Service, listens, logged
+from lab.nodes.services import Daemons, Patience, Service, listens, logged
 from lab.shell import run, wait_for
 
 

@@ -1,6 +1,6 @@
 """The lab's tiny guest: its initramfs, its disk, and the checker, which runs here on plain files.
 
-Nothing here boots anything: ``python -m lab.tiny --check`` does.
+Nothing here boots anything: ``python -m lab.guests.tiny --check`` does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import bootdisk, tiny
-from lab.bootdisk import MIB, SECTOR
-from lab.tiny import Entry
+from lab.guests import bootdisk, tiny
+from lab.guests.bootdisk import MIB, SECTOR
+from lab.guests.tiny import Entry
 
 TOOLS = ("mmdebstrap", "mkfs.ext4", "e2fsck", "debugfs", "sfdisk", "grub-mkimage", "qemu-img")
 needs_tools = pytest.mark.skipif(
@@ -92,7 +92,7 @@ def test_layout_has_room_for_all(kernel: int, initrd: int) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real image, raw; built here if nobody has yet."""
     if os.geteuid() != 0 and not tiny.image_path().exists():
-        pytest.skip("the guest is not built: sudo python -m lab.tiny")
+        pytest.skip("the guest is not built: sudo python -m lab.guests.tiny")
     raw = tmp_path_factory.mktemp("built") / "disk.raw"
     tiny.export(tiny.build(), raw)
     return raw

@@ -9,7 +9,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.errors import LabError
-from lab.topology import Link, NodeSpec, Topology
+from lab.nodes.topology import Link, NodeSpec, Topology
 
 
 def test_the_standard_lab() -> None:

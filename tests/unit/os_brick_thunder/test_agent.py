@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors, wire
 from os_brick_thunder.agent import failpoints
-from os_brick_thunder.agent.bases import Bases
-from os_brick_thunder.agent.filler import Filler
-from os_brick_thunder.agent.service import Agent
-from os_brick_thunder.agent.stacks import Stacks
-from os_brick_thunder.agent.state import READY, Store
-from os_brick_thunder.policy import layout
+from os_brick_thunder.agent.agent import Agent
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.state import READY, Store
 from tests import fakes
 
 GIB = 1 << 30
@@ -111,14 +111,14 @@ class Host:
     def leftovers(self, store: Store) -> list[str]:
         """What is in the kernel and belongs to nothing in the state file."""
         bases, stacks = store.bases, store.stacks
-        known = {layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO}
-        ids = {layout.ZERO_ID}
+        known = {devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO}
+        ids = {devnames.ZERO_ID}
         for base in bases.values():
-            names = layout.ImageNames(base.image_id)
+            names = devnames.ImageNames(base.image_id)
             known |= {names.base, names.source, names.paths, names.export}
             ids.add(base.thin_id)
         for stack in stacks.values():
-            known |= set(layout.VolumeNames(stack.volume_id).top_down)
+            known |= set(devnames.VolumeNames(stack.volume_id).top_down)
             ids |= {i for i in (stack.local_id, stack.meta_id) if i is not None}
         left = [f"device {name}" for name in self.dm.tables if name not in known]
         left += [f"thin {i}" for i in self.dm.thin_ids - ids]
@@ -410,7 +410,7 @@ def test_a_complete_base_lets_go_of_its_replicas(host: Host) -> None:
     assert host.loops.loops == {}
     source = host.dm.table(f"thunder-source-{IMAGE}")
     assert source is not None
-    assert source.devices == (layout.path(layout.ZERO),)
+    assert source.devices == (devnames.path(devnames.ZERO),)
     assert host.dm.suspended == set()
     assert store.bases[IMAGE].paths == ()
     assert host.tracker.reports[-1].state == "complete"
@@ -426,7 +426,7 @@ def test_a_base_in_use_is_not_removed_an_idle_one_is(host: Host) -> None:
     bases.remove(IMAGE)
     assert store.bases == {}
     assert host.leftovers(store) == []
-    assert host.dm.thin_ids == {layout.ZERO_ID}
+    assert host.dm.thin_ids == {devnames.ZERO_ID}
     assert host.tracker.reports[-1].state == "gone"
 
 
@@ -542,7 +542,7 @@ def test_wherever_the_agent_dies_a_restart_converges(tmp_path: Path) -> None:
         assert store.bases == {}, where
         assert host.leftovers(store) == [], where
         assert host.disagreements(store) == set(), where
-        assert host.dm.thin_ids == {layout.ZERO_ID}, where
+        assert host.dm.thin_ids == {devnames.ZERO_ID}, where
         assert host.dm.suspended == set(), where
 
 
@@ -582,7 +582,7 @@ def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots:
             _attach_and_detach(stacks, bases)
             assert host.leftovers(store) == [], where
             assert host.disagreements(store) == set(), where
-            assert host.dm.thin_ids == {layout.ZERO_ID}, where
+            assert host.dm.thin_ids == {devnames.ZERO_ID}, where
     assert len(died) > 10, died
 
 
@@ -638,7 +638,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
 
 def _reboot(host: Host) -> None:
     """The kernel forgets all but what is on disk: the pool's thin devices."""
-    pool = {layout.POOL, layout.POOL_DATA, layout.POOL_METADATA, layout.ZERO}
+    pool = {devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO}
     host.dm.tables = {n: t for n, t in host.dm.tables.items() if n in pool}
     host.dm.held.clear()
     host.loops.loops.clear()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors
-from os_brick_thunder.mechanism import blockdev
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism import blockdev
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV])

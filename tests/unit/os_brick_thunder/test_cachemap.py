@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from os_brick_thunder.policy import cachemap
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.agent.policy import cachemap
+from os_brick_thunder.common.policy.extents import Extents
 
 BLOCK = 4096
 

@@ -14,10 +14,11 @@ import pytest
 import waitress
 from os_brick.initiator.connectors import iscsi
 
-from os_brick_thunder import connector, errors, register, wire
+from os_brick_thunder import connector, register
 from os_brick_thunder.agent.api import application
-from os_brick_thunder.agent.stacks import Attached
+from os_brick_thunder.agent.stack.stacks import Attached
 from os_brick_thunder.client import AgentClient
+from os_brick_thunder.common import errors, wire
 
 PAYLOAD = wire.Payload("v", "i", "stor1@thunder")
 PATH = "/dev/mapper/thunder-vol-v"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from os_brick_thunder.policy import dmstatus
+from os_brick_thunder.common.policy import dmstatus
 
 #: As printed on Linux 6.1, without start and length.
 CACHE = (

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from os_brick_thunder.policy import dmtable, layout
-from os_brick_thunder.policy.dmtable import Table
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.policy.layout import VolumeNames
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.common.policy import dmtable
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
 
 #: As printed by dmsetup 1.02.185 on Linux 6.1.
 KERNEL = {

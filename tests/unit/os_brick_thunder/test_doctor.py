@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from os_brick_thunder import doctor, errors
-from os_brick_thunder.doctor import FAIL, OK, SKIP, Check
-from os_brick_thunder.policy.dmstatus import PoolStatus
+from cinder_thunder.cli.doctor import compute as doctor
+from cinder_thunder.cli.doctor.compute import FAIL, OK, SKIP, Check
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
 
 _T = TypeVar("_T")
 GIB = 1 << 30

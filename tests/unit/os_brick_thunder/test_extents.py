@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from os_brick_thunder.policy.extents import Extents
+from os_brick_thunder.common.policy.extents import Extents
 
 SIZE = 64
 ranges = st.lists(

@@ -14,9 +14,9 @@ import pytest
 
 from os_brick_thunder.agent import failpoints
 from os_brick_thunder.agent.failpoints import Failpoints
-from os_brick_thunder.agent.state import Stack
-from os_brick_thunder.policy import dmtable
-from os_brick_thunder.policy.dmtable import Table
+from os_brick_thunder.common.policy import dmtable
+from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.state import Stack
 from tests import fakes
 
 TABLE = Table.of((8, dmtable.Linear("/dev/vdb")))

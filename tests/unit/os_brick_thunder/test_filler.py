@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent import filler as filler_module
-from os_brick_thunder.agent.filler import Filler
-from os_brick_thunder.agent.state import READY, REMOVING, Base
-from os_brick_thunder.policy import manifest as manifests
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.policy.manifest import Manifest
+from os_brick_thunder.agent.base import filler as filler_module
+from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import manifest as manifests
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.state import READY, REMOVING, Base
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -76,7 +76,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr("os_brick_thunder.policy.layout.path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(
+        "os_brick_thunder.common.policy.devnames.path", lambda name: str(tmp_path / name)
+    )
     monkeypatch.setattr(filler_module, "RETRY", 0.05)
     data = bytearray(SIZE)
     for start, end in ALLOCATED:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent.space import Guard, Room
-from os_brick_thunder.agent.stacks import Stacks
-from os_brick_thunder.agent.state import READY
-from os_brick_thunder.policy import layout
-from os_brick_thunder.policy.layout import VolumeNames
+from os_brick_thunder.agent.pool.guard import Guard, Room
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.state import READY
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
     IMAGE,
@@ -28,7 +28,7 @@ from tests.unit.os_brick_thunder.test_agent import (
     soon,
 )
 
-CACHED = layout.path(VolumeNames(VOLUME).cached)
+CACHED = devnames.path(VolumeNames(VOLUME).cached)
 
 
 class World:
@@ -114,7 +114,7 @@ def test_a_cache_that_failed_is_taken_down(world: World) -> None:
     volume, other = world.attach(1), world.attach(2)
     world.write(volume, 7)
     assert world.stacks.leave_failed() == []
-    world.host.dm.failed[VolumeNames(volume).vol] = {layout.path(VolumeNames(volume).cached)}
+    world.host.dm.failed[VolumeNames(volume).vol] = {devnames.path(VolumeNames(volume).cached)}
     assert world.stacks.leave_failed() == [(volume, 7 * MIB)]
     assert world.modes() == {volume: "direct", other: "cached"}
     assert world.store.stacks[volume].reason == "its cache failed"
@@ -164,7 +164,7 @@ def test_who_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
     world.write(fast, 80)  # of 1024, within no time
     world.guard.look()
     assert world.host.dm.failed == {
-        VolumeNames(fast).vol: {layout.path(VolumeNames(fast).cached)},
+        VolumeNames(fast).vol: {devnames.path(VolumeNames(fast).cached)},
     }
     assert world.guard.make_room()
     assert world.modes() == {calm: "cached", fast: "direct"}
@@ -324,7 +324,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     assert world.host.dm.suspended == set()
     table = world.host.dm.table(VolumeNames(volume).vol)
     assert table is not None
-    assert table.devices == (layout.path(VolumeNames(volume).cached), "/dev/sdc")
+    assert table.devices == (devnames.path(VolumeNames(volume).cached), "/dev/sdc")
     stack = world.store.stacks[volume]
     assert (stack.mode, stack.reason, stack.image_id) == ("cached", "", IMAGE)
     assert world.stacks.leave_failed() == []

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from os_brick_thunder.policy import manifest
-from os_brick_thunder.policy.manifest import Manifest
+from os_brick_thunder.common.policy import manifest
+from os_brick_thunder.common.policy.manifest import Manifest
 
 CHUNK = 8
 

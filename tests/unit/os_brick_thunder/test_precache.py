@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent import figures
-from os_brick_thunder.agent.bases import Bases
-from os_brick_thunder.agent.precache import Precacher
-from os_brick_thunder.agent.state import READY, Stack, Store
-from os_brick_thunder.policy import layout
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.precache import Precacher
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import stats as figures
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.state import READY, Stack, Store
 from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
 
@@ -94,7 +95,7 @@ def test_a_base_that_is_here_needs_no_room(host: Host) -> None:
 def test_figures_of_a_stack(host: Host) -> None:
     stack = Stack(VOLUME, "stor1@thunder", "/dev/sdb", "cached", IMAGE, 1, 2, 512 * MIB)
     assert figures.of_stack(host.kit.dm, stack)["present"] is False
-    names = layout.VolumeNames(VOLUME)
+    names = devnames.VolumeNames(VOLUME)
     dm: fakes.FakeDeviceMapper = host.kit.dm  # type: ignore[assignment]
     for name, thin_id, length in ((names.meta, 1, MIB), (names.local, 2, 512 * MIB)):
         dm.thin_ids.add(thin_id)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent.recache import Recacher
-from os_brick_thunder.agent.stacks import Stacks
-from os_brick_thunder.agent.state import Stack, Store
-from os_brick_thunder.policy import layout
-from os_brick_thunder.policy.layout import VolumeNames
+from os_brick_thunder.agent.stack.recache import Recacher
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.state import Stack, Store
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
     IMAGE,
@@ -32,7 +32,7 @@ from tests.unit.os_brick_thunder.test_agent import (
 from tests.unit.os_brick_thunder.test_guard import World
 
 VOL = VolumeNames(VOLUME).vol
-CACHED = layout.path(VolumeNames(VOLUME).cached)
+CACHED = devnames.path(VolumeNames(VOLUME).cached)
 ELSEWHERE = wire.Plan(VOLUME, "direct", "the volume is attached to cmp9 too")
 ANOTHER = dataclasses.replace(PAYLOAD, volume_id="vol-2")
 

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from os_brick_thunder.run import when_killed
+from os_brick_thunder.common.run import when_killed
 
 _VICTIM = """\
 import os, signal, sys
-from os_brick_thunder.run import when_killed
+from os_brick_thunder.common.run import when_killed
 when_killed("touch", sys.argv[1])
 os.killpg(os.getpgid(0), signal.SIGKILL)
 """

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder import errors, wire
-from os_brick_thunder.agent import watch as watching
-from os_brick_thunder.agent.bases import Bases
-from os_brick_thunder.agent.state import READY, Store
-from os_brick_thunder.agent.watch import Watch
-from os_brick_thunder.mechanism.lio import iqn_of
-from os_brick_thunder.policy import layout
+from os_brick_thunder.agent.base import watch as watching
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.watch import Watch
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.state import READY, Store
+from os_brick_thunder.common.transport.lio import iqn_of
 from tests.unit.os_brick_thunder.test_agent import (
     IMAGE,
     LUN,
@@ -416,7 +416,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             assert len(host.initiator.logged_in) == 2, (at, step)
         _reparent_and_evict(host, None)
         assert Store(host.file).bases == {}, (at, step)
-        assert host.dm.thin_ids == {layout.ZERO_ID}, (at, step)
+        assert host.dm.thin_ids == {devnames.ZERO_ID}, (at, step)
         assert host.initiator.logged_in == {}, (at, step)
 
 

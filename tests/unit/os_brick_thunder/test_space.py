@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from os_brick_thunder.policy import space
-from os_brick_thunder.policy.dmstatus import PoolStatus
-from os_brick_thunder.policy.space import Evict, GoDirect, Marks, Replica, Volume
+from os_brick_thunder.agent.policy import space
+from os_brick_thunder.agent.policy.space import Evict, GoDirect, Marks, Replica, Volume
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
 
 MARKS = Marks.of(1000, 80, 90)
 

@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from os_brick_thunder.agent.state import READY, Base, Store
+from os_brick_thunder.common.state import READY, Base, Store
 
 BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
 

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from os_brick_thunder import errors
-from os_brick_thunder.mechanism.thinmeta import (
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism.thinmeta import (
     RELEASE,
     RESERVE,
     MetadataSnapshot,

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from os_brick_thunder import errors
-from os_brick_thunder.policy import manifest as manifests
-from os_brick_thunder.policy.extents import Extents
-from os_brick_thunder.policy.manifest import Manifest
-from os_brick_thunder.transfer import GRAIN, Device, File, Transfer, copy
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import manifest as manifests
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.transfer import GRAIN, Device, File, Transfer, copy
 
 MIB = 1 << 20
 CHUNK = 1024

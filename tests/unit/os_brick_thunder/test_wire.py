@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from os_brick_thunder import wire
+from os_brick_thunder.common import wire
 
 TOPOLOGY = wire.Topology("cmp1", "10.0.0.1", "r1", "z1", "iqn.x:cmp1")
 PLAN = wire.Plan(

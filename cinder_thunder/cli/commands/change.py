@@ -1,0 +1,69 @@
+"""``thunder image evict`` and ``thunder host drain|undrain``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cliff.lister import Lister
+
+from cinder_thunder.cli import names
+from cinder_thunder.cli.base import FAILED
+from cinder_thunder.cli.cloud import CloudCommand, hosts_rpc, store
+from cinder_thunder.cli.commands.show import IMAGE_HELP
+from cinder_thunder.masters.eviction import evict
+
+
+class ImageEvict(CloudCommand, Lister):
+    """Remove all replicas of an image that no volume uses, masters last.
+
+    Exit code 1 if any had to stay.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
+        found = store(parsed_args.config_file)
+        image_id = names.image(found, parsed_args.image)
+        outcomes = evict(found, image_id, hosts_rpc(parsed_args.config_file).evict)
+        if any(outcome.kept for outcome in outcomes):
+            self.app.exit_code = FAILED
+        rows = [(o.host, o.kind, o.kept or "evicted") for o in outcomes]
+        return ("Host", "Kind", "Result"), rows
+
+
+class _Drain(CloudCommand):
+    drained: bool
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("host", metavar="HOST", help="as thunder host list has it")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        store(parsed_args.config_file).set_drained(parsed_args.host, self.drained)
+        self.app.stdout.write(
+            f"{parsed_args.host} is drained: hosts that read from it move to others at their next "
+            "heartbeat, and pre-caching leaves it out\n"
+            if self.drained
+            else f"{parsed_args.host} serves replicas again\n"
+        )
+
+
+class HostDrain(_Drain):
+    """Let nobody read from a host any more, before it is serviced or taken away.
+
+    Its own volumes stay attached and keep their caches. Hosts that read from it are given other
+    parents; thunder location show says who still does.
+    """
+
+    drained = True
+
+
+class HostUndrain(_Drain):
+    """Let others read from a host again."""
+
+    drained = False

@@ -1,0 +1,96 @@
+"""Exports masters to the hosts that the tracker sent here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from oslo_log import log as logging
+
+from cinder_thunder.db.api import Store
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.transport import lio
+
+LOG = logging.getLogger(__name__)
+
+
+class Exports(Protocol):
+    """LIO, as :mod:`cinder_thunder.privileged` offers it."""
+
+    def export(self, device: str, iqn: str, portal: str) -> None: ...
+    def admit(self, iqn: str, initiator: str) -> lio.Credentials: ...
+    def revoke(self, iqn: str, initiator: str) -> None: ...
+    def unexport(self, iqn: str) -> None: ...
+    def exports(self, prefix: str) -> list[str]: ...
+
+
+class Exporter:
+    """One backend's masters over iSCSI: read-only, one target an image, one ACL a reader."""
+
+    def __init__(
+        self,
+        host: str,
+        portal: str,
+        store: Store,
+        exports: Exports,
+        device: Callable[[str], str],
+        remove: Callable[[str], None],
+        ready: Callable[[], bool],
+    ) -> None:
+        """:param portal: "address:port"
+        :param device: path of an image's master
+        :param remove: removes an image's master, row and volume
+        :param ready: whether Cinder has restored the targets of its volumes. It does so only
+            while LIO has none, so none of ours may come before
+        """
+        self._host = host
+        self._portal = portal
+        self._store = store
+        self._exports = exports
+        self._device = device
+        self._remove = remove
+        self._ready = ready
+
+    def open_export(self, image_id: str, initiator: str, wait: float) -> wire.Export:
+        """Let ``initiator`` read the master.
+
+        :param wait: seconds to wait for cinder-volume to finish its start
+        :raises errors.NoReplica: there is no such master here
+        """
+        found = self._store.master(image_id, self._host)
+        if found is None:
+            raise errors.NoReplica(f"{self._host} has no master of image {image_id}")
+        until = time.monotonic() + wait
+        while not self._ready():
+            if time.monotonic() > until:
+                raise errors.NoReplica(f"cinder-volume of {self._host} is still starting")
+            time.sleep(0.1)
+        iqn = lio.iqn_of(self._host, image_id)
+        self._exports.export(self._device(image_id), iqn, self._portal)
+        credentials = self._exports.admit(iqn, initiator)
+        return wire.Export(
+            self._portal, iqn, lio.LUN, credentials.username, credentials.password, found.size
+        )
+
+    def close_export(self, image_id: str, initiator: str) -> None:
+        self._exports.revoke(lio.iqn_of(self._host, image_id), initiator)
+
+    def evict(self, image_id: str) -> None:
+        """Remove the master and its export; absent is success.
+
+        :raises errors.DeviceBusy: volumes here are made of it; it stays
+        """
+        volumes = self._store.volumes_of(image_id, self._host)
+        if volumes:
+            raise errors.DeviceBusy(f"master of image {image_id}", f"{volumes} volume(s)")
+        self._exports.unexport(lio.iqn_of(self._host, image_id))
+        self._remove(image_id)
+
+    def reconcile(self) -> None:
+        """Remove exports of masters that are gone."""
+        wanted = {lio.iqn_of(self._host, image_id) for image_id in self._store.masters(self._host)}
+        for iqn in self._exports.exports(lio.iqn_of(self._host, "")):
+            if iqn not in wanted:
+                LOG.warning("Removing %s, the export of a master that is gone", iqn)
+                self._exports.unexport(iqn)

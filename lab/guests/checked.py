@@ -1,0 +1,48 @@
+"""What the checker in a tiny guest (:mod:`lab.guests.tiny`) says on its console, as values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_LINE = re.compile(
+    r"tiny: (?P<disk>vd\w) seq=(?P<seq>\d+) writes=(?P<writes>\d+) reads=(?P<reads>\d+) "
+    r"longest=(?P<longest>\d+) .*?wrong=(?P<wrong>\d+)"
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One disk's checker; ``longest`` is its longest single I/O so far, in milliseconds.
+
+    :ivar seq: of the last record that the disk has acknowledged
+    :ivar wrong: records that were not what had been written, and I/O errors
+    """
+
+    seq: int
+    writes: int
+    reads: int
+    longest: int
+    wrong: int
+
+
+def checked(console: str, disk: str = "vda") -> Checked | None:
+    """The last thing that the checker of a disk said; None if it has not said anything."""
+    found = None
+    for match in _LINE.finditer(console):
+        if match["disk"] == disk:
+            found = Checked(*(int(match[name]) for name in Checked.__dataclass_fields__))
+    return found
+
+
+def boots(console: str) -> int:
+    """How often the guest's root disk has been booted, as its last boot said; 0 before it did."""
+    found = re.findall(r"tiny: boot (\d+)", console)
+    return int(found[-1]) if found else 0
+
+
+def found(console: str, disk: str = "vda") -> int | None:
+    """The last record that a checker found on its disk when it began; None if it has not begun,
+    0 on a disk that nobody had written to."""
+    said = re.findall(rf"tiny: {disk} (?:found seq=(\d+)|fresh)", console)
+    return int(said[-1] or 0) if said else None

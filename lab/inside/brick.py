@@ -1,0 +1,218 @@
+"""What nova-compute does with volumes, without Nova: a daemon of a node.
+
+::
+
+    python -m lab.inside.brick SOCKET                    os-brick's own connectors: plain iSCSI
+    thunder-run -m lab.inside.brick SOCKET               with our connector registered
+
+Like nova-compute it runs all the time, so an attach costs what it costs there. It answers HTTP
+on a Unix socket: POST /attach, /detach and the like (``_VERBS``) with a JSON object. What an
+attach was given is kept under /var/lib/lab-brick, as Nova keeps it in its database.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import falcon
+import os_brick
+import os_brick.privileged
+import waitress
+from cinderclient import client as cinder
+from keystoneauth1.identity import v3
+from keystoneauth1.service_token import ServiceTokenAuthWrapper
+from keystoneauth1.session import Session
+from os_brick.initiator import connector
+from oslo_config import cfg
+
+STATE = Path("/var/lib/lab-brick")
+#: attachments with completion: 3.44
+MICROVERSION = "3.44"
+_AUTH = (
+    "auth_url", "username", "password", "project_name", "user_domain_name", "project_domain_name",
+)  # fmt: skip
+
+
+def _api() -> Any:
+    """Cinder as Nova talks to it: for a user, with a service's token beside the user's.
+
+    Without one Cinder would ask Nova before it deletes an attachment (bug 2004555).
+    """
+    user = {key: os.environ[f"OS_{key.upper()}"] for key in _AUTH}
+    service = {**user, "username": "cinder", "project_name": "service"}
+    auth = ServiceTokenAuthWrapper(
+        user_auth=v3.Password(**user), service_auth=v3.Password(**service)
+    )
+    return cinder.Client(MICROVERSION, session=Session(auth=auth))
+
+
+def _instance(volume: str) -> str:
+    """A volume has one server here; its second attachment so is that of a migration."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, volume))
+
+
+def _connector() -> Any:
+    return connector.InitiatorConnector.factory(
+        "ISCSI", None, use_multipath=False, device_scan_attempts=5
+    )
+
+
+def _properties() -> dict[str, Any]:
+    found: dict[str, Any] = connector.get_connector_properties(
+        None,
+        os.environ["LAB_ADDRESS"],
+        multipath=False,
+        enforce_multipath=False,
+        host=os.uname().nodename,
+    )
+    return found
+
+
+def attach(volume: str) -> dict[str, Any]:
+    """Attach through Cinder's attachments API and os-brick, as Nova's live migration does.
+
+    (A server's boot reserves first and gives the connector later; Cinder refuses that for the
+    second attachment of a migration.)
+    """
+    api, began = _api(), time.monotonic()
+    created = api.attachments.create(volume, _properties(), _instance(volume))
+    attachment, info = created["id"], created["connection_info"]
+    try:
+        asked = time.monotonic()
+        device = _connector().connect_volume(info)
+        connected = time.monotonic()
+        api.attachments.complete(attachment)
+    except BaseException:
+        api.attachments.delete(attachment)
+        raise
+    kept = {"attachment": attachment, "connection_info": info, "device": device}
+    _keep(volume, kept)
+    return {
+        "path": device["path"],
+        "attach_s": round(time.monotonic() - began, 3),
+        "connect_s": round(connected - asked, 3),
+    }
+
+
+def admit(volume: str) -> dict[str, Any]:
+    """Attach as far as Cinder is concerned, and connect nothing."""
+    api = _api()
+    created = api.attachments.create(volume, _properties(), _instance(volume))
+    kept = {"attachment": created["id"], "connection_info": created["connection_info"]}
+    _keep(volume, kept)
+    return {"attachment": created["id"]}
+
+
+def reconnect(volume: str, stored: str) -> dict[str, Any]:
+    """Connect with what another attach was given (JSON text), asking Cinder nothing."""
+    kept, began = json.loads(stored), time.monotonic()
+    device = _connector().connect_volume(kept["connection_info"])
+    own = json.loads(_file(volume).read_text()) if _file(volume).exists() else kept
+    _keep(volume, {**kept, **own, "device": device})
+    seconds = round(time.monotonic() - began, 3)
+    return {"path": device["path"], "attach_s": seconds, "connect_s": seconds}
+
+
+def disconnect(volume: str) -> dict[str, Any]:
+    """The host's half of a detach: Cinder is told nothing."""
+    kept = json.loads(_file(volume).read_text())
+    data = {**kept["connection_info"], "device_path": kept["device"]["path"]}
+    _connector().disconnect_volume(data, None)
+    return {}
+
+
+def extend(volume: str) -> dict[str, Any]:
+    """Follow a volume that has grown: ``size`` in bytes."""
+    kept = json.loads(_file(volume).read_text())
+    return {"size": _connector().extend_volume(kept["connection_info"])}
+
+
+def detach(volume: str) -> dict[str, Any]:
+    """Disconnect, then delete the attachment."""
+    began = time.monotonic()
+    disconnect(volume)
+    forget(volume)
+    return {"detach_s": round(time.monotonic() - began, 3)}
+
+
+def forget(volume: str) -> dict[str, Any]:
+    """Cinder's half of a detach: delete this host's attachment."""
+    _api().attachments.delete(json.loads(_file(volume).read_text())["attachment"])
+    _file(volume).unlink()
+    return {}
+
+
+def _keep(volume: str, kept: dict[str, Any]) -> None:
+    """As in Nova's database: a power cut of this host does not take it."""
+    with open(_file(volume), "w") as file:
+        json.dump(kept, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _file(volume: str) -> Path:
+    STATE.mkdir(parents=True, exist_ok=True)
+    return STATE / f"{volume}.json"
+
+
+class _Warnings(logging.Handler):
+    """Collects what one request's thread warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.by_thread: dict[int, list[str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("os_brick"):
+            self.by_thread.setdefault(threading.get_ident(), []).append(record.getMessage())
+
+
+_VERBS: dict[str, Callable[..., dict[str, Any]]] = {
+    verb.__name__: verb for verb in (attach, admit, reconnect, extend, disconnect, detach, forget)
+}
+
+
+class _Verbs:
+    def __init__(self, warnings: _Warnings) -> None:
+        self._warnings = warnings
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, verb: str) -> None:
+        body = req.get_media()
+        self._warnings.by_thread.pop(threading.get_ident(), None)
+        try:
+            answer = _VERBS[verb](**body)
+        except Exception as error:
+            logging.exception("%s %s", verb, body)
+            resp.status = falcon.HTTP_500
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        heard = self._warnings.by_thread.pop(threading.get_ident(), [])
+        resp.media = {**answer, "warnings": heard}
+
+
+def main(socket: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    warnings = _Warnings()
+    logging.getLogger().addHandler(warnings)
+    cfg.CONF([], project="lab-brick", default_config_files=[])
+    cfg.CONF.import_opt("lock_path", "oslo_concurrency.lockutils", group="oslo_concurrency")
+    os.makedirs("/run/lab/locks", exist_ok=True)
+    cfg.CONF.set_override("lock_path", "/run/lab/locks", group="oslo_concurrency")
+    os_brick.setup(cfg.CONF)
+    os_brick.privileged.default.set_client_mode(False)  # we are root already
+    _properties()  # imports all connectors, as nova-compute has when it is asked
+    app = falcon.App()
+    app.add_route("/{verb}", _Verbs(warnings))
+    waitress.serve(app, unix_socket=socket, unix_socket_perms="600", threads=8)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,74 @@
+"""The exporter's RPC: other hosts open this host's bases here, and operators ask for its status."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import oslo_messaging
+
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.common import errors, wire
+
+LOG = logging.getLogger(__name__)
+
+
+class ExporterEndpoint:
+    """RPC endpoint: other hosts open this host's bases here."""
+
+    target = oslo_messaging.Target(version=wire.EXPORTER_VERSION)
+
+    def __init__(
+        self,
+        bases: Bases,
+        precache: Callable[[str], None],
+        status: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._bases = bases
+        self._precache = precache
+        self._status = status
+
+    def open_export(
+        self, context: dict[str, Any], image_id: str, initiator: str, wait: float
+    ) -> dict[str, Any]:
+        export: wire.Export = self._expected(self._bases.open_export, image_id, initiator, wait)
+        return export.to_wire()
+
+    def close_export(
+        self, context: dict[str, Any], image_id: str, initiator: str
+    ) -> dict[str, Any]:
+        self._expected(self._bases.close_export, image_id, initiator)
+        return {}
+
+    def evict(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
+        self._expected(self._bases.evict, image_id)
+        return {}
+
+    def precache(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
+        self._expected(self._precache, image_id)
+        return {}
+
+    def status(self, context: dict[str, Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._expected(self._status)
+        return found
+
+    @staticmethod
+    def _expected(function: Any, *arguments: Any) -> Any:
+        """An error that we raise on purpose is the caller's: no traceback in our log."""
+        try:
+            return function(*arguments)
+        except errors.ThunderError as error:
+            LOG.warning("%s: %s", function.__name__, error)
+            raise oslo_messaging.ExpectedException() from error
+
+
+def exporter_server(transport: Any, host: str, endpoint: ExporterEndpoint) -> Any:
+    """The server for :class:`ExporterEndpoint`; ``start`` and ``stop`` are the caller's."""
+    return oslo_messaging.get_rpc_server(
+        transport,
+        oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.EXPORTER_TOPIC, server=host),
+        [endpoint],
+        executor="threading",
+        access_policy=oslo_messaging.DefaultRPCAccessPolicy,
+    )

@@ -1,0 +1,203 @@
+"""The host's own thin pool on a device that carries nothing else.
+
+Layout of the device: a label (1 MiB), the pool's metadata, the pool's data. The label makes the
+device recognisably ours; a device that has neither a label nor zeroes there is never written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism import blockdev
+from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
+from os_brick_thunder.common.policy.dmstatus import PoolStatus
+from os_brick_thunder.common.policy.dmtable import Table, sectors
+from os_brick_thunder.common.run import Runner, run
+
+MIB = 1 << 20
+MAGIC = "THUNDER-POOL"
+LABEL_LENGTH = MIB
+_LABEL_OFFSET = 4096
+_CHECKED = 64 << 10  # so much must be zero on a device that is taken as blank
+#: Kernel limit of a thin pool's metadata, Documentation/…/thin-provisioning.rst: 16 GiB less a bit.
+_METADATA_MAX = 16192 * MIB
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is on the device, in bytes; ``ready`` is False while the metadata is being blanked."""
+
+    block: int
+    metadata: int
+    data: int
+    ready: bool
+    magic: str = MAGIC
+    version: int = 1
+
+
+def plan_label(size: int, block: int) -> Label:
+    """Lay a pool out on ``size`` bytes.
+
+    :raises errors.PoolError: the device is too small
+    """
+    # 128 bytes a block: an entry in the mapping tree (LVM reckons 64) for a base and for the
+    # volumes that write to it; and never less than 4 MiB.
+    metadata = -(-max(4 * MIB, (size // block) * 128) // MIB) * MIB
+    metadata = min(metadata, _METADATA_MAX)
+    data = (size - LABEL_LENGTH - metadata) // block * block
+    if data < 64 * MIB:
+        raise errors.PoolError(f"a pool device of {size >> 20} MiB is too small: give 128 MiB up")
+    return Label(block, metadata, data, ready=False)
+
+
+class LocalPool:
+    """The pool as dm devices (``thunder-pool``, ``-metadata``, ``-data``), and ``thunder-zero``."""
+
+    def __init__(self, dm: DmSetup, runner: Runner = run) -> None:
+        self._dm = dm
+        self._run = runner
+        self.block = 0
+
+    def resolve_group(self, group: str, size_gib: int) -> str:
+        """Path of the pool's LV in a volume group, made if it is not there yet.
+
+        :raises errors.PoolError: no such group, or not enough room in it
+        """
+        try:
+            self._run("vgs", "--noheadings", group)
+        except errors.ProcessError as error:
+            raise errors.PoolError(
+                f"there is no volume group {group} for the local pool: "
+                f"make it (vgcreate {group} DEVICE) or set pool_device instead"
+            ) from error
+        path = f"/dev/{group}/{devnames.POOL_LV}"
+        if not os.path.exists(path):
+            extent = ["--size", f"{size_gib}g"] if size_gib else ["--extents", "100%FREE"]
+            try:
+                self._run(
+                    "lvcreate", "--yes", "--wipesignatures", "y", "--zero", "y",
+                    "--name", devnames.POOL_LV, *extent, group,
+                )  # fmt: skip
+            except errors.ProcessError as error:
+                raise errors.PoolError(
+                    f"no room for the local pool in volume group {group}: {error.err}"
+                ) from error
+        return path
+
+    def open(self, device: str, block: int) -> None:
+        """Assemble the pool, laying it out first on a blank device. Idempotent.
+
+        :param block: bytes; only for a new pool, an old one keeps its own
+        :raises errors.DeviceNotFound, errors.DeviceBusy, errors.ForeignData: nothing was written
+        """
+        blockdev.devnum(device)
+        assembled = self._dm.table(devnames.POOL) is not None
+        label = self._read_label(device)
+        if assembled and label is None:
+            raise errors.PoolError(
+                f"device {devnames.POOL} exists, but {device} is not under it: "
+                "set pool_device (or pool_volume_group) as it was when the pool was made"
+            )
+        if not assembled:
+            if not self._half_assembled(device):
+                blockdev.ensure_unused(device)
+            if label is None:
+                self._ensure_blank(device)
+                label = plan_label(blockdev.size(device), block)
+            if not label.ready:
+                label = self._format(device, label)
+        assert label is not None  # noqa: S101 - for mypy: assembled without a label was refused
+        self.block = label.block
+        for name, table in self._tables(device, label):
+            self._dm.create(name, table)
+        if self._dm.table(devnames.ZERO) is None:
+            with contextlib.suppress(errors.ProcessError):  # it is there since the pool is
+                self.create_thin(devnames.ZERO_ID)
+            zero = layout.thin_table(devnames.ZERO_LENGTH, devnames.ZERO_ID)
+            self._dm.create(devnames.ZERO, zero, readonly=True)
+
+    def create_thin(self, thin_id: int) -> None:
+        self._dm.message(devnames.POOL, f"create_thin {thin_id}")
+
+    def delete_thin(self, thin_id: int) -> None:
+        """Give a thin device's blocks back; absent is success."""
+        try:
+            self._dm.message(devnames.POOL, f"delete {thin_id}")
+        except errors.ProcessError as error:
+            if "No data available" not in error.err:  # ENODATA: no such thin device
+                raise
+
+    def status(self) -> PoolStatus:
+        return dmstatus.pool(self._dm.status(devnames.POOL), self.block)
+
+    def close(self) -> None:
+        """Take the pool's devices down; its content stays."""
+        for name in (devnames.ZERO, devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA):
+            self._dm.remove(name)
+
+    def _half_assembled(self, device: str) -> bool:
+        """Whether we died between making the linear devices and the pool on them."""
+        number = blockdev.devnum(device)
+        tables = [self._dm.table(name) for name in (devnames.POOL_METADATA, devnames.POOL_DATA)]
+        return any(table is not None and number in table.devices for table in tables)
+
+    @staticmethod
+    def _tables(device: str, label: Label) -> list[tuple[str, Table]]:
+        metadata, data = devnames.path(devnames.POOL_METADATA), devnames.path(devnames.POOL_DATA)
+        blocks = label.data // label.block
+        pool = dmtable.ThinPool(metadata, data, sectors(label.block), max(1, blocks // 20))
+        return [
+            (devnames.POOL_METADATA, layout.linear_table(device, label.metadata, LABEL_LENGTH)),
+            (
+                devnames.POOL_DATA,
+                layout.linear_table(device, label.data, LABEL_LENGTH + label.metadata),
+            ),
+            (devnames.POOL, Table.of((sectors(label.data), pool))),
+        ]
+
+    def _ensure_blank(self, device: str) -> None:
+        what = blockdev.foreign_signature(device, self._run)
+        if what is None:
+            with open(device, "rb") as file:
+                what = "unknown data" if any(file.read(_CHECKED)) else None
+        if what:
+            raise errors.ForeignData(device, what)
+
+    @staticmethod
+    def _read_label(device: str) -> Label | None:
+        with open(device, "rb") as file:
+            file.seek(_LABEL_OFFSET)
+            raw = file.read(4096).rstrip(b"\0")
+        try:
+            label = Label(**json.loads(raw))
+        except (ValueError, TypeError):
+            return None
+        return label if label.magic == MAGIC else None
+
+    def _format(self, device: str, label: Label) -> Label:
+        """Label first (not ready), then a zeroed superblock, which the kernel takes as new."""
+        self._write(device, _LABEL_OFFSET, _encoded(label))
+        self._write(device, LABEL_LENGTH, bytes(64 << 10))
+        label = dataclasses.replace(label, ready=True)
+        self._write(device, _LABEL_OFFSET, _encoded(label))
+        return label
+
+    @staticmethod
+    def _write(device: str, offset: int, data: bytes) -> None:
+        fd = os.open(device, os.O_WRONLY)
+        try:
+            os.pwrite(fd, data, offset)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _encoded(label: Label) -> bytes:
+    return json.dumps(dataclasses.asdict(label)).encode().ljust(4096, b"\0")

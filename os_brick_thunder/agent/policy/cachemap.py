@@ -1,0 +1,44 @@
+"""The identity map that dm-cache starts with, in the XML that ``cache_restore`` reads.
+
+Cache block *i* holds origin block *i*, for every block the volume still shares with its image.
+Format: cache_dump(8), cache_restore(8) of thin-provisioning-tools.
+"""
+
+from __future__ import annotations
+
+from os_brick_thunder.common.policy.extents import Extents
+
+
+def cached_length(image_size: int, volume_size: int, block: int) -> int:
+    """Bytes at the start of a volume that the cache may cover: the image's whole blocks.
+
+    A partial last block and everything past it is the LUN's alone.
+    """
+    return min(image_size, volume_size) // block * block
+
+
+def metadata_length(blocks: int) -> int:
+    """Bytes of metadata that dm-cache wants for so many blocks (kernel: 4 MiB + 16 a block)."""
+    mib = 1 << 20
+    return -(-(4 * mib + 16 * blocks) // mib) * mib
+
+
+def identity_map(unmodified: Extents, length: int, block: int) -> list[tuple[int, int]]:
+    """Block ranges ``[first, last)`` to map: whole blocks of ``unmodified`` below ``length``."""
+    within = unmodified.intersection(Extents.of([(0, length)]))
+    return [(start // block, end // block) for start, end in within.whole_blocks(block)]
+
+
+def metadata_xml(mapped: list[tuple[int, int]], blocks: int, block: int) -> str:
+    """The metadata of a cache of ``blocks`` blocks of ``block`` bytes, none of them dirty."""
+    lines = [
+        f'<superblock uuid="" block_size="{block // 512}" nr_cache_blocks="{blocks}" '
+        'policy="cleaner" hint_width="4">',
+        "<mappings>",
+    ]
+    for first, last in mapped:
+        lines += [
+            f'<mapping cache_block="{i}" origin_block="{i}" dirty="false"/>'
+            for i in range(first, last)
+        ]
+    return "\n".join([*lines, "</mappings>", "<hints>", "</hints>", "</superblock>", ""])

@@ -1,0 +1,118 @@
+"""Block devices as files and in sysfs."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.run import Runner, run
+
+SYSFS = Path("/sys")
+
+
+def devnum(device: str) -> str:
+    """``major:minor`` of a device, which may be given as such already.
+
+    :raises errors.DeviceNotFound: no such node, or it is not a block device
+    """
+    if not device.startswith("/"):
+        return device
+    try:
+        status = os.stat(device)
+    except FileNotFoundError as error:
+        raise errors.DeviceNotFound(device) from error
+    if not stat.S_ISBLK(status.st_mode):
+        raise errors.DeviceNotFound(device, "it is a file of another kind")
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _sysfs(device: str) -> Path:
+    return SYSFS / "dev" / "block" / devnum(device)
+
+
+def _attribute(device: str, name: str) -> str:
+    try:
+        return (_sysfs(device) / name).read_text()
+    except OSError as error:
+        # It went away before the file was opened, or before it was read.
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            raise errors.DeviceNotFound(device) from error
+        raise
+
+
+def size(device: str) -> int:
+    """Bytes.
+
+    :raises errors.DeviceNotFound:
+    """
+    return int(_attribute(device, "size")) * 512
+
+
+def bytes_read(device: str) -> int:
+    """Bytes read from a device since it appeared (sysfs ``stat``).
+
+    :raises errors.DeviceNotFound:
+    """
+    return int(_attribute(device, "stat").split()[2]) * 512
+
+
+def ensure_unused(device: str) -> None:
+    """Check that nothing has a device mounted, mapped or otherwise claimed.
+
+    :raises errors.DeviceBusy: says by what, as far as sysfs tells
+    :raises errors.DeviceNotFound:
+    """
+    devnum(device)
+    try:
+        # On a block device O_EXCL without O_CREAT asks for an exclusive claim: open(2).
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        holders = sorted(os.listdir(_sysfs(device) / "holders"))
+        raise errors.DeviceBusy(
+            device,
+            ", ".join(holders) or "a mount or another claim",
+            "Give thunder a device of its own (option pool_device)",
+        ) from error
+
+
+def foreign_signature(device: str, runner: Runner = run) -> str | None:
+    """What blkid(8) finds on a device: ``ext4``, ``LVM2_member``, a partition table; or None."""
+    try:
+        text = runner("blkid", "--probe", "--output", "export", device)
+    except errors.ProcessError as error:
+        if error.rc == 2:  # nothing found
+            return None
+        raise
+    facts = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    table = facts.get("PTTYPE")
+    return facts.get("TYPE") or (f"a {table} partition table" if table else "unknown data")
+
+
+def drop_cache(device: str, offset: int, length: int) -> None:
+    """Drop clean pages of a device's page cache."""
+    fd = os.open(device, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def answers(device: str) -> bool:
+    """Whether a direct read of a device's first sector succeeds."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, 4096) as buffer:
+            return os.preadv(fd, [buffer], 0) > 0
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

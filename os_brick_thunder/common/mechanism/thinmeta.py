@@ -1,0 +1,169 @@
+"""What a thin pool's metadata says, through thin_dump(8) on a metadata snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.run import Runner, run
+
+#: Messages to a pool.
+RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
+
+
+class Messenger(Protocol):
+    """Sends messages to devices, as :class:`.dmsetup.DmSetup` does."""
+
+    def message(self, name: str, text: str) -> str: ...
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Callers that share one snapshot."""
+
+    members: int = 0
+    reserved: bool = False
+    error: BaseException | None = None  # why there is no snapshot for them
+
+
+class MetadataSnapshot:
+    """The one snapshot of its metadata that a pool can have, shared by callers that wait for it.
+
+    A caller never uses a snapshot that was reserved before it asked: what was written to the
+    volume in between would be missing, and a stale map is wrong bytes. So a batch of callers is
+    closed before its snapshot is reserved, and a caller that comes later joins the next batch.
+    """
+
+    def __init__(self, pool: str, dm: Messenger) -> None:
+        """:param pool: name of the pool's device"""
+        self._pool = pool
+        self._dm = dm
+        self._changed = threading.Condition()
+        self._held = False  # a batch was closed, and not all of its members have left
+        self._open = _Batch()  # the one that the next caller joins
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Have a snapshot that was reserved after this call.
+
+        :raises errors.ProcessError: it cannot be reserved
+        """
+        with self._changed:
+            batch = self._open
+            batch.members += 1
+        try:
+            self._await(batch)
+            yield
+        finally:
+            self._leave(batch)
+
+    def _await(self, batch: _Batch) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: batch.reserved or batch.error or not self._held)
+            # While nobody holds the snapshot this batch is the open one: its first member to wake
+            # up reserves for all.
+            first = not self._held
+            if first:
+                self._held, self._open = True, _Batch()
+        if first:
+            self._reserve(batch)
+        if batch.error:
+            raise batch.error
+
+    def _reserve(self, batch: _Batch) -> None:
+        try:
+            try:
+                self._dm.message(self._pool, RESERVE)
+            except errors.ProcessError:
+                # A process that died may have left one behind.
+                self._dm.message(self._pool, RELEASE)
+                self._dm.message(self._pool, RESERVE)
+            batch.reserved = True
+        except BaseException as error:
+            batch.error = error
+        with self._changed:
+            self._changed.notify_all()
+
+    def _leave(self, batch: _Batch) -> None:
+        with self._changed:
+            batch.members -= 1
+            if batch.members or batch is self._open:
+                return
+        try:
+            if batch.reserved:
+                self._dm.message(self._pool, RELEASE)
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
+
+
+class ThinMetadata:
+    """Reads the metadata of one live pool."""
+
+    def __init__(self, pool: str, metadata: str, dm: Messenger, runner: Runner = run) -> None:
+        """:param pool: name of the pool's device; ``metadata``: path of its metadata device"""
+        self._metadata = metadata
+        self._run = runner
+        self._snapshot = MetadataSnapshot(pool, dm)
+
+    def mapped(self, thin_id: int) -> Extents:
+        """Bytes of a thin device that have blocks of their own."""
+        with self._snapshot():
+            text = self._run(
+                "thin_dump", "--metadata-snap", "--dev-id", str(thin_id), self._metadata
+            )
+        root = ElementTree.fromstring(text)  # noqa: S314 - from our own pool's tool
+        block = int(root.attrib["data_block_size"]) * 512
+        ranges = []
+        for mapping in root.iter():
+            if mapping.tag == "single_mapping":
+                first, count = int(mapping.attrib["origin_block"]), 1
+            elif mapping.tag == "range_mapping":
+                first = int(mapping.attrib["origin_begin"])
+                count = int(mapping.attrib["length"])
+            else:
+                continue
+            ranges.append((first * block, (first + count) * block))
+        return Extents.of(ranges)
+
+    def different(self, one: int, other: int) -> Extents:
+        """Bytes in which two thin devices may differ: mapped in but one of them, or mapped to
+        different blocks in both. What is left is shared, or a hole in both.
+
+        Past the end of the shorter device all that is mapped in the longer one differs.
+        """
+        with self._snapshot():
+            text = self._run(
+                "thin_delta",
+                "--metadata-snap",
+                "--thin1",
+                str(one),
+                "--thin2",
+                str(other),
+                self._metadata,
+            )
+        root = ElementTree.fromstring(text)  # noqa: S314 - from our own pool's tool
+        block = int(root.attrib["data_block_size"]) * 512
+        return Extents.of(
+            (
+                int(found.attrib["begin"]) * block,
+                (int(found.attrib["begin"]) + int(found.attrib["length"])) * block,
+            )
+            for found in root.iter()
+            if found.tag in {"left_only", "right_only", "different"}
+        )
+
+    def ids(self) -> set[int]:
+        """All thin devices of the pool."""
+        with self._snapshot():
+            text = self._run(
+                "thin_ls", "--metadata-snap", "--no-headers", "--format", "DEV", self._metadata
+            )
+        return {int(word) for word in text.split()}

@@ -1,0 +1,69 @@
+"""Names of the device-mapper devices that one host builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREFIX = "thunder-"
+UUID_PREFIX = "THUNDER-"
+POOL = "thunder-pool"
+POOL_METADATA = "thunder-pool-metadata"
+POOL_DATA = "thunder-pool-data"
+#: LV that holds the pool when a volume group is given.
+POOL_LV = "thunder-pool"
+#: Not dm's own "zero" target: that one fails readahead, which a multipath above takes for a path
+#: that has failed (Linux 6.1, drivers/md/dm-zero.c).
+ZERO = "thunder-zero"
+ZERO_ID = 0
+ZERO_LENGTH = 1 << 50
+
+
+def path(name: str) -> str:
+    return f"/dev/mapper/{name}"
+
+
+@dataclass(frozen=True)
+class VolumeNames:
+    volume_id: str
+
+    @property
+    def vol(self) -> str:
+        return f"{PREFIX}vol-{self.volume_id}"
+
+    @property
+    def cached(self) -> str:
+        return f"{PREFIX}cached-{self.volume_id}"
+
+    @property
+    def meta(self) -> str:
+        return f"{PREFIX}meta-{self.volume_id}"
+
+    @property
+    def local(self) -> str:
+        return f"{PREFIX}local-{self.volume_id}"
+
+    @property
+    def top_down(self) -> tuple[str, ...]:
+        """All devices, in the order in which they can be removed."""
+        return (self.vol, self.cached, self.meta, self.local)
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    image_id: str
+
+    @property
+    def base(self) -> str:
+        return f"{PREFIX}base-{self.image_id}"
+
+    @property
+    def source(self) -> str:
+        return f"{PREFIX}source-{self.image_id}"
+
+    @property
+    def paths(self) -> str:
+        return f"{PREFIX}paths-{self.image_id}"
+
+    @property
+    def export(self) -> str:
+        return f"{PREFIX}export-{self.image_id}"

@@ -1,0 +1,175 @@
+"""RPC to trackers and exporters, as agents, storage hosts and operators' commands call them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import oslo_messaging
+from oslo_config import cfg
+
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.threads import within
+
+LOG = logging.getLogger(__name__)
+_CALLS_AT_ONCE = 16
+#: Seconds that hosts may take to leave a replica: the default of drain_timeout, and some more.
+_DRAIN = 35.0
+
+
+class RpcTracker:
+    """Calls trackers and exporters. Every call may raise :class:`TrackerUnavailable`."""
+
+    def __init__(self, transport: Any, timeout: float) -> None:
+        """:param timeout: seconds to wait for an answer"""
+        self._timeout = timeout
+        self._room = threading.BoundedSemaphore(_CALLS_AT_ONCE)
+        self._trackers = oslo_messaging.get_rpc_client(
+            transport,
+            oslo_messaging.Target(
+                exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, version=wire.TRACKER_VERSION
+            ),
+        )
+        self._exporters = oslo_messaging.get_rpc_client(
+            transport,
+            oslo_messaging.Target(
+                exchange=wire.EXCHANGE, topic=wire.EXPORTER_TOPIC, version=wire.EXPORTER_VERSION
+            ),
+        )
+
+    def heartbeat(self, topology: wire.Topology) -> wire.Orders:
+        answer = self._call(self._trackers, None, "heartbeat", topology=topology.to_wire())
+        return wire.parse(wire.Orders, answer)
+
+    def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        answer = self._call(
+            self._trackers,
+            server,
+            "plan_attach",
+            volume_id=volume_id,
+            topology=topology.to_wire(),
+        )
+        return wire.parse(wire.Plan, answer)
+
+    def plan_sources(
+        self, image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()
+    ) -> wire.Plan:
+        answer = self._call(
+            self._trackers,
+            None,
+            "plan_sources",
+            image_id=image_id,
+            topology=topology.to_wire(),
+            exclude=list(exclude),
+        )
+        return wire.parse(wire.Plan, answer)
+
+    def manifest(self, image_id: str) -> wire.Manifest:
+        """:raises errors.NoReplica: there is none of this image
+        :raises errors.TrackerUnavailable:
+        """
+        return wire.parse(
+            wire.Manifest, self._call(self._trackers, None, "manifest", image_id=image_id)
+        )
+
+    def release(self, volume_id: str, host: str) -> None:
+        self._call(self._trackers, None, "release", volume_id=volume_id, host=host)
+
+    def report(self, report: wire.LocationReport) -> None:
+        self._call(self._trackers, None, "report", report=report.to_wire())
+
+    def open_export(
+        self, source: wire.Source, image_id: str, initiator: str, wait: float
+    ) -> wire.Export:
+        answer = self._call(
+            self._exporters,
+            source.exporter,
+            "open_export",
+            more=wait,
+            image_id=image_id,
+            initiator=initiator,
+            wait=wait,
+        )
+        return wire.parse(wire.Export, answer)
+
+    def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
+        self._call(
+            self._exporters, exporter, "close_export", image_id=image_id, initiator=initiator
+        )
+
+    def evict(self, exporter: str, image_id: str) -> None:
+        """Have a host remove its replica of an image.
+
+        :raises errors.ThunderError: it is in use, says by what
+        """
+        self._call(self._exporters, exporter, "evict", more=_DRAIN, image_id=image_id)
+
+    def precache(self, host: str, image_id: str, wait: float) -> None:
+        """Have an agent make a base of an image and fill it.
+
+        :param wait: seconds that it may take to make one, beside the usual
+        :raises errors.ThunderError: it did not; says why
+        """
+        self._call(self._exporters, host, "precache", more=wait, image_id=image_id)
+
+    def status(self, host: str) -> dict[str, Any]:
+        """What an agent says of itself: ``GET /v1/status``."""
+        found: dict[str, Any] = self._call(self._exporters, host, "status")
+        return found
+
+    def clock(self, server: str | None = None) -> float:
+        """A tracker's clock, in seconds since 1970."""
+        answer = self._call(self._trackers, server, "clock")
+        if not isinstance(answer, dict) or not isinstance(answer.get("now"), int | float):
+            raise errors.ThunderError(f"{wire.TRACKER_TOPIC}: clock: a time was expected")
+        return float(answer["now"])
+
+    def _call(
+        self, client: Any, server: str | None, method: str, more: float = 0.0, **arguments: Any
+    ) -> Any:
+        who = f"{client.target.topic}{f' on {server}' if server else ''}"
+        seconds = self._timeout + more
+        prepared = client.prepare(server=server, timeout=seconds, retry=0)
+        try:
+            return self._within(seconds, lambda: prepared.call({}, method, **arguments))
+        except (oslo_messaging.MessagingTimeout, TimeoutError) as error:
+            raise errors.TrackerUnavailable(
+                f"{who} did not answer {method} in {seconds:g} s: are RabbitMQ and cinder-volume "
+                "(or that host's thunder-agent) running?"
+            ) from error
+        except oslo_messaging.MessageDeliveryFailure as error:
+            raise errors.TrackerUnavailable(
+                f"{method} could not be sent to {who}: check transport_url and RabbitMQ ({error})"
+            ) from error
+        except oslo_messaging.RemoteError as error:
+            kind = errors.NoReplica if error.exc_type == "NoReplica" else errors.ThunderError
+            raise kind(f"{who}: {error.exc_type}: {error.value}") from error
+        except (oslo_messaging.MessagingException, wire.MalformedValue) as error:
+            raise errors.ThunderError(f"{who}: {method}: {error}") from error
+
+    def _within(self, seconds: float, call: Callable[[], Any]) -> Any:
+        """Make a call in a thread that is waited for no longer than ``seconds``.
+
+        While RabbitMQ is away oslo.messaging tries to connect without an end, whatever the
+        timeout of the call. Such threads end when it is back, or with the process.
+
+        :raises TimeoutError:
+        """
+        until = time.monotonic() + seconds
+        if not self._room.acquire(timeout=seconds):
+            raise TimeoutError
+
+        def counted() -> Any:
+            try:
+                return call()
+            finally:
+                self._room.release()
+
+        return within(until - time.monotonic(), counted, "rpc")
+
+
+def transport(conf: cfg.ConfigOpts) -> Any:
+    return oslo_messaging.get_rpc_transport(conf)

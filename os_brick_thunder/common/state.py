@@ -1,0 +1,256 @@
+"""What this agent has built, in a file that survives restart and reboot.
+
+The file records intent: an entry is written before the kernel is touched and removed after the
+kernel has let go. It is replaced whole and synced, so it is never half written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
+
+#: Pairs, as in "trying" and "done": what lies between is known after a crash.
+CREATING, READY, REMOVING = "creating", "ready", "removing"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ReplicaPath:
+    """An iSCSI path to a replica that a base reads from.
+
+    Without an iqn it is not used: its exporter may have admitted this host, and is to be told.
+    """
+
+    host: str
+    location_id: str
+    exporter: str
+    iqn: str
+    portal: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A replica of an image on this host; ``size`` in bytes."""
+
+    image_id: str
+    size: int
+    allocated: tuple[tuple[int, int], ...]  # [start, length]
+    location_id: str
+    thin_id: int
+    phase: str = CREATING
+    complete: bool = False
+    fetched: int = 0  # bytes read from replicas until it was complete
+    paths: tuple[ReplicaPath, ...] = ()
+    used: float = 0.0  # when a volume of this host last came or went, seconds since 1970
+
+    @property
+    def extents(self) -> Extents:
+        return Extents.from_wire(self.allocated)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The devices of one volume on this host; ``device`` is its LUN."""
+
+    volume_id: str
+    tracker: str
+    device: str
+    mode: str  # "cached" or "direct"
+    image_id: str | None = None
+    local_id: int | None = None
+    meta_id: int | None = None
+    cached: int = 0  # bytes
+    reason: str = ""
+    source: str = ""
+    phase: str = CREATING
+    image: str = ""  # what the volume was made from, cached or not
+    #: It is direct, and is to get a cache without an order: the tracker may count it as cached, as
+    #: it was asked for a plan.
+    wanted: bool = False
+    attached_at: float = 0.0  # when the attach was answered, seconds since 1970
+    cached_at: float = 0.0  # when its cache came into use; 0 while it has none
+
+
+@dataclass
+class _Document:
+    bases: dict[str, Base] = field(default_factory=dict)
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    next_thin_id: int = 1
+    #: volume → tracker: stacks that are gone, which a tracker has not been told yet.
+    releases: dict[str, str] = field(default_factory=dict)
+    #: image → location: bases that are gone, which the trackers have not been told yet.
+    withdrawals: dict[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """The state file. Safe for threads; values are frozen, so readers need no lock."""
+
+    def __init__(self, path: Path) -> None:
+        """:raises errors.StateError: the file is there but cannot be read"""
+        self._path = path
+        self._lock = threading.RLock()
+        self._doc = self._load()
+        self._expected: Counter[str] = Counter()
+
+    @property
+    def bases(self) -> dict[str, Base]:
+        with self._lock:
+            return dict(self._doc.bases)
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        with self._lock:
+            return dict(self._doc.stacks)
+
+    @property
+    def releases(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._doc.releases)
+
+    @property
+    def withdrawals(self) -> dict[str, str]:
+        """Without those that are expected just now."""
+        with self._lock:
+            return {i: w for i, w in self._doc.withdrawals.items() if not self._expected[i]}
+
+    def put(self, entry: Base | Stack) -> None:
+        with self._lock:
+            if isinstance(entry, Base):
+                old = self._doc.bases.get(entry.image_id)
+                used = max(entry.used, old.used) if old else entry.used or time.time()
+                self._doc.bases[entry.image_id] = dataclasses.replace(entry, used=used)
+                self._doc.withdrawals.pop(entry.image_id, None)
+            else:
+                self._doc.stacks[entry.volume_id] = entry
+            self._save()
+
+    def touch(self, image_id: str) -> None:
+        """A volume of this image came or went just now."""
+        with self._lock:
+            base = self._doc.bases.get(image_id)
+            if base:
+                self._doc.bases[image_id] = dataclasses.replace(base, used=time.time())
+                self._save()
+
+    def drop_base(self, image_id: str) -> None:
+        """Forget a base; that the trackers are to be told is remembered."""
+        with self._lock:
+            base = self._doc.bases.pop(image_id, None)
+            if base:
+                self._doc.withdrawals[image_id] = base.location_id
+            self._save()
+
+    def drop_stack(self, volume_id: str) -> None:
+        """Forget a stack; that its tracker is to be told is remembered."""
+        with self._lock:
+            stack = self._doc.stacks.pop(volume_id, None)
+            if stack:
+                self._doc.releases[volume_id] = stack.tracker
+            self._save()
+
+    def released(self, volume_id: str) -> None:
+        """The tracker has been told."""
+        with self._lock:
+            if self._doc.releases.pop(volume_id, None):
+                self._save()
+
+    def withdrawal(self, image_id: str) -> str | None:
+        """The location of a base that is gone; None when there is nothing to tell."""
+        with self._lock:
+            return self._doc.withdrawals.get(image_id)
+
+    def expected(self, image_id: str) -> bool:
+        """Whether a base is about to come."""
+        with self._lock:
+            return bool(self._expected[image_id])
+
+    @contextlib.contextmanager
+    def expecting(self, image_id: str) -> Iterator[None]:
+        """While a tracker plans a base here, and until it is put: what does not come is withdrawn.
+
+        The tracker has a location before we know of it, so this is remembered beforehand.
+        """
+        with self._lock:
+            self._expected[image_id] += 1
+            if image_id not in self._doc.bases:
+                self._doc.withdrawals.setdefault(image_id, "")
+                self._save()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected[image_id] -= 1
+
+    def withdrawn(self, image_id: str) -> None:
+        """The trackers have been told."""
+        with self._lock:
+            if self._doc.withdrawals.pop(image_id, None) is not None:
+                self._save()
+
+    def new_thin_id(self) -> int:
+        """An id that was never used before, so that no old data can be met under it."""
+        with self._lock:
+            thin_id = self._doc.next_thin_id
+            self._doc.next_thin_id += 1
+            self._save()
+            return thin_id
+
+    def _load(self) -> _Document:
+        try:
+            raw = json.loads(self._path.read_text())
+            if raw["version"] != VERSION:
+                raise ValueError(f"version {raw['version']}, this agent knows {VERSION}")
+            return _Document(
+                bases={entry["image_id"]: _base(entry) for entry in raw["bases"]},
+                stacks={entry["volume_id"]: Stack(**entry) for entry in raw["stacks"]},
+                next_thin_id=raw["next_thin_id"],
+                releases=raw["releases"],
+                withdrawals=raw.get("withdrawals", {}),
+            )
+        except FileNotFoundError:
+            return _Document()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise errors.StateError(
+                f"state file {self._path} cannot be read ({error}): detach this host's volumes, "
+                "move the file away and start again; the volumes' data is not in it"
+            ) from error
+
+    def _save(self) -> None:
+        document = {
+            "version": VERSION,
+            "bases": [dataclasses.asdict(base) for base in self._doc.bases.values()],
+            "stacks": [dataclasses.asdict(stack) for stack in self._doc.stacks.values()],
+            "next_thin_id": self._doc.next_thin_id,
+            "releases": self._doc.releases,
+            "withdrawals": self._doc.withdrawals,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self._path.with_suffix(".new")
+        with open(fresh, "w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _base(raw: dict[str, Any]) -> Base:
+    paths = tuple(ReplicaPath(**path) for path in raw["paths"])
+    allocated = tuple((start, length) for start, length in raw["allocated"])
+    return Base(**{**raw, "paths": paths, "allocated": allocated})

@@ -1,0 +1,425 @@
+"""Every copy of image data that Thunder makes, out of the same few parts.
+
+:func:`copy` takes a source and a destination and returns a :class:`Transfer`, which works in a
+native thread: one pass over the source, in pieces, each checked against the image's manifest
+before any of it is written. What the destination has already is not copied again, so whatever was
+cut off goes on from there. A source is a raw :class:`File` (a Glance image after Cinder's checks)
+or a :class:`Device` (a replica that is logged in, a base's source); a destination is a Device.
+
+Sizes and offsets are in bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import math
+import mmap
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import manifest as manifests
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.manifest import Manifest
+
+#: Runs of zeros of at least this length may stay holes: the smallest block of a thin pool.
+GRAIN = 65536
+#: Longest piece that is held in memory to write whole blocks of a destination.
+LONGEST_PIECE = 64 << 20
+#: linux/fs.h: a block device's logical block size
+_BLKSSZGET = 0x1268
+_ZEROS = bytes(GRAIN)
+#: Seconds between looks at what another thread does.
+_LOOK = 0.05
+
+
+class Source(Protocol):
+    """Where an image is read from; bytes outside ``extents`` are zeroes."""
+
+    name: str
+    align: int
+    extents: Extents
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer``, or its beginning; returns how much of it. 0: the source has ended."""
+
+    def forget(self, start: int, end: int) -> None:
+        """These bytes will not be read again."""
+
+    def close(self) -> None: ...
+
+
+class Destination(Protocol):
+    """Where an image is written to.
+
+    ``present`` is there already. With ``sparse`` what is not written reads as zeroes; otherwise
+    zeroes are written, too. ``block`` is what it allocates at a time.
+    """
+
+    name: str
+    align: int
+    block: int
+    sparse: bool
+    present: Extents
+
+    def write(self, buffer: memoryview, offset: int) -> int:
+        """Write ``buffer``, or its beginning; returns how much of it."""
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class File:
+    """A raw image in a file, its holes left out.
+
+    :param size: of the image: the file's own, or more (what is past its end reads as zeroes)
+    """
+
+    align = 1
+
+    def __init__(self, path: str, size: int | None = None) -> None:
+        self.name = path
+        self._fd = os.open(path, os.O_RDONLY)
+        try:
+            length = os.fstat(self._fd).st_size
+            self.size = length if size is None else size
+            if self.size < length:
+                raise errors.TransferError(f"{path} is longer than its image of {size} bytes")
+            data = Extents.of(self._data(length))
+        except BaseException:
+            self.close()
+            raise
+        self._length = length
+        self.extents = data.touched_blocks(GRAIN, self.size)
+
+    def _data(self, length: int) -> Iterator[tuple[int, int]]:
+        at = 0
+        while at < length:
+            try:
+                start = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole is left
+                return
+            at = os.lseek(self._fd, start, os.SEEK_HOLE)
+            yield start, at
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        inside = min(len(buffer), max(self._length - offset, 0))
+        if not inside:
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
+        return os.preadv(self._fd, [buffer[:inside]], offset)
+
+    def forget(self, start: int, end: int) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Device:
+    """A block device, past the page cache; or a file that stands for one in tests."""
+
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        extents: Extents | None = None,
+        *,
+        write: bool = False,
+        present: Extents | None = None,
+        block: int = GRAIN,
+        sparse: bool = False,
+        forget: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """
+        :param size: of the image, which may be less than the device's
+        :param extents: of a source: what is worth reading; all of it if not given
+        :param present: of a destination: what it has already
+        :param forget: of a source: called with the start and end of what was read
+        :raises OSError: it cannot be opened
+        """
+        self.name = path
+        self.size = size
+        self.extents = Extents.of([(0, size)]) if extents is None else extents
+        self.present = present or Extents()
+        self.block = block
+        self.sparse = sparse
+        self._forget = forget
+        direct = os.O_DIRECT if stat.S_ISBLK(os.stat(path).st_mode) else 0
+        self._fd = os.open(path, (os.O_WRONLY if write else os.O_RDONLY) | direct)
+        self.align = self._sector() if direct else 1
+
+    def _sector(self) -> int:
+        (length,) = struct.unpack("i", fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4)))
+        return int(length)
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self._fd, [buffer], offset)
+
+    def write(self, buffer: memoryview, offset: int) -> int:
+        return os.pwritev(self._fd, [buffer], offset)
+
+    def forget(self, start: int, end: int) -> None:
+        if self._forget is not None:
+            self._forget(start, end)
+
+    def flush(self) -> None:
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="transfer", daemon=True).start()
+
+
+def copy(
+    source: Source,
+    destination: Destination,
+    *,
+    manifest: Manifest | None = None,
+    digest: bool = False,
+    rate: int = 0,
+    proceed: Callable[[], bool] = lambda: True,
+    spawn: Callable[[Callable[[], None]], object] = _in_a_thread,
+) -> Transfer:
+    """Begin to copy an image; both ends are closed when it has come to its end.
+
+    :param manifest: what every byte is checked against before it is written
+    :param digest: make the image's manifest on the way, see :attr:`Transfer.manifest`
+    :param rate: bytes a second; 0 is no bound
+    :param proceed: asked before each piece, in that thread; it may wait, and False cancels
+    :param spawn: runs a function in a native thread
+    """
+    transfer = Transfer(source, destination, manifest, digest, rate, proceed)
+    spawn(transfer.run)
+    return transfer
+
+
+class Transfer:
+    """A copy under way.
+
+    Its state is plain attributes, and who waits looks at them now and then: locks of a process
+    with green threads do not work across native ones.
+
+    :ivar total: bytes that have to be copied
+    :ivar done: of these, what has been; zeroes that need no writing count
+    :ivar finished: it has come to its end, whatever that was
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        destination: Destination,
+        manifest: Manifest | None = None,
+        digest: bool = False,
+        rate: int = 0,
+        proceed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._expected = manifest
+        self._digests: list[bytes] | None = [] if digest else None
+        self._rate = rate
+        self._proceed = proceed
+        self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
+        self._size = source.size
+        self._wanted = source.extents.difference(destination.present)
+        #: What is read of a piece: to check a chunk takes all of it.
+        self._read = source.extents if manifest or digest else self._wanted
+        self._cancelled = False
+        self._error: BaseException | None = None
+        self._manifest: Manifest | None = None
+        self.total = self._wanted.length
+        self.done = 0
+        self.finished = False
+
+    # -- for who asked for it -------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end, for ``timeout`` seconds at most.
+
+        :returns: whether it has come to its end
+        :raises errors.WrongDigest: the source gave other bytes than the image's
+        :raises errors.TransferCancelled:
+        :raises errors.TransferError: reading or writing failed; says where
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.finished:
+            if until is not None and time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def cancel(self) -> None:
+        """Let it end after the piece that it is at; what is written stays."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Cancel it and wait until it lets go of both ends."""
+        self.cancel()
+        while not self.finished:
+            time.sleep(_LOOK)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of what was copied, if that was asked for and it came to a good end."""
+        return self._manifest
+
+    # -- the work -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Copy; in a thread of its own. Never raises: see :meth:`wait`."""
+        try:
+            try:
+                self._copy()
+            finally:
+                self._source.close()
+                self._destination.close()
+        except errors.TransferError as error:
+            self._error = error
+        except Exception as error:
+            self._error = errors.TransferError(
+                f"{self._source.name} to {self._destination.name}: {error}"
+            )
+            self._error.__cause__ = error
+        finally:
+            self.finished = True
+
+    def _copy(self) -> None:
+        began = time.monotonic()
+        piece = self._piece()
+        buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT wants
+        view = memoryview(buffer)
+        for start, end in self._pieces(piece):
+            self._check_cancelled()
+            try:
+                self._fetch(view, start, end)
+                self._verify(view, start, end)
+            finally:  # of wrong bytes, too, nothing is kept
+                self._source.forget(start, end)
+            for a, b in _within(self._wanted, start, end):
+                for first, last in self._runs(buffer, a - start, b - start):
+                    self._put(view, start, first, last)
+                self.done += b - a
+            self._keep_to_rate(began)
+        self._destination.flush()
+        if self._digests is not None:
+            self._manifest = Manifest(self._size, self._chunk, b"".join(self._digests))
+
+    def _piece(self) -> int:
+        """Whole chunks, so that they can be checked, of whole blocks, so that they are new.
+
+        A block that is written in part would take its other bytes from elsewhere.
+        """
+        piece = math.lcm(self._chunk, self._destination.block)
+        return piece if piece <= LONGEST_PIECE else self._chunk
+
+    def _pieces(self, piece: int) -> Iterator[tuple[int, int]]:
+        touched = self._wanted if self._digests is None else Extents.of([(0, self._size)])
+        return touched.touched_blocks(piece, self._size).chunks(piece)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled or not self._proceed():
+            raise errors.TransferCancelled(
+                f"{self._source.name} to {self._destination.name}: cancelled after "
+                f"{self.done} of {self.total} bytes"
+            )
+
+    def _fetch(self, view: memoryview, start: int, end: int) -> None:
+        """Read a piece; holes, and what is past the image's end, are zeroes."""
+        at = start
+        for a, b in _within(self._read, start, end):
+            _zero(view, at - start, a - start)
+            upto = _rounded(b, self._source.align)
+            while a < upto:
+                got = self._source.read(view[a - start : upto - start], a)
+                if got <= 0:
+                    raise errors.TransferError(f"{self._source.name} ends at {a}, not at {b}")
+                a += got
+            at = b
+        _zero(view, at - start, len(view))
+
+    def _verify(self, view: memoryview, start: int, end: int) -> None:
+        for at in range(start, end, self._chunk):
+            chunk = view[at - start : min(at + self._chunk, end) - start]
+            if self._expected is not None and not self._expected.fits(at, chunk):
+                raise errors.WrongDigest(
+                    f"{self._source.name}: the {len(chunk)} bytes at {at} are not the image's: "
+                    "they were not written"
+                )
+            if self._digests is not None:
+                self._digests.append(self._digest(chunk, at))
+
+    def _digest(self, chunk: memoryview, at: int) -> bytes:
+        hole = next(_within(self._read, at, at + len(chunk)), None) is None
+        return manifests.digest_of_zeroes(len(chunk)) if hole else manifests.digest(chunk)
+
+    def _runs(self, buffer: mmap.mmap, first: int, last: int) -> Iterable[tuple[int, int]]:
+        """What of a buffer's bytes ``[first, last)`` has to be written."""
+        return _data(buffer, first, last) if self._destination.sparse else [(first, last)]
+
+    def _put(self, view: memoryview, start: int, first: int, last: int) -> None:
+        """Write bytes ``[first, last)`` of a buffer that holds the image from ``start`` on."""
+        last = _rounded(last, self._destination.align)
+        while first < last:
+            written = self._destination.write(view[first:last], start + first)
+            if written <= 0:
+                raise errors.TransferError(
+                    f"{self._destination.name} takes nothing at {start + first}"
+                )
+            first += written
+
+    def _keep_to_rate(self, began: float) -> None:
+        while self._rate and not self._cancelled:
+            ahead = self.done / self._rate - (time.monotonic() - began)
+            if ahead <= 0:
+                return
+            time.sleep(min(ahead, _LOOK))
+
+
+def _rounded(offset: int, align: int) -> int:
+    return -(-offset // align) * align
+
+
+def _zero(view: memoryview, start: int, end: int) -> None:
+    if start < end:
+        view[start:end] = bytes(end - start)
+
+
+def _within(extents: Extents, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The ranges of ``extents`` inside ``[start, end)``."""
+    ranges = extents.ranges
+    at = max(bisect.bisect_right(ranges, (start, math.inf)) - 1, 0)
+    while at < len(ranges) and ranges[at][0] < end:
+        a, b = max(ranges[at][0], start), min(ranges[at][1], end)
+        if a < b:
+            yield a, b
+        at += 1
+
+
+def _data(buffer: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where in ``[start, end)`` of a buffer there is more than zeros, in whole grains."""
+    begun: int | None = None
+    for a, b in Extents(((start, end),)).chunks(GRAIN):
+        if buffer[a:b] == (_ZEROS if b - a == GRAIN else _ZEROS[: b - a]):
+            if begun is not None:
+                yield begun, a
+            begun = None
+        elif begun is None:
+            begun = a
+    if begun is not None:
+        yield begun, end

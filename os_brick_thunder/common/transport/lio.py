@@ -1,0 +1,266 @@
+"""LIO, the kernel's iSCSI target: read-only exports of replicas, through rtslib-fb as a library.
+
+One target a replica, one LUN (0) a target, one ACL an initiator. Every function creates or
+*matches* what is there, so all may be repeated; *absent* is success for a removal. The kernel's
+configfs is the only state: credentials are read back from it, so a restart of the exporter
+breaks no session.
+
+Calls must not run at the same time as other users of rtslib (``cinder-rtstool``, targetcli): the
+library has no locking of its own. One lock here serialises this process; whoever shares the
+host with others takes a lock between processes around these calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import rtslib_fb
+from rtslib_fb.utils import RTSLibError
+
+from os_brick_thunder.common import errors
+
+IQN_PREFIX = "iqn.2026-11.org.thunder:"
+LUN = 0
+PORT = 3260
+#: Attributes of a target's portal group: nobody gets in without an ACL of its own and its CHAP
+#: secret, and nobody may write.
+#: https://docs.kernel.org/target/index.html
+ATTRIBUTES = {
+    "authentication": "1",
+    "generate_node_acls": "0",
+    "cache_dynamic_acls": "0",
+    "demo_mode_discovery": "0",
+    "demo_mode_write_protect": "1",
+    "prod_mode_write_protect": "1",
+}
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+LOG = logging.getLogger(__name__)
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """One initiator's CHAP user name and secret at one target."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An export as the kernel has it: who is admitted to it, and who of them is logged in."""
+
+    iqn: str
+    device: str
+    portals: tuple[str, ...]
+    initiators: tuple[str, ...]
+    readers: tuple[str, ...] = ()
+
+
+def iqn_of(host: str, image_id: str) -> str:
+    """The iSCSI name of ``host``'s replica of an image.
+
+    Both parts are reduced to what RFC 3722 allows in a name; ``host`` may be a Cinder backend
+    (``stor1@thunder``).
+    """
+    return f"{IQN_PREFIX}{_plain(host)}:{_plain(image_id)}"
+
+
+def portal_of(address: str, port: int = PORT) -> str:
+    """``address:port``, with the brackets that an IPv6 address needs."""
+    return f"[{address}]:{port}" if ":" in address.strip("[]") else f"{address}:{port}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.-]+", ".", name.lower().replace("_", "-"))
+
+
+def forget_cached() -> None:
+    """Have rtslib look again: others may have made or removed backstores since its last call."""
+    rtslib_fb.RTSRoot().invalidate_caches()
+
+
+def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run one at a time, and turn what rtslib and configfs raise into :class:`ExportError`."""
+
+    @wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _lock:
+            try:
+                forget_cached()
+                return function(*args, **kwargs)
+            except (RTSLibError, OSError) as error:
+                what = " ".join(str(arg) for arg in args)
+                raise errors.ExportError(
+                    f"LIO refused to {function.__name__} {what}: {error}"
+                ) from error
+
+    return guarded
+
+
+@_serialised
+def export(device: str, iqn: str, portal: str) -> None:
+    """Make ``device`` readable under ``iqn`` at ``portal`` ("address:port"), to nobody yet.
+
+    An export of another device under that name is replaced. The device must not be open
+    exclusively elsewhere (one that another dm device uses is: put a dm-linear on top).
+
+    :raises errors.ExportError: nothing of the export is left
+    """
+    found = _find(iqn)
+    if found is not None and _is(found, device, portal):
+        return
+    unexport(iqn)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_undo, iqn)
+        store = rtslib_fb.BlockStorageObject(
+            _store_name(iqn),
+            dev=device,
+            wwn=str(uuid.uuid5(uuid.NAMESPACE_URL, iqn)),  # the same disk after a restart
+            readonly=True,
+        )
+        target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn, mode="create")
+        group = rtslib_fb.TPG(target, 1, mode="create")
+        for name, value in ATTRIBUTES.items():
+            group.set_attribute(name, value)
+        rtslib_fb.LUN(group, LUN, store)
+        address, _, port = portal.rpartition(":")
+        rtslib_fb.NetworkPortal(group, address, int(port))
+        group.enable = True
+        undo.pop_all()
+
+
+@_serialised
+def admit(iqn: str, initiator: str) -> Credentials:
+    """Let ``initiator`` read ``iqn``; it keeps its credentials for as long as it is admitted.
+
+    :raises errors.ExportError: there is no such export, or no such name for an initiator
+    """
+    target = _find(iqn)
+    if target is None:
+        raise errors.ExportError(f"there is no export {iqn} to admit {initiator} to")
+    group = rtslib_fb.TPG(target, 1, mode="lookup")
+    acl = rtslib_fb.NodeACL(group, initiator)
+    if not acl.chap_userid or not acl.chap_password:
+        acl.chap_password = secrets.token_hex(16)
+        acl.chap_userid = secrets.token_hex(8)  # last: it says that the pair is whole
+    if LUN not in {mapped.mapped_lun for mapped in acl.mapped_luns}:
+        rtslib_fb.MappedLUN(acl, LUN, tpg_lun=LUN, write_protect=True)
+    return Credentials(str(acl.chap_userid), str(acl.chap_password))
+
+
+@_serialised
+def revoke(iqn: str, initiator: str) -> None:
+    """Take an initiator's admission back; its session ends. Absent is success."""
+    target = _find(iqn)
+    for group in target.tpgs if target else ():
+        for acl in group.node_acls:
+            if acl.node_wwn == initiator.lower():
+                acl.delete()
+
+
+@_serialised
+def unexport(iqn: str) -> None:
+    """Remove an export with its sessions and admissions. Absent is success."""
+    _remove(iqn)
+
+
+@_serialised
+def targets(prefix: str = IQN_PREFIX) -> tuple[Target, ...]:
+    """All exports whose name starts with ``prefix``, in the order of their names."""
+    found = []
+    for target in _targets(prefix):
+        groups = list(target.tpgs)
+        found.append(
+            Target(
+                iqn=target.wwn,
+                device=_device(target),
+                portals=tuple(
+                    f"{portal.ip_address}:{portal.port}"
+                    for group in groups
+                    for portal in group.network_portals
+                ),
+                initiators=tuple(
+                    sorted(acl.node_wwn for group in groups for acl in group.node_acls)
+                ),
+                readers=tuple(
+                    sorted(
+                        acl.node_wwn
+                        for group in groups
+                        for acl in group.node_acls
+                        if acl.session is not None
+                    )
+                ),
+            )
+        )
+    return tuple(sorted(found, key=lambda target: target.iqn))
+
+
+def _targets(prefix: str) -> Iterator[Any]:
+    for target in rtslib_fb.RTSRoot().targets:
+        if target.fabric_module.name == "iscsi" and target.wwn.startswith(prefix):
+            yield target
+
+
+def _find(iqn: str) -> Any | None:
+    return next((target for target in _targets(iqn) if target.wwn == iqn), None)
+
+
+def _store_name(iqn: str) -> str:
+    return "thunder." + iqn.removeprefix(IQN_PREFIX).replace(":", ".")
+
+
+def _device(target: Any) -> str:
+    for group in target.tpgs:
+        for lun in group.luns:
+            with contextlib.suppress(RTSLibError, OSError):  # half-built by a crash
+                return str(lun.storage_object.udev_path)
+    return ""
+
+
+def _is(target: Any, device: str, portal: str) -> bool:
+    """Whether ``target`` is the whole export asked for, of the device that is there now."""
+    groups = list(target.tpgs)
+    if len(groups) != 1 or not groups[0].enable or _device(target) != device:
+        return False
+    luns = list(groups[0].luns)
+    if not luns or not Path(device).exists():
+        return False
+    stored = f"{luns[0].storage_object.major}:{luns[0].storage_object.minor}"
+    portals = {f"{p.ip_address}:{p.port}" for p in groups[0].network_portals}
+    return stored == _number(device) and portals == {portal}
+
+
+def _number(device: str) -> str:
+    number = Path(device).stat().st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def _undo(iqn: str) -> None:
+    """Remove what a failed export left; a failure here must not hide the first one."""
+    try:
+        _remove(iqn)
+    except (RTSLibError, OSError):
+        LOG.exception("Could not take back the unfinished export %s", iqn)
+
+
+def _remove(iqn: str) -> None:
+    target = _find(iqn)
+    if target is not None:
+        target.delete()
+    for store in list(rtslib_fb.RTSRoot().storage_objects):
+        if store.plugin == "block" and store.name == _store_name(iqn):
+            store.delete()
