@@ -1,7 +1,7 @@
-"""What the agent's services need of the world, as protocols.
+"""What the agent requires of its host: ports as protocols, and the values that bundle them.
 
-The real ones are in ``mechanism``; the unit tests hand in fakes, and the contract tests run the
-same assertions on both.
+The real implementations are in ``mechanism``; the unit tests pass fakes, and the contract tests run
+the same assertions on both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from os_brick_thunder.common.mechanism.dmsetup import Device
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.state import Store
 from os_brick_thunder.common.transport.iscsi import Session
 from os_brick_thunder.common.transport.lio import Credentials, Target
 from os_brick_thunder.common.wire import (
@@ -109,3 +110,13 @@ class Kit:
     targets: Targets
     blocks: Blocks
     restore_cache: RestoreCache
+
+
+@dataclass(frozen=True)
+class Host:
+    """This host: its mechanisms, its state file, the trackers, and its place in the topology."""
+
+    kit: Kit
+    store: Store
+    tracker: Tracker
+    topology: Topology
