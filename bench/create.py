@@ -40,7 +40,7 @@ def main() -> None:
     turns = parser.parse_args().turns
     image = guest.build()
     cluster = Cluster("bench", Topology.standard(compute=0))
-    cluster.up(Steps())
+    cluster.up(Steps(), bound=True)
     try:
         seconds = measure(Journey(cluster), image, turns)
     finally:

@@ -403,7 +403,7 @@ def main() -> int:
     if lab:
         cluster = Cluster.load(lab)
     else:
-        cluster.up(Steps())
+        cluster.up(Steps(), bound=True)
     began = time.monotonic()
     try:
         journey = Journey(cluster)

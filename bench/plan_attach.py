@@ -89,7 +89,7 @@ def main() -> None:
     name = parser.parse_args().name
     image = tiny.build()
     cluster = Cluster(name, Topology.standard())
-    cluster.up(Steps())
+    cluster.up(Steps(), bound=True)
     try:
         seconds = measure(cluster, image)
     finally:

@@ -180,7 +180,7 @@ def main() -> int:
         subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True)
         cluster = Cluster(parsed.name, topology)
         with steps.step("lab up"):
-            cluster.up()
+            cluster.up(bound=True)
         try:
             outcome = measure(Journey(cluster), image, raw, steps)
         finally:

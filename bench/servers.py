@@ -108,7 +108,7 @@ def main() -> int:
     topology = Topology.standard(compute_memory=SERVER_MEMORY)
     with Steps() as steps:
         cluster = Cluster("bench-servers", topology, Options(nova=True))
-        cluster.up(steps)
+        cluster.up(steps, bound=True)
     try:
         servers, journey = Servers(cluster, RAM), Journey(cluster)
         project = cluster.ask(lambda cloud: str(cloud.current_project_id))

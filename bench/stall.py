@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--name", default="stall", help="name of the lab")
     parsed = parser.parse_args()
     cluster = Cluster(parsed.name, Topology.standard(storage=1, compute=3))
-    cluster.up(Steps())
+    cluster.up(Steps(), bound=True)
     try:
         parent, child, *_ = cluster.of_kind("compute")
         length = (AT_FIRST + PER_KILL * parsed.kills) * MIB

@@ -31,8 +31,6 @@ TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
 #: Time limits of ours that a slow machine needs longer; their defaults are the base.
 _AGENT_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
 _TRACKER_LIMITS = ("thunder_heartbeat_timeout", "thunder_creating_timeout")
-#: Seconds that an agent may take to build a stack, on the reference machine.
-ATTACH_DEADLINE = 10.0
 DATABASES = ("keystone", "glance", "cinder", "placement", "nova_api", "nova_cell0", "nova")
 SERVICE_USERS = ("glance", "cinder", "placement", "nova")
 

@@ -15,6 +15,9 @@ from lab.play.journey import Journey
 from lab.progress import Steps
 
 _HERE = Path(__file__).parent
+#: Seconds for one test and the fixtures that it is the first to use, on the slowest machine: what a
+#: test waits for has limits of its own, which are stretched for the machine.
+_LONGEST = 3600
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker("lab")
+            item.add_marker(pytest.mark.timeout(_LONGEST))
     # Those that share the cloud come last: until then no idle cloud slows the others down.
     items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 

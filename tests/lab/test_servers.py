@@ -45,7 +45,7 @@ def cloud(tiny_image: Path) -> Iterator[Servers]:
         return
     topology = Topology.standard(storage=1, compute=3, compute_memory=SERVER_MEMORY)
     cluster = Cluster("servers", topology, Options(nova=True))
-    cluster.up(Steps())
+    cluster.up(Steps(), bound=True)
     try:
         yield Servers(cluster, ram=128)
     finally:

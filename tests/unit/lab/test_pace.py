@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from lab import pace
-from lab.cloud import config
 from lab.cluster import Cluster, Options
 from lab.errors import CommandError, LabError
 from lab.nodes.topology import Topology
@@ -79,7 +78,7 @@ def test_a_lab_is_loaded_with_its_pace(
 
     assert (cluster.pace, pace.factor()) == (factor, factor)
     (conf,) = cluster.node("cmp1").catalog["thunder-agent"].files.values()
-    assert f"attach_deadline = {config.ATTACH_DEADLINE * factor}\n" in conf
+    assert f"attach_deadline = {10.0 * factor}\n" in conf
 
 
 def test_notes_are_shown_where_steps_are_not(capsys: pytest.CaptureFixture[str]) -> None:
