@@ -19,7 +19,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common import stats as figures
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
-from os_brick_thunder.common.state import READY, Base, Store
+from os_brick_thunder.common.state import READY, Base, StateFile
 from os_brick_thunder.common.transport.iscsi import IQN_PREFIX
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Agent:
     def __init__(
         self,
         kit: Kit,
-        store: Store,
+        store: StateFile,
         tracker: Tracker,
         topology: wire.Topology,
         bases: Bases,

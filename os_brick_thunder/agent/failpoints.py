@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from os_brick_thunder.agent.ports import Kit, Tracker
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 
 LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def watched_tracker(tracker: Tracker, watch: Watch) -> Tracker:
     return watched  # type: ignore[no-any-return]
 
 
-class WatchedStore(Store):
+class WatchedStore(StateFile):
     """The state file; each save of it is a step."""
 
     def __init__(self, path: Path, watch: Watch) -> None:

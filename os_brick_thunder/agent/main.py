@@ -35,7 +35,7 @@ from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.mechanism.thinmeta import ThinMetadata
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 from os_brick_thunder.common.transport import iscsi, lio
 
 LOG = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def run(conf: cfg.ConfigOpts) -> None:
         zone=mine.zone,
         initiator=iscsi.initiator_name(),
     )
-    store = Store(Path(mine.state_file))
+    store = StateFile(Path(mine.state_file))
     kit = _kit(mine)
     transport = rpc.transport(conf)
     tracker: Tracker = rpc.RpcTracker(transport, mine.rpc_timeout)

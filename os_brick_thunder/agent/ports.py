@@ -13,7 +13,7 @@ from os_brick_thunder.common.mechanism.dmsetup import Device
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 from os_brick_thunder.common.transport.iscsi import Session
 from os_brick_thunder.common.transport.lio import Credentials, Target
 from os_brick_thunder.common.wire import (
@@ -117,6 +117,6 @@ class Host:
     """This host: its mechanisms, its state file, the trackers, and its place in the topology."""
 
     kit: Kit
-    store: Store
+    store: StateFile
     tracker: Tracker
     topology: Topology

@@ -94,7 +94,7 @@ class _Document:
     withdrawals: dict[str, str] = field(default_factory=dict)
 
 
-class Store:
+class StateFile:
     """The state file. Safe for threads; values are frozen, so readers need no lock."""
 
     def __init__(self, path: Path) -> None:

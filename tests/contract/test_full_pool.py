@@ -25,7 +25,7 @@ from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 from tests import fakes
 from tests.contract.conftest import MIB, World, _disk
 
@@ -168,7 +168,7 @@ class Host:
         self.kit = dataclasses.replace(world.kit, initiator=initiator, targets=targets)
         self.tracker = fakes.FakeTracker()
         self.tracker.plan_attach = self.plan  # type: ignore[method-assign]
-        self.store = Store(folder / "state.json")
+        self.store = StateFile(folder / "state.json")
         topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
         common = (self.kit, self.store)
         self.bases = Bases(*common, self.tracker, topology, "127.0.0.1:3260", 0.0)

@@ -20,8 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from os_brick_thunder.common import conf
-from os_brick_thunder.common.state import Stack
-from os_brick_thunder.common.state import Store as State
+from os_brick_thunder.common.state import Stack, StateFile
 
 TREE = Path(__file__).parents[2]
 #: What is no part of the project: caches, and the environment of whoever works on it.
@@ -194,7 +193,7 @@ def test_what_a_compute_host_lacks(
 @pytest.mark.skipif(os.geteuid() != 0, reason="reads as root")
 def test_stacks_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
     """Without a database, Cinder, an agent: the state file and the kernel."""
-    store = State(tmp_path / "state.json")
+    store = StateFile(tmp_path / "state.json")
     store.put(Stack("vol-1", "stor1@thunder", "/dev/sdb", "cached", "img-1", 1, 2, 4096))
     config = tmp_path / "thunder.conf"
     config.write_text(f"[thunder]\nstate_file = {tmp_path}/state.json\n")

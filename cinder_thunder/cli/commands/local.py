@@ -16,7 +16,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common import stats as figures
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy.devnames import VolumeNames, path
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 
 
 def agent_config(file: str) -> Any:
@@ -59,7 +59,7 @@ class StackList(HostCommand, Lister):
                 f"no right to read {mine.state_file} and device-mapper: run it as root"
             )
         dm = DmSetup()
-        stacks = Store(Path(mine.state_file)).stacks.values()
+        stacks = StateFile(Path(mine.state_file)).stacks.values()
         rows = [_row(figures.of_stack(dm, stack)) for stack in stacks]
         columns = ("Volume", "Mode", "State", "Image", "Device", "Coverage", "Hits", "Source")
         return columns, rows

@@ -20,7 +20,7 @@ from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
-from os_brick_thunder.common.state import READY, REMOVING, Base, ReplicaPath, Store
+from os_brick_thunder.common.state import READY, REMOVING, Base, ReplicaPath, StateFile
 from os_brick_thunder.common.transport.iscsi import Session
 from os_brick_thunder.common.transport.lio import LUN, iqn_of
 
@@ -40,7 +40,7 @@ class Bases:
     def __init__(
         self,
         kit: Kit,
-        store: Store,
+        store: StateFile,
         tracker: Tracker,
         topology: wire.Topology,
         portal: str,

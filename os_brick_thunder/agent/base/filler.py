@@ -22,7 +22,7 @@ from os_brick_thunder.common.mechanism.blockdev import drop_cache
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.state import READY, Base, Store
+from os_brick_thunder.common.state import READY, Base, StateFile
 from os_brick_thunder.common.transfer import Device, copy
 
 LOG = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Filler:
 
     def __init__(
         self,
-        store: Store,
+        store: StateFile,
         bases: Bases,
         tracker: Tracker,
         metadata: PoolMetadata,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Tracker
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 
 
 class Precacher:
@@ -15,7 +15,7 @@ class Precacher:
 
     def __init__(
         self,
-        store: Store,
+        store: StateFile,
         bases: Bases,
         tracker: Tracker,
         topology: wire.Topology,

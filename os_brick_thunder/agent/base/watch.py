@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.state import Store
+from os_brick_thunder.common.state import StateFile
 
 LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class _Trouble:
 class Watch:
     """Keeps the sources of one host's bases working, and does what the tracker orders."""
 
-    def __init__(self, store: Store, bases: Bases) -> None:
+    def __init__(self, store: StateFile, bases: Bases) -> None:
         self._store = store
         self._bases = bases
         self._troubles: dict[str, _Trouble] = {}

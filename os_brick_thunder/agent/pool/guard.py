@@ -30,7 +30,7 @@ from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.state import READY, Base, Stack, Store
+from os_brick_thunder.common.state import READY, Base, Stack, StateFile
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _REMEMBERED = 50
 class Room:
     """How full the pool is, and by what."""
 
-    def __init__(self, kit: Kit, store: Store, low_percent: int, high_percent: int) -> None:
+    def __init__(self, kit: Kit, store: StateFile, low_percent: int, high_percent: int) -> None:
         """:raises errors.InvalidRequest: the marks leave no room between them"""
         if low_percent >= high_percent:
             raise errors.InvalidRequest(

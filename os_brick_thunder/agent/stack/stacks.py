@@ -25,7 +25,7 @@ from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.state import READY, REMOVING, Base, Stack, Store
+from os_brick_thunder.common.state import READY, REMOVING, Base, Stack, StateFile
 from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Stacks:
     def __init__(
         self,
         kit: Kit,
-        store: Store,
+        store: StateFile,
         bases: Bases,
         tracker: Tracker,
         topology: wire.Topology,

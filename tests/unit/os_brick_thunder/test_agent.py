@@ -21,7 +21,7 @@ from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.state import READY, Store
+from os_brick_thunder.common.state import READY, StateFile
 from tests import fakes
 
 GIB = 1 << 30
@@ -93,8 +93,8 @@ class Host:
         self.loops: fakes.FakeLoops = self.kit.loops  # type: ignore[assignment]
         self.blocks.sizes[LUN] = GIB
 
-    def agent(self, tripwire: Tripwire | None = None) -> tuple[Agent, Stacks, Bases, Store]:
-        kit, store, tracker = self.kit, Store(self.file), self.tracker
+    def agent(self, tripwire: Tripwire | None = None) -> tuple[Agent, Stacks, Bases, StateFile]:
+        kit, store, tracker = self.kit, StateFile(self.file), self.tracker
         if tripwire:
             kit = failpoints.watched_kit(kit, tripwire)
             store = failpoints.WatchedStore(self.file, tripwire)
@@ -108,7 +108,7 @@ class Host:
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}
 
-    def leftovers(self, store: Store) -> list[str]:
+    def leftovers(self, store: StateFile) -> list[str]:
         """What is in the kernel and belongs to nothing in the state file."""
         bases, stacks = store.bases, store.stacks
         known = {devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO}
@@ -131,7 +131,7 @@ class Host:
             left += [f"loop {loop}" for loop in self.loops.loops]
         return left
 
-    def disagreements(self, store: Store) -> set[str]:
+    def disagreements(self, store: StateFile) -> set[str]:
         """Images and volumes of which the tracker has rows and the host nothing, or vice versa."""
         tracker = self.tracker
         return (tracker.locations ^ set(store.bases)) | (tracker.stacks ^ set(store.stacks))
@@ -272,7 +272,7 @@ def test_an_admission_that_was_taken_back_is_asked_for_again(host: Host) -> None
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
 
 
-def direct_for_now(host: Host, stacks: Stacks, store: Store) -> str:
+def direct_for_now(host: Host, stacks: Stacks, store: StateFile) -> str:
     """Attach a volume that gets a stack over its LUN alone, and is to have a cache later.
 
     :returns: the reason
@@ -290,7 +290,7 @@ def direct_for_now(host: Host, stacks: Stacks, store: Store) -> str:
     return answer.reason
 
 
-def gets_its_cache(host: Host, stacks: Stacks, store: Store) -> None:
+def gets_its_cache(host: Host, stacks: Stacks, store: StateFile) -> None:
     host.dm.held.add(f"thunder-vol-{VOLUME}")  # under its guest
     assert stacks.to_cached(VOLUME).mode == "cached"
     stack = store.stacks[VOLUME]
@@ -499,7 +499,7 @@ def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
         try:
             stacks.attach(PAYLOAD, LUN, soon())
         except errors.ThunderError:
-            after = Store(host.file)
+            after = StateFile(host.file)
             assert host.volumes() == set(), tripwire.steps[at]
             assert after.stacks == {} or tripwire.steps[at] == "state.save"
         else:
@@ -651,5 +651,5 @@ def test_a_state_file_that_cannot_be_read_stops_the_agent(tmp_path: Path) -> Non
     file = tmp_path / "state.json"
     file.write_text('{"version": 7}')
     with pytest.raises(errors.StateError, match="version 7, this agent knows 1"):
-        Store(file)
+        StateFile(file)
     assert file.read_text() == '{"version": 7}'

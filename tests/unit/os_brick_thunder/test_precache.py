@@ -13,7 +13,7 @@ from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common import stats as figures
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.state import READY, Stack, Store
+from os_brick_thunder.common.state import READY, Stack, StateFile
 from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
 
@@ -21,7 +21,7 @@ from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, V
 class Host:
     def __init__(self, folder: Path, plan: wire.Plan) -> None:
         self.kit = fakes.fake_kit()
-        self.store = Store(folder / "state.json")
+        self.store = StateFile(folder / "state.json")
         self.tracker = fakes.FakeTracker(plan)
         self.bases = Bases(self.kit, self.store, self.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
         self.ready: list[str] = []
@@ -77,11 +77,11 @@ def test_what_was_planned_when_the_agent_died_is_withdrawn(
     with pytest.raises(SystemExit):
         host.precacher.precache(IMAGE)
     assert host.tracker.locations == {IMAGE}
-    store = Store(tmp_path / "state.json")
+    store = StateFile(tmp_path / "state.json")
     bases = Bases(host.kit, store, host.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
     bases.withdraw_all()
     assert host.tracker.locations == set()
-    assert Store(tmp_path / "state.json").withdrawals == {}
+    assert StateFile(tmp_path / "state.json").withdrawals == {}
 
 
 def test_a_base_that_is_here_needs_no_room(host: Host) -> None:

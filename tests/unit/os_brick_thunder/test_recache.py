@@ -16,7 +16,7 @@ from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
-from os_brick_thunder.common.state import Stack, Store
+from os_brick_thunder.common.state import Stack, StateFile
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
     IMAGE,
@@ -67,7 +67,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def stack_of(host: Host) -> Stack:
-    return Store(host.file).stacks[VOLUME]
+    return StateFile(host.file).stacks[VOLUME]
 
 
 def devices(host: Host) -> tuple[str, ...]:
@@ -302,7 +302,7 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
     go_on.set()
     thread.join(10)
     assert "has no stack" in str(results[0])
-    store = Store(host.file)
+    store = StateFile(host.file)
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
 

@@ -15,7 +15,7 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.watch import Watch
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.state import READY, Store
+from os_brick_thunder.common.state import READY, StateFile
 from os_brick_thunder.common.transport.lio import iqn_of
 from tests.unit.os_brick_thunder.test_agent import (
     IMAGE,
@@ -43,7 +43,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def reading(host: Host) -> tuple[Bases, Store]:
+def reading(host: Host) -> tuple[Bases, StateFile]:
     """A host whose base reads from cmp2, then from stor1."""
     _, stacks, bases, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
@@ -51,7 +51,7 @@ def reading(host: Host) -> tuple[Bases, Store]:
     return bases, store
 
 
-def hosts(store: Store) -> list[str]:
+def hosts(store: StateFile) -> list[str]:
     return [path.host for path in store.bases[IMAGE].paths]
 
 
@@ -87,7 +87,7 @@ def test_a_base_gets_another_parent_while_it_is_read(host: Host) -> None:
     assert host.tracker.excluded == [("cmp2",)]
     assert table(host) == ["cmp4:3260", "stor1:3260"]
     assert hosts(store) == ["cmp4", "stor1"]
-    assert store.bases[IMAGE].paths == Store(host.file).bases[IMAGE].paths
+    assert store.bases[IMAGE].paths == StateFile(host.file).bases[IMAGE].paths
     assert host.tracker.closed == ["cmp2"]
     assert len(host.initiator.logged_in) == 2
     assert host.tracker.reports[-1].source == "cmp4"
@@ -234,11 +234,11 @@ def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
     _settled(watch)
     assert IMAGE in store.bases  # a volume uses it
     host.agent()[1].detach(VOLUME)
-    store = Store(host.file)
+    store = StateFile(host.file)
     watch = Watch(store, host.agent()[2])
     watch.obey(wire.Orders(remove=(IMAGE, "img-unknown")))
     _settled(watch)
-    assert Store(host.file).bases == {}
+    assert StateFile(host.file).bases == {}
     assert host.tracker.locations == set()
 
 
@@ -249,7 +249,7 @@ def _settled(watch: Watch) -> None:
         time.sleep(0.01)
 
 
-def drained(host: Host, timeout: float) -> tuple[Bases, Store]:
+def drained(host: Host, timeout: float) -> tuple[Bases, StateFile]:
     """A base that no volume uses, and a host that reads from it."""
     _, stacks, bases, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
@@ -415,7 +415,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             assert [p.portal for p in base.paths] == table(host), (at, step)
             assert len(host.initiator.logged_in) == 2, (at, step)
         _reparent_and_evict(host, None)
-        assert Store(host.file).bases == {}, (at, step)
+        assert StateFile(host.file).bases == {}, (at, step)
         assert host.dm.thin_ids == {devnames.ZERO_ID}, (at, step)
         assert host.initiator.logged_in == {}, (at, step)
 

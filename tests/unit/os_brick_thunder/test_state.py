@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from os_brick_thunder.common.state import READY, Base, Store
+from os_brick_thunder.common.state import READY, Base, StateFile
 
 BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
 
@@ -18,11 +18,11 @@ def test_a_file_of_an_agent_that_knew_no_last_use_is_read(tmp_path: Path) -> Non
     del entry["used"]
     old = {"version": 1, "bases": [entry], "stacks": [], "next_thin_id": 4, "releases": {}}
     file.write_text(json.dumps(old))
-    assert Store(file).bases == {"img-1": BASE}
+    assert StateFile(file).bases == {"img-1": BASE}
 
 
 def test_a_new_base_is_used_now_and_stays_so_whatever_else_changes(tmp_path: Path) -> None:
-    store = Store(tmp_path / "state.json")
+    store = StateFile(tmp_path / "state.json")
     before = time.time()
     store.put(BASE)
     made = store.bases["img-1"].used
@@ -32,6 +32,6 @@ def test_a_new_base_is_used_now_and_stays_so_whatever_else_changes(tmp_path: Pat
     assert touched > made
     store.put(dataclasses.replace(BASE, complete=True, used=made))  # read before the touch
     assert store.bases["img-1"] == dataclasses.replace(BASE, complete=True, used=touched)
-    assert Store(tmp_path / "state.json").bases == store.bases
+    assert StateFile(tmp_path / "state.json").bases == store.bases
     store.touch("img-2")
     assert "img-2" not in store.bases
