@@ -18,8 +18,11 @@ FAILED, BAD_INPUT = 1, 2
 #: thunder-status could check nothing; in oslo.upgradecheck it is this number without a name.
 NOTHING_CHECKED = 255
 CINDER_CONFIG = "/etc/cinder/cinder.conf"
-#: What to do about a module that compute hosts do without.
-WHERE_CINDER_IS = "run it where Cinder is (pip install thunder[cinder])"
+#: The distribution that these packages are installed from, with the extra of Cinder's hosts.
+DISTRIBUTION, EXTRA = "openstack-thunder", "cinder"
+#: Remedy where a module is missing that compute hosts do without.
+INSTALL_EXTRA = f"install Thunder with its extra [{EXTRA}] (README, Packages)"
+WHERE_CINDER_IS = f"run it on a host with Cinder, or {INSTALL_EXTRA}"
 
 
 class ThunderCommand(Command):

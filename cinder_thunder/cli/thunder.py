@@ -15,7 +15,7 @@ from typing import Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
-from cinder_thunder.cli.base import FAILED, WHERE_CINDER_IS, exit_code
+from cinder_thunder.cli.base import DISTRIBUTION, FAILED, WHERE_CINDER_IS, exit_code
 
 #: What each command is, as module:class below cinder_thunder.cli.commands. Named here and not as
 #: entry points, so that they run from a source tree, too.
@@ -87,7 +87,7 @@ class Thunder(App):
 
 def _version() -> str:
     try:
-        return metadata.version("thunder")
+        return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "unknown (running from a source tree)"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sysconfig
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,18 @@ OPTIONS: dict[str, Any] = {
 
 
 def scripts() -> Path:
-    """The folder of the migrations: beside the package in a source tree, else where
-    ``data_files`` of setup.cfg went.
+    """The folder of the migrations: ``cinder_thunder.migrations`` where Thunder is installed, and
+    ``alembic/`` in a source tree, which setup.cfg installs as that.
 
     :raises FileNotFoundError: says where it was looked for
     """
-    candidates = (
-        Path(__file__).parents[2] / "alembic",
-        Path(sysconfig.get_path("data")) / "share/thunder/alembic",
-    )
+    package = resources.files("cinder_thunder")
+    candidates = [Path(str(package / "migrations")), Path(str(package)).parent / "alembic"]
     for candidate in candidates:
         if (candidate / "env.py").is_file():
             return candidate
     raise FileNotFoundError(
-        f"the migrations are in none of {', '.join(map(str, candidates))}: install thunder again"
+        f"the migrations are in none of {', '.join(map(str, candidates))}: install Thunder again"
     )
 
 

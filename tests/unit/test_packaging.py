@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from cinder_thunder.cli.base import WHERE_CINDER_IS
 from os_brick_thunder.common import conf
 from os_brick_thunder.common.state import Stack, StateFile
 
@@ -26,27 +30,33 @@ TREE = Path(__file__).parents[2]
 #: What is no part of the project: caches, and the environment of whoever works on it.
 FOREIGN = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "venv", "env")
 PACKAGES = {"cinder_thunder", "os_brick_thunder"}
-
+#: The distribution; `thunder` on PyPI is somebody else's.
+NAME = "openstack-thunder"
+#: Where the migrations are in the tree, and once installed.
+MIGRATIONS, INSTALLED = "alembic/", "cinder_thunder/migrations/"
 
 #: What is on storage hosts only, or on no host that thunder is installed for.
 NOT_ON_COMPUTE_HOSTS = {"cinder", "sqlalchemy", "alembic", "oslo-db", "oslo-upgradecheck", "nova"}
 
 
-def tool(*argv: str, cwd: Path, python: Path | str = sys.executable) -> str:
+def tool(*argv: str, cwd: Path, python: Path | str = sys.executable, path: str = "") -> str:
     """Run a Python tool.
 
     :param python: of an environment that has it; this one has no thunder, not even the tree's
+    :param path: PYTHONPATH
     :returns: its output
     """
-    done = run(*argv, cwd=cwd, python=python)
+    done = run(*argv, cwd=cwd, python=python, path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def run(
-    *argv: str, cwd: Path, python: Path | str = sys.executable
+    *argv: str, cwd: Path, python: Path | str = sys.executable, path: str = ""
 ) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path:
+        env["PYTHONPATH"] = path
     if python != sys.executable:
         # Entry points are cached by path: not among the caches of this user.
         env["XDG_CACHE_HOME"] = str(cwd / "cache")
@@ -98,9 +108,13 @@ def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 link = packages / file
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(str(distribution.locate_file(file)))
-    pip = ("-m", "pip", f"--python={environment}", "--quiet", "--disable-pip-version-check")
-    tool(*pip, "install", "--no-index", "--no-compile", str(wheel), cwd=dist)
+    install(environment, "--no-index", str(wheel), cwd=dist)
     return environment
+
+
+def install(environment: Path, *arguments: str, cwd: Path) -> None:
+    pip = ("-m", "pip", f"--python={environment}", "--quiet", "--disable-pip-version-check")
+    tool(*pip, "install", "--no-compile", *arguments, cwd=cwd)
 
 
 def site_packages(environment: Path) -> Path:
@@ -117,9 +131,44 @@ def test_the_wheel_has_the_product_and_no_more(dist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.startswith("thunder-")} == PACKAGES
+    assert {name for name in top if not name.startswith("openstack_thunder-")} == PACKAGES
     for package in PACKAGES:
         assert sources(package) | {f"{package}/py.typed"} <= names
+    assert {name for name in names if name.startswith(INSTALLED)} == {
+        name.replace(MIGRATIONS, INSTALLED) for name in migrations()
+    }
+
+
+def migrations() -> set[str]:
+    return sources("alembic") | {f"{MIGRATIONS}script.py.mako"}
+
+
+def test_every_package_is_listed() -> None:
+    """setup.cfg has to name them all: ``find:`` cannot put alembic/ into cinder_thunder."""
+    setup = configparser.ConfigParser()
+    setup.read(TREE / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    found = {
+        str(path.parent.relative_to(TREE)).replace("/", ".")
+        for package in PACKAGES
+        for path in (TREE / package).rglob("__init__.py")
+    }
+    own = {"cinder_thunder.migrations", "cinder_thunder.migrations.versions"}
+    assert listed == sorted(found | own)
+
+
+def test_the_migrations_do_not_shadow_the_library() -> None:
+    assert not (TREE / "alembic/__init__.py").exists()
+
+
+def test_no_message_names_a_distribution_for_pip() -> None:
+    """Those that have our packages' names on PyPI are not ours."""
+    named = re.compile(r"pip install[^`\n]*\bthunder")
+    texts = [
+        TREE / "README.md",
+        *(path for name in PACKAGES for path in (TREE / name).rglob("*.py")),
+    ]
+    assert not [str(path) for path in texts if named.search(path.read_text())]
 
 
 def test_the_sdist_has_what_a_build_needs_and_no_more(dist: Path) -> None:
@@ -134,10 +183,9 @@ def test_the_sdist_has_what_a_build_needs_and_no_more(dist: Path) -> None:
 def test_the_files_that_an_operator_copies(environment: Path) -> None:
     share = environment / "share/thunder"
     found = {str(path.relative_to(share)) for path in share.rglob("*") if path.is_file()}
-    migrations = sources("alembic") | {"alembic/script.py.mako"}
     etc = {str(path.relative_to(TREE)) for path in (TREE / "etc").rglob("*") if path.is_file()}
     generators = {name for name in etc if name.endswith("config-generator.conf")}
-    assert found == migrations | etc - generators
+    assert found == etc - generators
 
 
 def test_a_compute_host_has_no_cinder(environment: Path) -> None:
@@ -145,7 +193,7 @@ def test_a_compute_host_has_no_cinder(environment: Path) -> None:
         canonicalize_name(distribution.name)
         for distribution in metadata.distributions(path=[str(site_packages(environment))])
     }
-    assert {"thunder", "os-brick", "oslo-messaging"} <= installed
+    assert {NAME, "os-brick", "oslo-messaging"} <= installed
     assert not NOT_ON_COMPUTE_HOSTS & installed
 
 
@@ -166,7 +214,7 @@ def test_commands(
 
 
 def test_every_command_is_tested(environment: Path) -> None:
-    (thunder,) = metadata.distributions(name="thunder", path=[str(site_packages(environment))])
+    (thunder,) = metadata.distributions(name=NAME, path=[str(site_packages(environment))])
     scripts = {entry.name for entry in thunder.entry_points.select(group="console_scripts")}
     assert scripts == {"thunder", "thunder-agent", "thunder-run", "thunder-status"}
 
@@ -187,7 +235,76 @@ def test_what_a_compute_host_lacks(
     assert done.returncode == code
     (line,) = done.stderr.splitlines()
     assert line.startswith(said)
-    assert line.endswith("run it where Cinder is (pip install thunder[cinder])")
+    assert line.endswith(WHERE_CINDER_IS)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A virtual environment of a Cinder host: all that Thunder needs, and no Thunder."""
+    environment = tmp_path / "venv"
+    venv.create(environment, symlinks=True)
+    here = sysconfig.get_path("purelib")
+    (site_packages(environment) / "cinder.pth").write_text(f"{here}\n")
+    return environment
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Thunder in some place: how its command is started."""
+
+    python: Path
+    thunder: tuple[str, ...]
+    path: str = ""
+
+
+def _into_environment(bare: Path, *arguments: str, cwd: Path) -> Installation:
+    install(bare, "--no-deps", *arguments, cwd=cwd)
+    return Installation(bare / "bin/python", (str(bare / "bin/thunder"),))
+
+
+def from_wheel(dist: Path, bare: Path, folder: Path) -> Installation:
+    return _into_environment(bare, *map(str, dist.glob("*.whl")), cwd=folder)
+
+
+def from_sdist(dist: Path, bare: Path, folder: Path) -> Installation:
+    return _into_environment(bare, *map(str, dist.glob("*.tar.gz")), cwd=folder)
+
+
+def below_root(dist: Path, bare: Path, folder: Path) -> Installation:
+    """As packages of a distribution are built."""
+    (wheel,) = dist.glob("*.whl")
+    where = ("--root", str(folder / "root"), "--prefix", "/usr")
+    install(bare, "--no-deps", "--ignore-installed", *where, str(wheel), cwd=folder)
+    (packages,) = (folder / "root/usr/lib").glob("python*/*-packages")
+    return Installation(bare / "bin/python", (f"{folder}/root/usr/bin/thunder",), str(packages))
+
+
+def editable(dist: Path, bare: Path, folder: Path) -> Installation:
+    shutil.copytree(TREE, folder / "tree", ignore=FOREIGN)
+    return _into_environment(bare, "--editable", str(folder / "tree"), cwd=folder)
+
+
+def checkout(dist: Path, bare: Path, folder: Path) -> Installation:
+    return Installation(bare / "bin/python", ("-m", "cinder_thunder.cli.thunder"), str(TREE))
+
+
+@pytest.mark.parametrize("put", [from_wheel, from_sdist, below_root, editable, checkout])
+def test_the_tables_are_made_wherever_thunder_is(
+    put: Callable[[Path, Path, Path], Installation], dist: Path, bare: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "cinder.conf"
+    config.write_text(f"[database]\nconnection = sqlite:///{tmp_path}/cinder.sqlite\n")
+    found = put(dist, bare, tmp_path)
+
+    def thunder(*arguments: str) -> str:
+        command = (*found.thunder, *arguments)
+        return tool(*command, cwd=tmp_path, python=found.python, path=found.path)
+
+    upgrade = ("db", "upgrade", "--config-file", str(config))
+    assert thunder(*upgrade).startswith("the tables were at revision None, they are at ")
+    assert thunder(*upgrade).startswith("the tables are at revision ")
+    expected = "unknown" if put is checkout else "0.1.0"
+    assert thunder("--version").startswith(f"thunder {expected}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reads as root")
@@ -254,7 +371,7 @@ def test_samples_are_what_the_generator_prints(
         python=environment / "bin/python",
     )
     assert (tmp_path / committed).read_text() == (TREE / committed).read_text(), (
-        f"options have changed: in an environment with thunder (pip install -e .), run "
+        f"options have changed: where the tree is installed (pip install -e .), run "
         f"oslo-config-generator --config-file {generator}"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cliff.lister import Lister
 
-from cinder_thunder.cli.base import CINDER_CONFIG, FAILED
+from cinder_thunder.cli.base import CINDER_CONFIG, FAILED, INSTALL_EXTRA
 from cinder_thunder.cli.commands.local import HostCommand
 from cinder_thunder.cli.doctor import compute as doctor
 from cinder_thunder.cli.doctor.compute import Check
@@ -66,6 +66,6 @@ def _cinder(file: str) -> list[Check]:
         # A compute host has no database drivers.
         from cinder_thunder.cli.doctor.storage import cinder_report
     except ModuleNotFoundError as error:
-        found, remedy = f"{error.name} is not installed", "pip install thunder[cinder]"
+        found, remedy = f"{error.name} is not installed", INSTALL_EXTRA
         return [Check("cinder", doctor.FAIL, found, remedy)]
     return cinder_report(file)

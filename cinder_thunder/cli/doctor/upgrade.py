@@ -16,7 +16,7 @@ from oslo_upgradecheck import upgradecheck
 from oslo_upgradecheck.upgradecheck import Code, Result
 from packaging.requirements import Requirement
 
-from cinder_thunder.cli.base import nothing_checked
+from cinder_thunder.cli.base import DISTRIBUTION, EXTRA, INSTALL_EXTRA, nothing_checked
 from cinder_thunder.cli.doctor import storage as doctor
 from cinder_thunder.cli.doctor.compute import Doubt, Fault, NotHere
 from os_brick_thunder import register
@@ -77,11 +77,11 @@ def required() -> list[Requirement]:
     :raises NotHere: it runs from a source tree
     """
     try:
-        lines = metadata.requires("thunder") or []
+        lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError as error:
         raise NotHere("thunder runs from a source tree, nothing says what it needs") from error
     wanted = [Requirement(line) for line in lines]
-    return [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": "cinder"})]
+    return [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": EXTRA})]
 
 
 def check_versions(
@@ -103,7 +103,7 @@ def check_versions(
         if not requirement.specifier.contains(installed, prereleases=True):
             others.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
     if missing:
-        raise Fault(f"not installed: {', '.join(missing)}", "pip install thunder[cinder]")
+        raise Fault(f"not installed: {', '.join(missing)}", INSTALL_EXTRA)
     if others:
         raise Doubt("; ".join(others), _INSTALL)
     return "as thunder asks for them"

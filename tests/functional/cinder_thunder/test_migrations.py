@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -50,9 +52,8 @@ def test_one_head() -> None:
 
 
 def test_missing_scripts_say_where_they_were_looked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(migration, "__file__", f"{tmp_path}/a/b/c.py")
-    monkeypatch.setattr("sysconfig.get_path", lambda _: f"{tmp_path}/prefix")
-    with pytest.raises(FileNotFoundError, match="prefix/share/thunder/alembic: install thunder"):
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path / package)
+    with pytest.raises(FileNotFoundError, match=r"cinder_thunder/migrations, .*install Thunder"):
         migration.scripts()

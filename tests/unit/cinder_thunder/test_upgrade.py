@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 
-from cinder_thunder.cli import status
+from cinder_thunder.cli import base, status
 from cinder_thunder.cli.doctor import upgrade
 from cinder_thunder.cli.doctor.compute import Doubt, Fault, NotHere
 from cinder_thunder.db import migration
@@ -186,8 +186,7 @@ def test_a_host_without_cinder() -> None:
     assert done.returncode == NOTHING
     (line,) = done.stderr.splitlines()
     assert line == (
-        "thunder-status: it needs oslo_upgradecheck, which is not here: run it where Cinder is "
-        "(pip install thunder[cinder])"
+        f"thunder-status: it needs oslo_upgradecheck, which is not here: {base.WHERE_CINDER_IS}"
     )
 
 
@@ -215,10 +214,10 @@ def test_versions() -> None:
 
 
 def test_what_is_required_where_cinder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "thunder-1.0.dist-info"
+    folder = tmp_path / "openstack_thunder-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: thunder\nVersion: 1.0\n"
+        "Metadata-Version: 2.1\nName: openstack-thunder\nVersion: 1.0\n"
         "Requires-Dist: os-brick<8\n"
         'Requires-Dist: cinder<30; extra == "cinder"\n'
         'Requires-Dist: glance<34; extra == "lab"\n'
