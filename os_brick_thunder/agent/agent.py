@@ -11,7 +11,7 @@ from typing import Any
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.watch import Watch
-from os_brick_thunder.agent.pool.guard import Guard
+from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.ports import Kit, Tracker
 from os_brick_thunder.agent.stack.recache import Recacher
 from os_brick_thunder.agent.stack.stacks import Attached, Stacks
@@ -38,7 +38,7 @@ class Agent:
         stacks: Stacks,
         filler: Filler,
         interval: float,
-        guard: Guard | None = None,
+        guard: PoolGuard | None = None,
     ) -> None:
         """:param interval: seconds between heartbeats"""
         self._kit = kit
@@ -54,12 +54,12 @@ class Agent:
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._watch = Watch(store, bases)
-        self._recacher = Recacher(stacks, guard.has_room if guard else lambda: True)
+        self._recacher = Recacher(stacks, guard.may_build_unasked if guard else lambda: True)
         bases.on_ready = filler.start
 
     def start(self) -> None:
         if self._guard:
-            self._guarded(self._guard.look)  # guests may be waiting for room: they come first
+            self._guarded(self._guard.poll)  # guests may be waiting for room: they come first
         self.reconcile()
         if self._guard:
             self._guard.start()

@@ -25,7 +25,8 @@ from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
 from os_brick_thunder.agent.mechanism import cachemeta
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.mechanism.losetup import LoSetup
-from os_brick_thunder.agent.pool.guard import Guard, Room
+from os_brick_thunder.agent.pool.guard import PoolGuard
+from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.ports import Kit, Tracker
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import conf as options
@@ -110,20 +111,20 @@ def run(conf: cfg.ConfigOpts) -> None:
         tracker = failpoints.watched_tracker(tracker, watch)
     portal = lio.portal_of(mine.address, mine.export_port)
     bases = Bases(kit, store, tracker, topology, portal, mine.parent_wait, mine.drain_timeout)
-    room = Room(kit, store, mine.pool_low_percent, mine.pool_high_percent)
+    usage = PoolUsage(kit, store, mine.pool_low_percent, mine.pool_high_percent)
     soon = _SOON * mine.rpc_timeout
-    stacks = Stacks(kit, store, bases, tracker, topology, room.refusal, soon)
-    guard = Guard(room, stacks, bases.evict)
+    stacks = Stacks(kit, store, bases, tracker, topology, usage.refusal, soon)
+    guard = PoolGuard(usage, stacks, bases.evict)
     rate = mine.fill_rate_mib << 20
     workers = mine.fill_workers
     filler = Filler(
-        store, bases, tracker, kit.metadata, kit.pool.block, workers, rate, room.may_fill
+        store, bases, tracker, kit.metadata, kit.pool.block, workers, rate, usage.may_fill
     )
     interval = mine.heartbeat_interval
     agent = Agent(kit, store, tracker, topology, bases, stacks, filler, interval, guard)
     agent.start()
 
-    precacher = Precacher(store, bases, tracker, topology, room.refusal)
+    precacher = Precacher(store, bases, tracker, topology, usage.refusal)
     endpoint = ExporterEndpoint(bases, precacher.precache, agent.status)
     exporter = exporter_server(transport, mine.host, endpoint)
     # RabbitMQ may be away for now: volumes are direct, and get their caches when it is back.

@@ -20,7 +20,8 @@ import pytest
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.policy import cachemap, layout
-from os_brick_thunder.agent.pool.guard import Guard, Room
+from os_brick_thunder.agent.pool.guard import PoolGuard
+from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy import devnames, dmstatus
@@ -223,8 +224,8 @@ def test_an_agent_that_comes_too_late_still_saves_every_write(
     """As after a stop of some seconds: guests wait already when the agent first looks."""
     host = Host(world, source, tmp_path)
     kit, store, stacks = host.kit, host.store, host.stacks
-    room = Room(kit, store, 80, 90)
-    guard = Guard(room, stacks, host.bases.remove)
+    usage = PoolUsage(kit, store, 80, 90)
+    guard = PoolGuard(usage, stacks, host.bases.remove)
     host.attach()
     fill_up(world)
     guest = waiting_guest(world)
@@ -239,7 +240,7 @@ def test_an_agent_that_comes_too_late_still_saves_every_write(
     assert guest.errors == []
     assert [each["what"] for each in guard.status()["given_up"]][:1] == ["cut"]
     assert store.stacks["v"].mode == "direct"
-    assert not room.status().full
+    assert not usage.status().full
     assert_written()
     stacks.detach("v")
     assert store.bases == {}, "a base without users stays in a pool above its low mark"

@@ -8,29 +8,21 @@ or below, where nothing would be given up again at once.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.backoff import Backoff
+from os_brick_thunder.common.periodic import PeriodicThread, Task
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds between looks at what is due.
 _INTERVAL = 1.0
-#: Seconds before the next attempt, after the first and later ones that came to nothing.
-_PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: Seconds that an attempt under way may need to end, when the agent stops: for as long a guest
 #: would wait.
 _LAST = 60.0
-
-
-@dataclass
-class _Tried:
-    times: int = 0
-    again: float = 0.0  # not before that time
 
 
 class Recacher:
@@ -47,25 +39,21 @@ class Recacher:
         self._has_room = has_room
         self._clock = clock
         self._ordered: frozenset[str] = frozenset()
-        self._tried: dict[str, _Tried] = {}
-        self._stop = threading.Event()
-        self._news = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recache", daemon=True)
+        self._tried: dict[str, Backoff] = {}
+        self._thread = PeriodicThread(Task("recache", _INTERVAL, self._run))
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         """An attempt that is under way ends first: its guest may be waiting."""
-        self._stop.set()
-        self._news.set()
-        if self._thread.is_alive():
-            self._thread.join(_LAST)
+        self._thread.stop()
+        self._thread.join(_LAST)
 
     def obey(self, volumes: Iterable[str]) -> None:
         """These may have caches, and no others: see :class:`.wire.Orders`."""
         self._ordered = frozenset(volumes)
-        self._news.set()
+        self._thread.wake()
 
     def look(self) -> bool:
         """Make one attempt, if one is due.
@@ -76,17 +64,15 @@ class Recacher:
         for volume_id in self._tried.keys() - wanting:
             del self._tried[volume_id]
         now = self._clock()
-        due = {each: self._tried.get(each, _Tried()).again for each in wanting}
+        due = {each: self._tried.get(each, Backoff()).due for each in wanting}
         first = min(wanting, key=lambda each: (due[each], each), default=None)
         if first is None or due[first] > now or not self._has_room():
             return False
-        tried = self._tried.setdefault(first, _Tried())
-        pause = _PAUSES[min(tried.times, len(_PAUSES) - 1)]
-        tried.times += 1
         try:
             self._attempt(first)
         finally:
-            tried.again = self._clock() + pause
+            tried = self._tried.get(first, Backoff())
+            self._tried[first] = tried.after_attempt(self._clock())
         return True
 
     def _attempt(self, volume_id: str) -> None:
@@ -103,11 +89,5 @@ class Recacher:
                 LOG.info("volume %s stays direct for now: %s", volume_id, found.reason)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self._news.wait(_INTERVAL)
-            self._news.clear()
-            try:
-                while not self._stop.is_set() and self.look():
-                    pass
-            except Exception:
-                LOG.exception("recache")
+        while not self._thread.stopping and self.look():
+            pass

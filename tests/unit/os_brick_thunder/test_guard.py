@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder.agent.pool.guard import Guard, Room
+from os_brick_thunder.agent.pool.guard import PoolGuard
+from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
@@ -38,10 +39,10 @@ class World:
         self.host = Host(folder)
         _, _, self.bases, self.store = self.host.agent()
         kit, tracker = self.host.kit, self.host.tracker
-        self.room = Room(kit, self.store, 80, 90)
-        self.stacks = Stacks(kit, self.store, self.bases, tracker, TOPOLOGY, self.room.refusal)
+        self.usage = PoolUsage(kit, self.store, 80, 90)
+        self.stacks = Stacks(kit, self.store, self.bases, tracker, TOPOLOGY, self.usage.refusal)
         self.evicted: list[str] = []
-        self.guard = Guard(self.room, self.stacks, self._evict)
+        self.guard = PoolGuard(self.usage, self.stacks, self._evict)
 
     def _evict(self, image_id: str) -> None:
         self.bases.remove(image_id)
@@ -130,14 +131,14 @@ def test_unused_bases_go_first_then_the_largest_volume(world: World) -> None:
     small, large = world.attach(2), world.attach(3)
     world.fill(IMAGE, 200)
     world.write(small, 100)
-    assert not world.guard.make_room()  # 500 of 1024 MiB
+    assert not world.guard.make_space()  # 500 of 1024 MiB
     world.write(large, 510)
-    while world.guard.make_room():
+    while world.guard.make_space():
         pass
     assert world.evicted == ["new", "old"]
     assert world.modes() == {small: "cached", large: "cached"}  # 810 of 1024
     world.write(small, 90)
-    while world.guard.make_room():
+    while world.guard.make_space():
         pass
     assert world.given_up() == [("base", "new"), ("base", "old"), ("volume", large)]
     assert world.modes() == {small: "cached", large: "direct"}
@@ -149,9 +150,9 @@ def test_what_cannot_be_given_up_is_left_alone_for_a_while(world: World) -> None
     world.write(large, 600)
     world.write(small, 300)
     world.host.dm.failed[VolumeNames(large).vol] = {"/dev/sdc"}  # its storage host is away
-    assert world.guard.make_room()
+    assert world.guard.make_space()
     assert world.given_up() == []
-    assert world.guard.make_room()
+    assert world.guard.make_space()
     assert world.given_up() == [("volume", small)]
 
 
@@ -159,14 +160,14 @@ def test_who_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
     calm, fast = world.attach(1), world.attach(2)
     world.write(calm, 500)
     world.write(fast, 330)
-    world.guard.look()
+    world.guard.poll()
     assert world.host.dm.failed == {}
     world.write(fast, 80)  # of 1024, within no time
-    world.guard.look()
+    world.guard.poll()
     assert world.host.dm.failed == {
         VolumeNames(fast).vol: {devnames.path(VolumeNames(fast).cached)},
     }
-    assert world.guard.make_room()
+    assert world.guard.make_space()
     assert world.modes() == {calm: "cached", fast: "direct"}
     assert world.store.stacks[fast].reason == "the local pool ran low"
     assert world.guard.status()["peak"] == 910 * MIB
@@ -175,10 +176,10 @@ def test_who_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
 def test_slow_writers_are_not_stopped_early(world: World) -> None:
     volume = world.attach(1)
     world.write(volume, 830)
-    world.guard.look()
+    world.guard.poll()
     time.sleep(0.05)
     world.write(volume, 1)
-    world.guard.look()
+    world.guard.poll()
     assert world.host.dm.failed == {}
 
 
@@ -186,14 +187,14 @@ def test_a_full_pool_is_freed_below_those_who_wait(world: World) -> None:
     large, small = world.attach(1), world.attach(2)
     world.write(large, 700)
     world.write(small, 324)
-    world.guard.look()
+    world.guard.poll()
     assert world.host.dm.log[-2:] == [
         f"wipe {VolumeNames(large).local}",
         f"wipe {VolumeNames(large).meta}",
     ]
-    assert world.room.status().used == 324 * MIB
+    assert world.usage.status().used == 324 * MIB
     assert world.given_up() == [("cut", large)]
-    world.guard.make_room()
+    world.guard.make_space()
     assert world.modes() == {large: "direct", small: "cached"}
     assert world.leftovers() == []
 
@@ -204,10 +205,10 @@ def test_a_volume_that_is_just_going_direct_is_cut_too(world: World) -> None:
     world.write(volume, 1024)
     stack = dataclasses.replace(world.store.stacks[volume], mode="direct")
     world.store.put(stack)
-    world.guard.look()
+    world.guard.poll()
     assert world.given_up() == [("cut", volume)]
-    assert world.room.status().healthy
-    world.guard.make_room()
+    assert world.usage.status().healthy
+    world.guard.make_space()
     assert world.store.stacks[volume].local_id is None
     assert world.leftovers() == []
 
@@ -234,7 +235,7 @@ def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
 
 def test_above_the_high_mark_nothing_is_begun(world: World) -> None:
     world.write(world.attach(1), 922)
-    assert not world.room.may_fill()
+    assert not world.usage.may_fill()
     volume = world.attach(2)
     second = world.store.stacks[volume]
     assert second.mode == "direct"
@@ -245,19 +246,19 @@ def test_above_the_high_mark_nothing_is_begun(world: World) -> None:
 def test_filling_stops_between_the_marks(world: World) -> None:
     volume = world.attach(1)
     world.write(volume, 820)
-    assert world.room.may_fill()
+    assert world.usage.may_fill()
     world.write(volume, 60)
-    assert not world.room.may_fill()
+    assert not world.usage.may_fill()
 
 
 def test_marks_must_leave_room(world: World) -> None:
     with pytest.raises(errors.InvalidRequest, match="pool_low_percent 90 is not below"):
-        Room(world.host.kit, world.store, 90, 90)
+        PoolUsage(world.host.kit, world.store, 90, 90)
 
 
 def test_a_pool_that_failed_is_nobodys_to_guard(world: World) -> None:
     world.host.kit.pool.total = 0  # type: ignore[attr-defined]
-    assert world.guard.look() > 0
+    assert world.guard.poll() > 0
     assert world.given_up() == []
 
 

@@ -248,7 +248,7 @@ def test_no_room_no_cache(tmp_path: Path) -> None:
         PLAN, image=dataclasses.replace(PLAN.image, id="img-9")
     )
     clock = Clock()
-    recacher = Recacher(world.stacks, world.guard.has_room, clock)
+    recacher = Recacher(world.stacks, world.guard.may_build_unasked, clock)
     recacher.obey(["vol-1"])
     world.write(other, 820)  # of 1024: above the low mark
     assert not recacher.look()
@@ -270,10 +270,10 @@ def test_what_left_its_cache_as_the_pool_ran_low_stays_direct(tmp_path: Path) ->
     world = World(tmp_path)
     volume = world.attach(1)
     world.write(volume, 900)
-    assert world.guard.make_room()
+    assert world.guard.make_space()
     assert world.modes() == {volume: "direct"}
     assert world.host.tracker.modes == {volume: "cached"}
-    assert not Recacher(world.stacks, world.guard.has_room).look()
+    assert not Recacher(world.stacks, world.guard.may_build_unasked).look()
 
 
 def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
