@@ -1,7 +1,8 @@
-"""Options of cinder-volume's side. Each is registered by a function, none on import."""
+"""Options of the storage side (cinder.conf). Each is registered by a function, none on import."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from oslo_config import cfg
@@ -20,14 +21,14 @@ backend_opts = [
         default=2,
         min=1,
         help="How many hosts may read an image from one compute host while they fill their own "
-        "replicas. 1 makes chains: the least load and the longest way.",
+        "replicas. 1 builds chains: the least load per host, and the longest path.",
     ),
     cfg.IntOpt(
         "thunder_storage_fanout",
         default=2,
         min=1,
         help="How many hosts may read an image from all storage hosts together, while another "
-        "replica has room. It bounds the traffic that an image takes out of the storage "
+        "replica has capacity. It limits the traffic that an image takes out of the storage "
         "hosts to that many times its allocated size.",
     ),
     cfg.FloatOpt(
@@ -41,39 +42,42 @@ backend_opts = [
         "thunder_heartbeat_timeout",
         default=20.0,
         min=1.0,
-        help="Seconds of silence after which a host is dead: those that read from it are given "
-        "another source. After half of them it is suspect, and nobody new is sent there. Four "
-        "times the longest heartbeat interval is sensible; the same on every storage host.",
+        help="Seconds without a heartbeat after which a host is dead: hosts that read from it are "
+        "given another source. After half of that it is suspect, and no further host is sent to "
+        "it. Use about four times the longest heartbeat interval, and the same value on every "
+        "storage host.",
     ),
     cfg.IntOpt(
         "thunder_min_replicas",
         default=1,
         min=1,
-        help="How many storage hosts should hold each image at least. What is missing is copied in "
+        help="Minimum number of storage hosts that hold each image. Missing replicas are copied in "
         "the background, between storage hosts, to those in other zones and racks first, then to "
-        "those with more free space. Set it alike on every storage host.",
+        "those with more free space. Use the same value on every storage host.",
     ),
     cfg.FloatOpt(
         "thunder_replica_grace",
         default=600.0,
         min=1.0,
-        help="Seconds of silence after which the images of a storage host do not count towards "
-        "thunder_min_replicas: a host that restarts should not have all of them copied.",
+        help="Seconds without a heartbeat after which the images of a storage host no longer count "
+        "towards thunder_min_replicas. The restart of a host should not start copies of all of "
+        "them.",
     ),
     cfg.FloatOpt(
         "thunder_clean_interval",
         default=300.0,
         min=1.0,
-        help="Seconds between two looks whether Glance still has the images that this storage host "
-        "holds. It is asked as the user of [service_user] or [keystone_authtoken], who needs the "
-        "role admin for it. Replicas of an image that was deleted go when no volume is made of it.",
+        help="Seconds between two checks whether the images that this storage host holds still "
+        "exist in Glance. Glance is asked as the user of [service_user] or [keystone_authtoken], "
+        "which needs the role admin for it. Replicas of a deleted image are removed once no "
+        "volume uses them.",
     ),
     cfg.FloatOpt(
         "thunder_creating_timeout",
         default=120.0,
         min=1.0,
-        help="Seconds within which a host that was given a plan must have begun its replica to be "
-        "chosen as a source.",
+        help="Seconds within which a host that was given a plan must begin its replica. After that "
+        "it is no longer chosen as a source until it reports one.",
     ),
 ]
 
@@ -88,6 +92,8 @@ database_opts = [
 ]
 
 DATABASE_GROUP = "thunder_database"
+#: The section of cinder.conf that is for all backends.
+BACKEND_DEFAULTS = "backend_defaults"
 
 
 def register_database(conf: cfg.ConfigOpts) -> None:
@@ -108,16 +114,28 @@ def connection(conf: cfg.ConfigOpts) -> str:
 
 
 def heartbeat_timeout(conf: cfg.ConfigOpts) -> float:
-    """Seconds of silence after which a host is dead, as the first backend that says so has it."""
+    """Seconds of silence after which a host is dead, for those who are no backend themselves.
+
+    As for a backend, its own section comes before ``[backend_defaults]``. The option has to be the
+    same on every storage host; the first backend that sets it decides.
+    """
+    name = "thunder_heartbeat_timeout"
     conf.register_opt(cfg.ListOpt("enabled_backends", default=[]))
-    option = next(opt for opt in backend_opts if opt.name == "thunder_heartbeat_timeout")
+    conf.register_opt(_option(name), group=BACKEND_DEFAULTS)
     for backend in conf.enabled_backends:
-        conf.register_opt(option, group=backend)
-        if conf[backend].thunder_heartbeat_timeout != option.default:
-            return float(conf[backend].thunder_heartbeat_timeout)
-    return float(option.default)
+        own = _option(name)
+        own.default = None  # as Cinder does it: None means that the section does not set it
+        conf.register_opt(own, group=backend)
+        if conf[backend][name] is not None:
+            return float(conf[backend][name])
+    return float(conf[BACKEND_DEFAULTS][name])
+
+
+def _option(name: str) -> cfg.Opt:
+    """A copy of one of a backend's options."""
+    return copy.copy(next(option for option in backend_opts if option.name == name))
 
 
 def list_opts() -> list[tuple[str, list[Any]]]:
     """For oslo-config-generator."""
-    return [("backend_defaults", backend_opts), (DATABASE_GROUP, database_opts)]
+    return [(BACKEND_DEFAULTS, backend_opts), (DATABASE_GROUP, database_opts)]

@@ -376,6 +376,12 @@ def test_samples_are_what_the_generator_prints(
     )
 
 
+def test_the_agents_sample_has_its_libraries_options() -> None:
+    sample = (TREE / "etc/thunder/thunder.conf.sample").read_text()
+    assert {"#transport_url = rabbit://", "#log_file = <None>"} <= set(sample.splitlines())
+    assert "\n[oslo_messaging_rabbit]\n" in sample
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze here")
 def test_systemd_reads_the_units(tmp_path: Path) -> None:
     """With programs that are there: those of the units are where they are installed only."""
