@@ -98,6 +98,7 @@ class Agent:
         return {
             "topology": self._topology.to_wire(),
             "pool": dataclasses.asdict(pool),
+            "drain_timeout": self._bases.drain_timeout,
             "space": self._guard.status() if self._guard else None,
             "bases": [
                 {

@@ -16,8 +16,10 @@ from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 _CALLS_AT_ONCE = 16
-#: Seconds that hosts may take to leave a replica: the default of drain_timeout, and some more.
-_DRAIN = 35.0
+#: Seconds that a host gives the readers of a replica to leave it, unless its status says otherwise.
+DRAIN_TIMEOUT = 30.0
+#: Seconds that it may then take to remove the replica, beside the usual timeout.
+_REMOVAL = 5.0
 
 
 class RpcTracker:
@@ -100,12 +102,14 @@ class RpcTracker:
             self._exporters, exporter, "close_export", image_id=image_id, initiator=initiator
         )
 
-    def evict(self, exporter: str, image_id: str) -> None:
+    def evict(self, exporter: str, image_id: str, drain: float = DRAIN_TIMEOUT) -> None:
         """Have a host remove its replica of an image.
 
+        :param drain: seconds that the host gives its readers to leave it; an agent's status has
+            it as ``drain_timeout``
         :raises errors.ThunderError: it is in use, says by what
         """
-        self._call(self._exporters, exporter, "evict", more=_DRAIN, image_id=image_id)
+        self._call(self._exporters, exporter, "evict", more=drain + _REMOVAL, image_id=image_id)
 
     def precache(self, host: str, image_id: str, wait: float) -> None:
         """Have an agent make a base of an image and fill it.

@@ -12,6 +12,8 @@ from cinder_thunder.cli.base import FAILED
 from cinder_thunder.cli.cloud import CloudCommand, hosts_rpc, store
 from cinder_thunder.cli.commands.show import IMAGE_HELP
 from cinder_thunder.masters.eviction import evict
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
 
 
 class ImageEvict(CloudCommand, Lister):
@@ -28,11 +30,30 @@ class ImageEvict(CloudCommand, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
         found = store(parsed_args.config_file)
         image_id = names.image(found, parsed_args.image)
-        outcomes = evict(found, image_id, hosts_rpc(parsed_args.config_file).evict)
+        rpc = hosts_rpc(parsed_args.config_file)
+        agents = {host.host for host in found.hosts() if host.kind == "compute"}
+
+        def remove(host: str, image: str) -> None:
+            rpc.evict(host, image, drain_timeout(rpc, host) if host in agents else DRAIN_TIMEOUT)
+
+        outcomes = evict(found, image_id, remove)
         if any(outcome.kept for outcome in outcomes):
             self.app.exit_code = FAILED
         rows = [(o.host, o.kind, o.kept or "evicted") for o in outcomes]
         return ("Host", "Kind", "Result"), rows
+
+
+def drain_timeout(rpc: RpcTracker, host: str) -> float:
+    """Seconds that an agent gives other hosts to leave its replica; agents may differ in it.
+
+    :raises errors.TrackerUnavailable: it does not answer
+    """
+    try:
+        return float(rpc.status(host).get("drain_timeout", DRAIN_TIMEOUT))
+    except errors.TrackerUnavailable:
+        raise
+    except errors.ThunderError:  # an older agent, which has no status by RPC
+        return DRAIN_TIMEOUT
 
 
 class _Drain(CloudCommand):

@@ -58,7 +58,7 @@ class Bases:
         self._topology = topology
         self._portal = portal
         self._parent_wait = parent_wait
-        self._drain_timeout = drain_timeout
+        self.drain_timeout = drain_timeout
         self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
         self._telling: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changed = threading.Condition()
@@ -515,7 +515,7 @@ class Bases:
 
     def _drain(self, base: Base) -> None:
         """Have the readers of a base leave: the tracker sends them elsewhere."""
-        until = time.monotonic() + self._drain_timeout
+        until = time.monotonic() + self.drain_timeout
         if self._readers(base.image_id):
             self._tell(base)
         while self._readers(base.image_id) and base.image_id in self._draining:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from cinder_thunder.cli import thunder
+from cinder_thunder.cli.commands import change
 from cinder_thunder.db.api import Image, Store, Volume
 from cinder_thunder.masters.eviction import Outcome, evict
 from cinder_thunder.policy.ranking import Limits
@@ -60,6 +64,31 @@ def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Store) -> N
     ]
     assert "a volume of this host" in outcomes[1].kept
     assert {location.host for location in chain.locations("i")} == {"c1", STORAGE}
+
+
+class Rpc:
+    """Agents that answer; c2 is one of before status was added to the RPC."""
+
+    def __init__(self) -> None:
+        self.drains: dict[str, float] = {}
+
+    def status(self, host: str) -> dict[str, Any]:
+        if host == "c2":
+            raise errors.ThunderError("NoSuchMethod: status")
+        return {"drain_timeout": 90}
+
+    def evict(self, host: str, image: str, drain: float = 0) -> None:
+        self.drains[host] = drain
+
+
+def test_a_host_is_waited_for_as_long_as_its_own_option_says(
+    chain: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rpc = Rpc()
+    monkeypatch.setattr(change, "store", lambda file: chain)
+    monkeypatch.setattr(change, "hosts_rpc", lambda file: rpc)
+    assert thunder.main(["image", "evict", "i"]) == 0
+    assert rpc.drains == {"c1": 90, "c2": 30, STORAGE: 30}
 
 
 def test_a_master_with_volumes_stays(store: Store) -> None:

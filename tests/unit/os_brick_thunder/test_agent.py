@@ -653,3 +653,10 @@ def test_a_state_file_that_cannot_be_read_stops_the_agent(tmp_path: Path) -> Non
     with pytest.raises(errors.StateError, match="version 7, this agent knows 1"):
         StateFile(file)
     assert file.read_text() == '{"version": 7}'
+
+
+def test_the_status_says_how_long_readers_have_to_leave(host: Host) -> None:
+    """Whoever evicts a base waits for as long."""
+    agent, _, bases, _ = host.agent()
+    bases.drain_timeout = 75.0
+    assert agent.status()["drain_timeout"] == 75.0

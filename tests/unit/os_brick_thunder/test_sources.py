@@ -254,7 +254,7 @@ def drained(host: Host, timeout: float) -> tuple[Bases, StateFile]:
     _, stacks, bases, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     stacks.detach(VOLUME)
-    bases._drain_timeout = timeout
+    bases.drain_timeout = timeout
     bases.open_export(IMAGE, CHILD, 0.0)
     host.targets.readers[iqn_of("cmp1", IMAGE)] = {CHILD}
     return bases, store
