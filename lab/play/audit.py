@@ -1,7 +1,7 @@
-"""Whether all that a host's acceleration consists of agrees: nothing orphaned, nothing missing.
+"""Checks that everything a host's acceleration consists of agrees: no orphans, nothing missing.
 
-The state file says what there should be; kernel, local pool, iSCSI, exporters and tracker are
-looked at beside the agent, which is not asked.
+The state file defines what should exist. The kernel, the local pool, iSCSI, the exporters and the
+tracker's tables are read directly, not through the agent.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lab import pace
 from lab.cloud.config import database_url
 from lab.cluster import Cluster
 from lab.nodes.node import Node
+from os_brick_thunder.agent import devices
+from os_brick_thunder.common import state
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
-from os_brick_thunder.common.state import READY
-from os_brick_thunder.common.transport.lio import IQN_PREFIX, iqn_of
+from os_brick_thunder.common.transport.lio import IQN_PREFIX
 
-_LOOK = f"""\
+_COMMAND = f"""\
 echo @devices; dmsetup info -c --noheadings --separator '|' -o name,suspended
 echo @loops; losetup --noheadings --output BACK-FILE --list
 echo @sessions; cat /sys/class/iscsi_session/*/targetname 2> /dev/null
@@ -43,7 +43,7 @@ exit 1
 
 @dataclass(frozen=True)
 class _Node:
-    """What is on a node, in one look."""
+    """What was found on a node, read by one command."""
 
     devices: set[str]
     suspended: set[str]
@@ -57,7 +57,7 @@ class _Node:
     @classmethod
     def of(cls, node: Node) -> _Node:
         parts: dict[str, list[str]] = {}
-        for line in node.run(_LOOK).stdout.splitlines():
+        for line in node.run(_COMMAND).stdout.splitlines():
             if line.startswith("@"):
                 lines = parts.setdefault(line[1:], [])
             elif line.strip():
@@ -80,46 +80,36 @@ class _Node:
 
 
 def disagreements(cluster: Cluster, node: Node) -> list[str]:
-    """One line for each thing that belongs to nothing, or is missing; empty when all agrees.
+    """One line for each thing that belongs to nothing or is missing; empty when all agrees.
 
-    Something under way is a disagreement, too: see :func:`settle`.
+    Work in progress counts as a disagreement, too: see :func:`settle`.
     """
     there = _Node.of(node)
-    bases, stacks = there.state["bases"], there.state["stacks"]
-    devices = {devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA, devnames.ZERO}
-    ids, replicas = {devnames.ZERO_ID}, set()
-    reading = {b["image_id"] for b in bases if any(path["iqn"] for path in b["paths"])}
-    for base in bases:
-        names = ImageNames(base["image_id"])
-        devices |= {names.base, names.export, names.source}
-        devices |= {names.paths} if base["image_id"] in reading else set()
-        ids.add(base["thin_id"])
-        replicas |= {path["iqn"] for path in base["paths"] if path["iqn"]}
-    for stack in stacks:
-        volume = VolumeNames(stack["volume_id"])
-        devices |= set(volume.top_down) if stack["image_id"] else {volume.vol}
-        ids |= {i for i in (stack["local_id"], stack["meta_id"]) if i is not None}
-    images = {base["image_id"] for base in bases}
+    bases, stacks = state.entries(there.state)
+    expected = devices.expected(node.name, bases, stacks)
+    paths = [path for base in bases for path in base.paths]
+    replicas = {path.iqn for path in paths if path.iqn}
+    images, volumes = {b.image_id for b in bases}, {s.volume_id for s in stacks}
     rows = _rows(cluster, node.name)
-    loops = {f"number {i}" for i in range(len(reading))}
-    found = [f"{e['phase']} in the state file" for e in bases + stacks if e["phase"] != READY]
+    loops = {f"number {i}" for i in range(len(expected.loops))}
+    phases = [base.phase for base in bases] + [stack.phase for stack in stacks]
+    found = [f"{phase} in the state file" for phase in phases if phase != state.READY]
     found += [
-        f"{path['exporter']} is still to be told that nobody reads there"
-        for base in bases
-        for path in base["paths"]
-        if not path["iqn"]
+        f"{path.exporter} is still to be told that this host no longer reads there"
+        for path in paths
+        if not path.iqn
     ]
     found += [f"device {device} is suspended" for device in sorted(there.suspended)]
     for what, is_, should in (
-        ("device", there.devices, devices),
-        ("thin id", there.ids, ids),
+        ("device", there.devices, expected.names),
+        ("thin id", there.ids, expected.thin_ids),
         ("loop", {f"number {i}" for i in range(there.loops)}, loops),
         ("session", there.sessions, replicas),
         ("iSCSI record", there.records, replicas),
-        ("export", there.exports, {iqn_of(node.name, image) for image in images}),
+        ("export", there.exports, expected.exports),
         ("admission to", _admitted(cluster, node), replicas),
         ("location row", rows["thunder_locations"], images),
-        ("stack row", rows["thunder_stacks"], {stack["volume_id"] for stack in stacks}),
+        ("stack row", rows["thunder_stacks"], volumes),
     ):
         found += [f"{what} {x} belongs to nothing" for x in sorted(map(str, is_ - should))]
         found += [f"{what} {x} is missing" for x in sorted(map(str, should - is_))]
@@ -127,7 +117,7 @@ def disagreements(cluster: Cluster, node: Node) -> list[str]:
 
 
 def settle(cluster: Cluster, node: Node, timeout: float = 40.0) -> list[str]:
-    """Wait until all agrees; returns what does not, after ``timeout`` seconds of the
+    """Wait until all agrees; returns what still does not after ``timeout`` seconds of the
     reference machine.
     """
     until = pace.deadline(timeout)
@@ -141,28 +131,28 @@ def settle(cluster: Cluster, node: Node, timeout: float = 40.0) -> list[str]:
 def _admitted(cluster: Cluster, node: Node) -> set[str]:
     """Replicas anywhere that a node's initiator is admitted to."""
     found = set()
-    look = f"ls -d /sys/kernel/config/target/iscsi/*/tpgt_1/acls/{node.spec.initiator}"
+    listing = f"ls -d /sys/kernel/config/target/iscsi/*/tpgt_1/acls/{node.spec.initiator}"
     for other in cluster.nodes.values():
         if other is not node and other.running():
-            for path in other.run(f"{look} 2> /dev/null", check=False).stdout.split():
+            for path in other.run(f"{listing} 2> /dev/null", check=False).stdout.split():
                 iqn = Path(path).parents[2].name
                 found |= {iqn} if iqn.startswith(IQN_PREFIX) else set()
     return found
 
 
 def _rows(cluster: Cluster, host: str) -> dict[str, set[str]]:
-    """What the tracker has of a host: images and volumes."""
-    wanted = {"thunder_locations": "image_id", "thunder_stacks": "volume_id"}
+    """What the tracker's tables hold of a host: images and volumes."""
+    columns = {"thunder_locations": "image_id", "thunder_stacks": "volume_id"}
 
-    def look() -> dict[str, set[str]]:
+    def query() -> dict[str, set[str]]:
         engine = sqlalchemy.create_engine(database_url("cinder"))
         found = {}
         with engine.connect() as connection:
-            for name, column in wanted.items():
+            for name, column in columns.items():
                 table = sqlalchemy.table(name, sqlalchemy.column(column), sqlalchemy.column("host"))
-                query = sqlalchemy.select(table.c[column]).where(table.c.host == host)
-                found[name] = set(connection.execute(query).scalars())
+                rows = sqlalchemy.select(table.c[column]).where(table.c.host == host)
+                found[name] = set(connection.execute(rows).scalars())
         engine.dispose()
         return found
 
-    return cluster.network.call(look)
+    return cluster.network.call(query)

@@ -12,15 +12,13 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.watch import Watch
 from os_brick_thunder.agent.pool.guard import PoolGuard
-from os_brick_thunder.agent.ports import Kit, Tracker
+from os_brick_thunder.agent.ports import Host, Kit, Tracker
+from os_brick_thunder.agent.reconcile import reconcile
 from os_brick_thunder.agent.stack.recache import Recacher
 from os_brick_thunder.agent.stack.stacks import Attached, Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common import stats as figures
-from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.state import READY, Base, StateFile
-from os_brick_thunder.common.transport.iscsi import IQN_PREFIX
 
 LOG = logging.getLogger(__name__)
 
@@ -118,50 +116,9 @@ class Agent:
     # -- reconciliation ---------------------------------------------------------------------
 
     def reconcile(self) -> None:
-        """Make kernel and state file agree; what nobody accounts for is removed."""
-        for device in self._kit.dm.devices():
-            if device.suspended:
-                LOG.warning("device %s was left suspended: resumed", device.name)
-                self._kit.dm.resume(device.name)
-        self._stacks.reconcile()
-        self._orphaned = self._bases.reconcile()
-        self._sweep_devices()
-        self._sweep_thin_ids()
-        referenced = {p.iqn for base in self._store.bases.values() for p in base.paths}
-        for session in self._kit.initiator.sessions():
-            if session.iqn not in referenced:
-                LOG.warning("session to %s belongs to no base: logged out", session.iqn)
-                self._kit.initiator.logout(session.iqn, session.portal)
-        for target in self._kit.targets.targets(IQN_PREFIX):
-            if target.iqn not in self._bases.iqns():
-                LOG.warning("export %s belongs to no base: removed", target.iqn)
-                self._kit.targets.unexport(target.iqn)
-
-    def _sweep_devices(self) -> None:
-        known = {devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA, devnames.ZERO}
-        for volume_id in self._store.stacks:
-            known.update(VolumeNames(volume_id).top_down)
-        for image_id in self._store.bases:
-            names = ImageNames(image_id)
-            known.update((names.base, names.source, names.paths, names.export))
-        while True:
-            strays = [d for d in self._kit.dm.devices() if d.name not in known and not d.opened]
-            if not strays:
-                return
-            for device in strays:  # what lies under one is free in the next round
-                LOG.warning("device %s belongs to nothing: removed", device.name)
-                loop = self._kit.loops.find(devnames.path(device.name))
-                if loop:
-                    self._kit.loops.detach(loop)
-                self._kit.dm.remove(device.name)
-
-    def _sweep_thin_ids(self) -> None:
-        known = {devnames.ZERO_ID, *(base.thin_id for base in self._store.bases.values())}
-        for stack in self._store.stacks.values():
-            known.update(i for i in (stack.local_id, stack.meta_id) if i is not None)
-        for thin_id in sorted(self._kit.metadata.ids() - known):
-            LOG.warning("thin device %d belongs to nothing: deleted", thin_id)
-            self._kit.pool.delete_thin(thin_id)
+        """See :func:`os_brick_thunder.agent.reconcile.reconcile`."""
+        host = Host(self._kit, self._store, self._tracker, self._topology)
+        self._orphaned = reconcile(host, self._bases, self._stacks)
 
     # -- in the background ------------------------------------------------------------------
 

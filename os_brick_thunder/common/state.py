@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,10 @@ class StateFile:
             raw = json.loads(self._path.read_text())
             if raw["version"] != VERSION:
                 raise ValueError(f"version {raw['version']}, this agent knows {VERSION}")
+            bases, stacks = entries(raw)
             return _Document(
-                bases={entry["image_id"]: _base(entry) for entry in raw["bases"]},
-                stacks={entry["volume_id"]: Stack(**entry) for entry in raw["stacks"]},
+                bases={base.image_id: base for base in bases},
+                stacks={stack.volume_id: stack for stack in stacks},
                 next_thin_id=raw["next_thin_id"],
                 releases=raw["releases"],
                 withdrawals=raw.get("withdrawals", {}),
@@ -248,6 +249,14 @@ class StateFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def entries(raw: Mapping[str, Any]) -> tuple[list[Base], list[Stack]]:
+    """The bases and stacks of a state file's JSON.
+
+    :raises KeyError, TypeError, ValueError: it is not one
+    """
+    return [_base(entry) for entry in raw["bases"]], [Stack(**entry) for entry in raw["stacks"]]
 
 
 def _base(raw: dict[str, Any]) -> Base:

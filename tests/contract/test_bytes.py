@@ -53,7 +53,7 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
     # <promotions> <dirty> …"
     words = kit.dm.status(names.cached).splitlines()[0].split()
     assert words[9:12] == ["0", "0", "0"], words
-    for name in names.top_down:
+    for name in (names.vol, names.cached, names.meta, names.local):
         kit.dm.remove(name)
 
 

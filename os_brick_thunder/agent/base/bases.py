@@ -14,7 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.policy.layout import BuildInputs, Graph
 from os_brick_thunder.agent.ports import Kit, Tracker
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
@@ -107,15 +109,11 @@ class Bases:
         return base
 
     def _build(self, base: Base, sources: tuple[wire.Source, ...]) -> Base:
-        kit = self._kit
         self._store.put(base)
         with UndoStack(f"base of image {base.image_id}") as undo:
             undo.push(self._store.drop_base, base.image_id)
-            base, devices = self._open(base, sources, undo)
-            self._connect(base, devices, undo)
-            undo.push(kit.pool.delete_thin, base.thin_id)
-            kit.pool.create_thin(base.thin_id)
-            self._raise_devices(base, undo)
+            base, disks = self._open(base, sources, undo)
+            self._assemble(base, disks, undo, new_thin=True)
             base = dataclasses.replace(base, phase=READY)
             self._store.put(base)
             undo.keep()
@@ -140,22 +138,22 @@ class Bases:
         base = dataclasses.replace(base, paths=paths)
         # Before any login: a restart then knows what to log out.
         self._store.put(dataclasses.replace(base, paths=paths + left))
-        devices = []
+        disks = []
         alive = []
         for path, (source, found) in zip(paths, opened, strict=True):
             try:
-                devices.append(self._login(base.image_id, source, found, path == paths[-1]))
+                disks.append(self._login(base.image_id, source, found, path == paths[-1]))
                 alive.append(path)
             except errors.LoginError as error:
                 LOG.warning("replica of %s on %s: %s", base.image_id, path.host, error)
                 self._close(base.image_id, path)
-        if not devices:
+        if not disks:
             raise errors.NoReplica(
                 f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
                 "see the warnings above for each"
             )
         self._kit.initiator.rank(alive[-1].iqn, alive[-1].portal, last=True)
-        return dataclasses.replace(base, paths=tuple(alive)), tuple(devices)
+        return dataclasses.replace(base, paths=tuple(alive)), tuple(disks)
 
     def _login(self, image_id: str, source: wire.Source, export: wire.Export, last: bool) -> str:
         """Log in to a source; once more if it has let us in anew meanwhile.
@@ -190,33 +188,20 @@ class Bases:
             answers = threads.map(export, sources)
             return {s.exporter: e for s, e in zip(sources, answers, strict=True) if e is not None}
 
-    def _connect(self, base: Base, devices: tuple[str, ...], undo: UndoStack) -> None:
-        """The source: zeroes in the holes, elsewhere a page-cached loop over the paths.
+    def _assemble(
+        self, base: Base, sources: tuple[str, ...], undo: UndoStack, new_thin: bool
+    ) -> None:
+        """Create the devices of a base and export it.
 
         :raises errors.NoReplica: no device for a base that needs one: zeroes would be wrong bytes
         """
-        if not devices and not base.complete:
+        if not sources and not base.complete:
             raise errors.NoReplica(f"base of image {base.image_id} is not complete")
-        names = ImageNames(base.image_id)
-        loop = None
-        if devices:
-            undo.push(self._kit.dm.remove, names.paths)
-            self._kit.dm.create(names.paths, layout.paths_table(devices, base.size), readonly=True)
-            undo.push(self._detach_loop, names)
-            loop = self._kit.loops.attach(devnames.path(names.paths))
-        undo.push(self._kit.dm.remove, names.source)
-        table = layout.source_table(loop, base.size, base.extents, self._kit.pool.block)
-        self._kit.dm.create(names.source, table, readonly=True)
+        inputs = BuildInputs(self._kit.pool.block, sources=sources, portal=self._portal)
+        devices.assemble(self._kit, self._devices(base), inputs, undo, new_thin)
 
-    def _raise_devices(self, base: Base, undo: UndoStack) -> None:
-        kit, names = self._kit, ImageNames(base.image_id)
-        source, below, above = map(devnames.path, (names.source, names.base, names.export))
-        undo.push(kit.dm.remove, names.base)
-        kit.dm.create(names.base, layout.thin_table(base.size, base.thin_id, source))
-        undo.push(kit.dm.remove, names.export)
-        kit.dm.create(names.export, layout.linear_table(below, base.size), readonly=True)
-        undo.push(kit.targets.unexport, self._iqn(base.image_id))
-        kit.targets.export(above, self._iqn(base.image_id), self._portal)
+    def _devices(self, base: Base) -> Graph:
+        return layout.base_devices(base, self._iqn(base.image_id))
 
     # -- completing -------------------------------------------------------------------------
 
@@ -233,12 +218,11 @@ class Bases:
         self._tell(dataclasses.replace(done, paths=()))
 
     def _let_go(self, base: Base) -> None:
-        names = ImageNames(base.image_id)
-        table = layout.source_table(None, base.size, base.extents, self._kit.pool.block)
+        graph, source = self._devices(base), ImageNames(base.image_id).source
         with self._volumes_waiting(base.image_id):
-            self._kit.dm.reload(names.source, table, readonly=True)
-        self._detach_loop(names)
-        self._kit.dm.remove(names.paths)
+            devices.reload(self._kit, graph, source, BuildInputs(self._kit.pool.block))
+        unused = tuple(spec for spec in graph if not spec.expected)
+        devices.dismantle(self._kit, unused, f"replica paths of base {base.image_id}")
         for path in base.paths:
             if path.iqn:
                 self._kit.initiator.logout(path.iqn, path.portal)
@@ -298,36 +282,36 @@ class Bases:
         kit, image_id, working = self._kit, base.image_id, self._working(base)
         fresh = {s.exporter: _path(s, found[s.exporter]) for s in sources if s.exporter in found}
         every = tuple(dict.fromkeys((*base.paths, *fresh.values())))
-        devices: dict[ReplicaPath, str] = {}
+        disks: dict[ReplicaPath, str] = {}
         with UndoStack(f"new sources of the base of image {image_id}") as undo:
             undo.push(self._note, base, base.paths, every)
             self._note(base, every, ())  # before any login
             for source in sources:
                 path = next((p for p in working if p.exporter == source.exporter), None)
                 if path is not None:
-                    devices[path] = working[path]
+                    disks[path] = working[path]
                 elif path := fresh.get(source.exporter):
                     # Its session, if there is one, is dead: it may have another secret.
                     kit.initiator.logout(path.iqn, path.portal)
                     undo.push(kit.initiator.logout, path.iqn, path.portal)
                     with _warned(f"replica of {image_id} on {source.host}"):
                         export, last = found[source.exporter], source == sources[-1]
-                        devices[path] = self._login(image_id, source, export, last)
-            if len(devices) < len(sources):  # what works is better than what was promised
+                        disks[path] = self._login(image_id, source, export, last)
+            if len(disks) < len(sources):  # what works is better than what was promised
                 for path, device in working.items():
                     if path.host not in exclude:
-                        devices.setdefault(path, device)
-            if not devices:
+                        disks.setdefault(path, device)
+            if not disks:
                 raise errors.NoReplica(f"image {image_id}: no new source could be opened")
-            self._rank(tuple(devices))
-            table = layout.paths_table(tuple(devices.values()), base.size)
+            self._rank(tuple(disks))
+            table = layout.paths_table(tuple(disks.values()), base.size)
             kit.dm.reload(ImageNames(image_id).paths, table, readonly=True)
             undo.keep()
         for path in every:
-            if path not in devices:
+            if path not in disks:
                 with _warned(f"replica of {image_id} on {path.host}"):
                     kit.initiator.logout(path.iqn, path.portal)
-        changed = self._note(base, tuple(devices), every)
+        changed = self._note(base, tuple(disks), every)
         LOG.info("base of image %s reads from %s now", image_id, _from(changed))
 
     def _note(
@@ -378,10 +362,10 @@ class Bases:
             return ()
         name = ImageNames(image_id).paths
         flags = dmstatus.paths(self._kit.dm.status(name))
-        devices = self._logged_in(base)
+        disks = self._logged_in(base)
         broken = []
         for path in base.paths:
-            device = devices.get(path)
+            device = disks.get(path)
             number = self._number(device)
             works = flags.get(number)
             last = path == base.paths[-1]
@@ -435,8 +419,8 @@ class Bases:
     def _working(self, base: Base) -> dict[ReplicaPath, str]:
         """The paths that the base can read through, with their devices, first one first."""
         flags = dmstatus.paths(self._kit.dm.status(ImageNames(base.image_id).paths))
-        devices = self._logged_in(base).items()
-        return {path: device for path, device in devices if flags.get(self._number(device))}
+        disks = self._logged_in(base).items()
+        return {path: device for path, device in disks if flags.get(self._number(device))}
 
     def _logged_in(self, base: Base) -> dict[ReplicaPath, str]:
         """Devices of the paths whose sessions are alive."""
@@ -552,25 +536,9 @@ class Bases:
 
     def _tear_down(self, base: Base) -> None:
         with UndoStack(f"removal of base {base.image_id}") as undo:  # runs last pushed first
-            undo.push(self._kit.pool.delete_thin, base.thin_id)
             undo.push(self._disconnect, base)
-            self._push_devices(base, undo)
+            devices.push_removal(self._kit, self._devices(base), undo)
             undo.run()
-
-    def _push_devices(self, base: Base, undo: UndoStack) -> None:
-        """Have whatever devices there are of a base removed."""
-        names = ImageNames(base.image_id)
-        undo.push(self._kit.dm.remove, names.paths)
-        undo.push(self._detach_loop, names)
-        undo.push(self._kit.dm.remove, names.source)
-        undo.push(self._kit.dm.remove, names.base)
-        undo.push(self._kit.dm.remove, names.export)
-        undo.push(self._kit.targets.unexport, self._iqn(base.image_id))
-
-    def _detach_loop(self, names: ImageNames) -> None:
-        loop = self._kit.loops.find(devnames.path(names.paths))
-        if loop:
-            self._kit.loops.detach(loop)
 
     def _disconnect(self, base: Base) -> None:
         for path in base.paths:
@@ -592,24 +560,22 @@ class Bases:
         present = {device.name for device in self._kit.dm.devices()}
         orphaned = []
         for base in self._store.bases.values():
-            names = ImageNames(base.image_id)
+            graph = self._devices(base)
             if base.phase != READY:
                 LOG.warning("base of image %s was left %s: removed", base.image_id, base.phase)
                 self._tear_down(base)
                 self._store.drop_base(base.image_id)
-            elif {names.base, names.export} <= present:
-                self._kit.targets.export(
-                    devnames.path(names.export), self._iqn(base.image_id), self._portal
-                )
+            elif devices.is_whole(graph, present):
+                devices.export(self._kit, graph, self._portal)
                 if base.complete and base.paths:
                     self._let_go(base)
                     self._take_leave(base.image_id)
                 elif base.paths:
                     self._settle(base)
             else:
-                with UndoStack(f"what is left of base {base.image_id}") as undo:
-                    self._push_devices(base, undo)  # we died while it was being restored
-                    undo.run()
+                # The agent may have died while it restored the base.
+                what = f"what is left of base {base.image_id}"
+                devices.dismantle(self._kit, graph, what, delete_thin=False)
                 if base.complete:
                     self._restore(base, ())
                     continue
@@ -633,17 +599,16 @@ class Bases:
 
     def _restore(self, base: Base, sources: tuple[wire.Source, ...]) -> None:
         with UndoStack(f"restoring base {base.image_id}") as undo:
-            devices: tuple[str, ...] = ()
+            disks: tuple[str, ...] = ()
             if not base.complete:
                 for path in base.paths:  # as they were before the reboot
                     if path.iqn:
                         self._kit.initiator.logout(path.iqn, path.portal)
                 before = base.paths
-                base, devices = self._open(base, sources, undo)
+                base, disks = self._open(base, sources, undo)
                 for path in _besides(before, base.paths):
                     self._close(base.image_id, path)
-            self._connect(base, devices, undo)
-            self._raise_devices(base, undo)
+            self._assemble(base, disks, undo, new_thin=False)
             self._store.put(base)
             undo.keep()
         self._absent.discard(base.image_id)
@@ -763,9 +728,6 @@ class Bases:
                 source=next((path.host for path in base.paths if path.iqn), None),
             )
         )
-
-    def iqns(self) -> set[str]:
-        return {self._iqn(image_id) for image_id in self._store.bases}
 
     def _iqn(self, image_id: str) -> str:
         return iqn_of(self._topology.host, image_id)

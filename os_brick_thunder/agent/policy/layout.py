@@ -1,4 +1,4 @@
-"""What one host builds: names and tables of all its device-mapper devices.
+"""The device-mapper devices of a host as values: for a base and for a stack, which there are.
 
 ::
 
@@ -13,17 +13,151 @@
            └─ loop ─ thunder-paths-<image>   read-only multipath over replicas
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
+
+A device is added to a base or a stack by one :class:`DeviceSpec` in :func:`base_devices`,
+:func:`cache_devices` or :func:`stack_devices`. :mod:`os_brick_thunder.agent.devices` builds and
+removes what these return.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from os_brick_thunder.agent.policy import cachemap
 from os_brick_thunder.common.policy import dmtable
-from os_brick_thunder.common.policy.devnames import POOL, ZERO, VolumeNames, path
+from os_brick_thunder.common.policy.devnames import POOL, ZERO, ImageNames, VolumeNames, path
 from os_brick_thunder.common.policy.dmtable import Table, sectors
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.state import Base, Stack
 
-#: A source has at most so many allocated ranges: smaller holes are then read like data.
+#: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
+WRITETHROUGH = "writethrough"
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What tables depend on that is not in the state file; found when devices are built."""
+
+    block: int  # of the pool, bytes
+    lun_size: int = 0  # bytes
+    sources: tuple[str, ...] = ()  # devices of the replicas, nearest first
+    portal: str = ""  # "address:port" of this host's exports
+    cache_map: str = ""  # the cache's metadata as cache_restore(8) takes it
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One device-mapper device, and what is created and removed together with it.
+
+    The table is a function because it may depend on more than the state file.
+    """
+
+    name: str
+    table: Callable[[BuildInputs], Table]
+    readonly: bool = False
+    thin_id: int | None = None  # the pool's thin device that it maps, created before it
+    loop: bool = False  # a loop device is attached over it; see :func:`loop_over`
+    export: str = ""  # iqn under which other hosts read it
+    cache_metadata: bool = False  # the cache map is written to it
+    extends: bool = False  # its table follows the size of the volume's LUN
+    #: Whether it is built now. It is removed in any case: it may be left over from before.
+    expected: bool = True
+
+
+#: Devices in the order in which they are created; each may use those before it.
+Graph = tuple[DeviceSpec, ...]
+
+
+def loop_over(name: str) -> str:
+    """How a table names the loop device over a device of the same graph, before it is attached."""
+    return f"loop:{name}"
+
+
+def base_devices(base: Base, iqn: str) -> Graph:
+    """The devices of a base, which reads from replicas until it is complete.
+
+    :param iqn: of its export
+    """
+    names, size = ImageNames(base.image_id), base.size
+    loop = None if base.complete else loop_over(names.paths)
+    return (
+        DeviceSpec(
+            names.paths,
+            lambda inputs: paths_table(inputs.sources, size),
+            readonly=True,
+            loop=True,
+            expected=not base.complete,
+        ),
+        DeviceSpec(
+            names.source,
+            lambda inputs: source_table(loop, size, base.extents, inputs.block),
+            readonly=True,
+        ),
+        _thin(names.base, base.thin_id, lambda _: size, path(names.source)),
+        DeviceSpec(
+            names.export,
+            lambda _: linear_table(path(names.base), size),
+            readonly=True,
+            export=iqn,
+        ),
+    )
+
+
+def cache_devices(stack: Stack) -> Graph:
+    """The devices of a volume's cache, which it has while it has the thin ids for it."""
+    names, base = VolumeNames(stack.volume_id), ImageNames(stack.image_id or "").base
+    return (
+        _thin(
+            names.meta,
+            stack.meta_id,
+            lambda inputs: cachemap.metadata_length(stack.cached // inputs.block),
+            cache_metadata=True,
+        ),
+        _thin(names.local, stack.local_id, lambda _: stack.cached, path(base)),
+        DeviceSpec(
+            names.cached,
+            lambda inputs: cached_table(
+                names, stack.device, stack.cached, inputs.lun_size, inputs.block, WRITETHROUGH
+            ),
+            extends=True,
+            expected=stack.local_id is not None,
+        ),
+    )
+
+
+def stack_devices(stack: Stack) -> Graph:
+    """The devices of a stack: those of its cache, and the volume's own."""
+    names, direct = VolumeNames(stack.volume_id), stack.mode == "direct"
+    return (
+        *cache_devices(stack),
+        DeviceSpec(
+            names.vol,
+            lambda inputs: vol_table(names, stack.device, inputs.lun_size, direct),
+            extends=True,
+        ),
+    )
+
+
+def _thin(
+    name: str,
+    thin_id: int | None,
+    length: Callable[[BuildInputs], int],
+    origin: str | None = None,
+    cache_metadata: bool = False,
+) -> DeviceSpec:
+    def table(inputs: BuildInputs) -> Table:
+        assert thin_id is not None  # noqa: S101 - without one the device is not built
+        return thin_table(length(inputs), thin_id, origin)
+
+    return DeviceSpec(
+        name,
+        table,
+        thin_id=thin_id,
+        cache_metadata=cache_metadata,
+        expected=thin_id is not None,
+    )
 
 
 def thin_table(length: int, thin_id: int, origin: str | None = None) -> Table:

@@ -16,21 +16,21 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.policy import cachemap, layout
+from os_brick_thunder.agent.policy.layout import BuildInputs
 from os_brick_thunder.agent.ports import Kit, Tracker
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames, dmstatus
-from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
-from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, REMOVING, Base, Stack, StateFile
 from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
-WRITETHROUGH = "writethrough"
 #: The share of an attach's time in which plan and base must be there to be used; the rest is for
 #: the devices.
 _PREPARATION = 0.5
@@ -152,7 +152,7 @@ class Stacks:
         )
         self._store.put(stack)
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:
-            self._build_top(stack, undo)
+            devices.assemble(self._kit, layout.stack_devices(stack), self._inputs(stack), undo)
             return self._finish(stack, deadline, undo)
 
     def _build_with_cache(self, stack: Stack, plan: wire.Plan, deadline: float) -> Stack:
@@ -164,9 +164,10 @@ class Stacks:
             UndoStack(f"cache of volume {stack.volume_id}") as undo,
             self._bases.steady(plan.image.id),
         ):
-            base = self._present(plan.image.id)
-            stack = self._build_cached(stack, base, plan, undo)
-            self._build_top(stack, undo)
+            stack = self._with_cache(stack, self._present(plan.image.id), plan)
+            inputs = self._cache_inputs(stack, plan)
+            stack = dataclasses.replace(stack, mode="cached")
+            devices.assemble(self._kit, layout.stack_devices(stack), inputs, undo)
             return self._finish(stack, deadline, undo)
 
     def _present(self, image_id: str) -> Base:
@@ -208,41 +209,27 @@ class Stacks:
         reason = self._refusal(plan.image)
         return wire.Plan(plan.volume_id, "direct", reason) if reason else plan
 
-    def _build_cached(self, stack: Stack, base: Base, plan: wire.Plan, undo: UndoStack) -> Stack:
-        kit, names, block = self._kit, VolumeNames(stack.volume_id), self._kit.pool.block
-        volume_size = kit.blocks.size(stack.device)
-        cached = self._cached_length(stack, plan)
-        # Direct until its cache is in use: a crash before that is undone.
+    def _with_cache(self, stack: Stack, base: Base, plan: wire.Plan) -> Stack:
+        """A stack with all that its cache is made of; direct until the cache is in use: a crash
+        before that is undone.
+        """
         stack = dataclasses.replace(
             stack,
             image_id=base.image_id,
             local_id=self._store.new_thin_id(),
             meta_id=self._store.new_thin_id(),
-            cached=cached,
+            cached=self._cached_length(stack, plan),
             source=base.paths[0].host if base.paths else self._topology.host,
         )
         self._store.put(stack)
-        blocks = cached // block
-        unmodified = Extents.from_wire(plan.unmodified)
-        xml = cachemap.metadata_xml(cachemap.identity_map(unmodified, cached, block), blocks, block)
-        origin = devnames.path(ImageNames(base.image_id).base)
-        lengths = (cachemap.metadata_length(blocks), cached)
-        for name, thin_id, length, below in (
-            (names.meta, stack.meta_id, lengths[0], None),
-            (names.local, stack.local_id, lengths[1], origin),
-        ):
-            assert thin_id is not None  # noqa: S101 - set just above, for mypy
-            undo.push(kit.pool.delete_thin, thin_id)
-            kit.pool.create_thin(thin_id)
-            undo.push(kit.dm.remove, name)
-            kit.dm.create(name, layout.thin_table(length, thin_id, below))
-        kit.restore_cache(devnames.path(names.meta), xml)
-        undo.push(kit.dm.remove, names.cached)
-        kit.dm.create(
-            names.cached,
-            layout.cached_table(names, stack.device, cached, volume_size, block, WRITETHROUGH),
-        )
-        return dataclasses.replace(stack, mode="cached")
+        return stack
+
+    def _cache_inputs(self, stack: Stack, plan: wire.Plan) -> BuildInputs:
+        """What a cache is built from: the blocks that the volume still shares with its image."""
+        block, unmodified = self._kit.pool.block, Extents.from_wire(plan.unmodified)
+        mapped = cachemap.identity_map(unmodified, stack.cached, block)
+        xml = cachemap.metadata_xml(mapped, stack.cached // block, block)
+        return dataclasses.replace(self._inputs(stack), cache_map=xml)
 
     def _cached_length(self, stack: Stack, plan: wire.Plan) -> int:
         """Bytes that the cache would cover; 0 for a direct plan, or an image below a block."""
@@ -251,18 +238,14 @@ class Stacks:
             size, self._kit.blocks.size(stack.device), self._kit.pool.block
         )
 
-    def _build_top(self, stack: Stack, undo: UndoStack) -> None:
-        names = VolumeNames(stack.volume_id)
-        undo.push(self._kit.dm.remove, names.vol)
-        self._kit.dm.create(names.vol, self._vol_table(stack))
+    def _inputs(self, stack: Stack) -> BuildInputs:
+        return BuildInputs(self._kit.pool.block, lun_size=self._kit.blocks.size(stack.device))
 
-    def _vol_table(self, stack: Stack) -> Table:
-        return layout.vol_table(
-            VolumeNames(stack.volume_id),
-            stack.device,
-            self._kit.blocks.size(stack.device),
-            direct=stack.mode == "direct",
-        )
+    def _reload(self, stack: Stack, *names: str) -> None:
+        """Swap the tables of devices of a stack for what they are by its entry now."""
+        graph, inputs = layout.stack_devices(stack), self._inputs(stack)
+        for name in names:
+            devices.reload(self._kit, graph, name, inputs)
 
     def detach(self, volume_id: str) -> None:
         """Take a volume's stack down; absent is success. Its LUN is left alone.
@@ -284,36 +267,20 @@ class Stacks:
         """
         with self._locks[volume_id]:
             stack = self._ready(volume_id)
-            names, size = VolumeNames(volume_id), self._kit.blocks.size(stack.device)
-            if stack.mode == "cached":
-                block = self._kit.pool.block
-                self._kit.dm.reload(
-                    names.cached,
-                    layout.cached_table(
-                        names, stack.device, stack.cached, size, block, WRITETHROUGH
-                    ),
-                )
-            self._kit.dm.reload(names.vol, self._vol_table(stack))
+            graph, vol = layout.stack_devices(stack), VolumeNames(volume_id).vol
+            in_use = [spec.name for spec in graph if stack.mode == "cached" or spec.name == vol]
+            self._reload(stack, *(s.name for s in graph if s.extends and s.name in in_use))
             return self._answer(stack)
 
     def _remove(self, stack: Stack) -> None:
         self._store.put(dataclasses.replace(stack, phase=REMOVING))
-        self._take_down(stack, VolumeNames(stack.volume_id).top_down)
+        what = f"removal of the stack of volume {stack.volume_id}"
+        devices.dismantle(self._kit, layout.stack_devices(stack), what)
         self._store.drop_stack(stack.volume_id)
         if stack.image_id is not None:
             self._store.touch(stack.image_id)
         self._left.pop(stack.volume_id, None)
         LOG.info("volume %s is detached", stack.volume_id)
-
-    def _take_down(self, stack: Stack, names: tuple[str, ...]) -> None:
-        """Remove devices of a stack, in this order, and give its blocks back."""
-        with UndoStack(f"removal of the stack of volume {stack.volume_id}") as undo:
-            for thin_id in (stack.local_id, stack.meta_id):
-                if thin_id is not None:
-                    undo.push(self._kit.pool.delete_thin, thin_id)
-            for name in reversed(names):
-                undo.push(self._kit.dm.remove, name)
-            undo.run()
 
     # -- leaving the cache ------------------------------------------------------------------
 
@@ -381,9 +348,9 @@ class Stacks:
         return True
 
     def _finish_direct(self, stack: Stack) -> None:
-        names = VolumeNames(stack.volume_id)
-        self._kit.dm.reload(names.vol, self._vol_table(stack))
-        self._take_down(stack, (names.cached, names.meta, names.local))
+        self._reload(stack, VolumeNames(stack.volume_id).vol)
+        what = f"removal of the cache of volume {stack.volume_id}"
+        devices.dismantle(self._kit, layout.cache_devices(stack), what)
         if stack.image_id is not None:
             self._store.touch(stack.image_id)
         self._store.put(
@@ -545,8 +512,11 @@ class Stacks:
                         raise errors.NoReplica(
                             f"volume {stack.volume_id} stays direct: {plan.reason}"
                         )
-                    stack = self._build_cached(user, base, plan, undo)
-                    self._kit.dm.reload(names.vol, self._vol_table(stack))
+                    stack = self._with_cache(user, base, plan)
+                    inputs = self._cache_inputs(stack, plan)
+                    devices.assemble(self._kit, layout.cache_devices(stack), inputs, undo)
+                    stack = dataclasses.replace(stack, mode="cached")
+                    self._reload(stack, names.vol)
                 seconds = time.monotonic() - began
                 stack = dataclasses.replace(stack, reason="", wanted=False, cached_at=time.time())
                 self._store.put(stack)

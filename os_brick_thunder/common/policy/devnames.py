@@ -42,11 +42,6 @@ class VolumeNames:
     def local(self) -> str:
         return f"{PREFIX}local-{self.volume_id}"
 
-    @property
-    def top_down(self) -> tuple[str, ...]:
-        """All devices, in the order in which they can be removed."""
-        return (self.vol, self.cached, self.meta, self.local)
-
 
 @dataclass(frozen=True)
 class ImageNames:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder.agent import failpoints
+from os_brick_thunder.agent import devices, failpoints
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.filler import Filler
@@ -111,24 +111,15 @@ class Host:
     def leftovers(self, store: StateFile) -> list[str]:
         """What is in the kernel and belongs to nothing in the state file."""
         bases, stacks = store.bases, store.stacks
-        known = {devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO}
-        ids = {devnames.ZERO_ID}
-        for base in bases.values():
-            names = devnames.ImageNames(base.image_id)
-            known |= {names.base, names.source, names.paths, names.export}
-            ids.add(base.thin_id)
-        for stack in stacks.values():
-            known |= set(devnames.VolumeNames(stack.volume_id).top_down)
-            ids |= {i for i in (stack.local_id, stack.meta_id) if i is not None}
-        left = [f"device {name}" for name in self.dm.tables if name not in known]
-        left += [f"thin {i}" for i in self.dm.thin_ids - ids]
+        expected = devices.expected(TOPOLOGY.host, bases.values(), stacks.values())
+        left = [f"device {name}" for name in self.dm.tables if name not in expected.names]
+        left += [f"thin {i}" for i in self.dm.thin_ids - expected.thin_ids]
         iqns = {path.iqn for base in bases.values() for path in base.paths}
         exporters = {path.exporter for base in bases.values() for path in base.paths}
         left += [f"admission at {name}" for name in self.tracker.admitted - exporters]
         left += [f"session {iqn}" for iqn, _ in self.initiator.logged_in if iqn not in iqns]
-        if not bases:
-            left += [f"export {iqn}" for iqn in self.targets.exported]
-            left += [f"loop {loop}" for loop in self.loops.loops]
+        left += [f"export {iqn}" for iqn in self.targets.exported if iqn not in expected.exports]
+        left += [f"loop over {d}" for d in self.loops.loops.values() if d not in expected.loops]
         return left
 
     def disagreements(self, store: StateFile) -> set[str]:

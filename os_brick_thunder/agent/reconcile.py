@@ -1,0 +1,75 @@
+"""After a start: the kernel and the state file are made to agree."""
+
+from __future__ import annotations
+
+import logging
+
+from os_brick_thunder.agent import devices
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.devices import Expected
+from os_brick_thunder.agent.ports import Host, Kit
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.state import Base
+from os_brick_thunder.common.transport.iscsi import IQN_PREFIX
+
+LOG = logging.getLogger(__name__)
+
+
+def reconcile(host: Host, bases: Bases, stacks: Stacks) -> list[Base]:
+    """Make the kernel and the state file agree; what belongs to nothing is removed.
+
+    :returns: bases that can only be restored when the tracker has named replicas for them
+    :raises errors.ThunderError: a device could not be removed or restored
+    """
+    kit = host.kit
+    for device in kit.dm.devices():
+        if device.suspended:
+            LOG.warning("device %s was left suspended: resumed", device.name)
+            kit.dm.resume(device.name)
+    stacks.reconcile()
+    orphaned = bases.reconcile()
+    known = host.store.bases.values()
+    expected = devices.expected(host.topology.host, known, host.store.stacks.values())
+    _sweep_exports(kit, expected)  # first: an export has its device open
+    _sweep_devices(kit, expected)
+    _sweep_thin_ids(kit, expected)
+    _sweep_sessions(kit, {path.iqn for base in known for path in base.paths})
+    return orphaned
+
+
+def _sweep_exports(kit: Kit, expected: Expected) -> None:
+    for target in kit.targets.targets(IQN_PREFIX):
+        if target.iqn not in expected.exports:
+            LOG.warning("export %s belongs to no base: removed", target.iqn)
+            kit.targets.unexport(target.iqn)
+
+
+def _sweep_devices(kit: Kit, expected: Expected) -> None:
+    """Remove strays that nobody has open; what they were built on is free in the next round."""
+
+    def strays() -> list[Device]:
+        return [device for device in kit.dm.devices() if device.name not in expected.names]
+
+    while True:
+        for device in strays():
+            devices.detach_loop(kit, device.name)  # it has the device open
+        idle = [device for device in strays() if not device.opened]
+        if not idle:
+            return
+        for device in idle:
+            LOG.warning("device %s belongs to nothing: removed", device.name)
+            kit.dm.remove(device.name)
+
+
+def _sweep_thin_ids(kit: Kit, expected: Expected) -> None:
+    for thin_id in sorted(kit.metadata.ids() - expected.thin_ids):
+        LOG.warning("thin device %d belongs to nothing: deleted", thin_id)
+        kit.pool.delete_thin(thin_id)
+
+
+def _sweep_sessions(kit: Kit, iqns: set[str]) -> None:
+    for session in kit.initiator.sessions():
+        if session.iqn not in iqns:
+            LOG.warning("session to %s belongs to no base: logged out", session.iqn)
+            kit.initiator.logout(session.iqn, session.portal)
