@@ -28,19 +28,19 @@ a first session:
   lab kill cmp2; lab start cmp2            a power cut, and the power back
   lab down
 
-The source tree is seen live in the nodes: after a change restart the daemon, not the lab.
-Built things are kept in $THUNDER_LAB_CACHE (/var/cache/thunder-lab), the labs' disks and logs
-are in $THUNDER_LAB_STATE (/var/tmp/thunder-lab). All time limits are multiplied by a factor that
-`lab up` measures: the time that this machine takes for some work, over the reference machine's.
-$THUNDER_LAB_PACE=2.5 sets it instead.
+The nodes see the source tree live: after a change restart the daemon, not the lab.
+Whatever is built is cached in $THUNDER_LAB_CACHE (/var/cache/thunder-lab); the labs' disks and
+logs are in $THUNDER_LAB_STATE (/var/tmp/thunder-lab). All time limits are multiplied by a factor
+that `lab up` measures: how much longer this machine takes for a fixed piece of work than the
+reference machine. THUNDER_LAB_PACE=2.5 in the environment sets it instead.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    :returns: 0; 1 when it failed; 2 when this machine cannot run a lab, or the command line is
-        wrong; ``exec`` and ``openstack`` return what their command returned
+    :returns: 0; 1 if it failed; 2 if this machine cannot run a lab or the command line is
+        invalid; ``exec`` and ``openstack`` return the exit code of their command
     """
     signal.signal(signal.SIGTERM, _interrupt)
     parsed = _parser().parse_args(arguments)
@@ -126,13 +126,13 @@ def _console(parsed: argparse.Namespace) -> int:
 
 
 def _logs(parsed: argparse.Namespace) -> int:
-    # The logs of a lab that could not start are the ones most wanted: no Cluster.load here.
+    # No Cluster.load: logs matter most for a lab that could not start.
     folder = Cluster(parsed.name).logs / parsed.node
     if not folder.is_dir():
         raise LabError(f"there are no logs of {parsed.node!r} in {folder.parent}")
     found = {path.stem: path for path in sorted(folder.glob("*.log"))}
     if parsed.service is not None and parsed.service not in found:
-        raise LabError(f"no log of {parsed.service!r}; there are: {', '.join(found)}")
+        raise LabError(f"no log of {parsed.service!r}; available: {', '.join(found)}")
     paths = [found[parsed.service]] if parsed.service else list(found.values())
     follow = ["-F"] if parsed.follow else []
     return _become(["tail", f"--lines={parsed.lines}", *follow, *map(str, paths)])
@@ -143,7 +143,7 @@ def _link(parsed: argparse.Namespace) -> int:
     old = cluster.node(parsed.node).spec.link
     link = Link(parsed.rate or old.rate, parsed.delay or old.delay)
     cluster.set_link(parsed.node, link)
-    print(f"{parsed.node}: {link.rate} each way, {link.delay} later")
+    print(f"{parsed.node}: {link.rate} each way, {link.delay} delay")
     return 0
 
 
@@ -177,7 +177,7 @@ def _openstack(parsed: argparse.Namespace) -> int:
 
 def _become(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
     sys.stdout.flush()
-    os.execvpe(argv[0], list(argv), {**os.environ, **(environment or {})})  # noqa: S606  # no shell: that is the point
+    os.execvpe(argv[0], list(argv), {**os.environ, **(environment or {})})  # noqa: S606  # no shell is involved
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--name", default="thunder", help="which lab; several can be up (%(default)s)"
+        "--name", default="thunder", help="name of the lab; several can be up at once (%(default)s)"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -205,22 +205,28 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    up = add("up", _up, "bring a lab up; on any failure everything is taken down again", _UP)
+    up = add("up", _up, "bring a lab up; on failure everything is taken down again", _UP)
     up.add_argument(
         "--storage", type=int, default=1, metavar="N", help="storage nodes (%(default)s)"
     )
     up.add_argument(
         "--compute", type=int, default=3, metavar="N", help="compute nodes (%(default)s)"
     )
-    up.add_argument("--rate", default="1gbit", help="of each node's link, each way (%(default)s)")
-    up.add_argument("--delay", default="0ms", help="of each node's link, one way (%(default)s)")
     up.add_argument(
-        "--memory", type=int, default=1024, metavar="MIB", help="of a node (%(default)s)"
+        "--rate", default="1gbit", help="rate of each node's link, each way (%(default)s)"
     )
-    up.add_argument("--disk", type=int, default=8, metavar="GIB", help="of a node (%(default)s)")
+    up.add_argument(
+        "--delay", default="0ms", help="delay of each node's link, one way (%(default)s)"
+    )
+    up.add_argument(
+        "--memory", type=int, default=1024, metavar="MIB", help="memory of a node (%(default)s)"
+    )
+    up.add_argument(
+        "--disk", type=int, default=8, metavar="GIB", help="data disk of a node (%(default)s)"
+    )
     up.add_argument("--nova", action="store_true",
-                    help=f"servers, too: Placement, Nova, libvirt and QEMU; compute nodes then "
-                         f"have at least {SERVER_MEMORY} MiB")  # fmt: skip
+                    help=f"with Placement, Nova, libvirt and QEMU; compute nodes then have "
+                         f"at least {SERVER_MEMORY} MiB")  # fmt: skip
     up.add_argument("--no-control-plane", dest="control_plane", action="store_false",
                     help="nodes only: no MariaDB, RabbitMQ, Keystone, Glance, Cinder")  # fmt: skip
     up.add_argument("--no-services", dest="services", action="store_false",
@@ -228,31 +234,35 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--backend-driver", default=Options().backend_driver, metavar="CLASS",
                     help="volume_driver of the backend (%(default)s)")  # fmt: skip
 
-    add("down", _down, "take a lab down; it leaves its logs and nothing else", _DOWN)
+    add("down", _down, "take a lab down; only its logs are kept", _DOWN)
     add("status", _status, "show nodes, links, traffic and daemons", "")
 
     run = add("exec", _exec, "run a command on a node, as root", _EXEC)
     run.add_argument("node", metavar="NODE")
-    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD", help="to the node's shell")
+    run.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="CMD", help="passed to the node's shell"
+    )
     console = add(
-        "console", _console, "a shell on a node; what its kernel says is in `lab logs`", ""
+        "console", _console, "open a shell on a node; its kernel's messages are in `lab logs`", ""
     )
     console.add_argument("node", metavar="NODE")
 
     logs = add("logs", _logs, "show the end of a node's logs, console or one daemon", _LOGS)
     logs.add_argument("node", metavar="NODE", help="a node, or `controller`")
     logs.add_argument("service", nargs="?", metavar="SERVICE", help="`console` or a daemon (all)")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on as the log grows")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing as the log grows")
     logs.add_argument("-n", "--lines", type=int, default=40, metavar="N", help="(%(default)s)")
 
     link = add("link", _link, "change a node's link while it runs", _LINK)
     link.add_argument("node", metavar="NODE")
-    link.add_argument("--rate", help="each way, as 100mbit; 0bit is no limit")
-    link.add_argument("--delay", help="one way, on what the node sends, as 5ms")
+    link.add_argument("--rate", help="each way, for example 100mbit; 0bit is no limit")
+    link.add_argument("--delay", help="one way, on what the node sends, for example 5ms")
 
-    kill = add("kill", _kill, "cut a node's power: nothing is flushed or told", _KILL)
+    kill = add("kill", _kill, "cut a node's power: nothing is flushed or shut down", _KILL)
     kill.add_argument("node", metavar="NODE")
-    client = add("openstack", _openstack, "run the openstack client inside, as administrator", _OS)
+    client = add(
+        "openstack", _openstack, "run the openstack client in the lab, as administrator", _OS
+    )
     client.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARG")
     operator = add("thunder", _thunder, "run Thunder's operator command on the lab's cloud", "")
     operator.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARG")
@@ -264,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
 _UP = """\
 examples:
   lab up                                       the standard lab
-  lab up --storage 2 --compute 4               more hosts; compute nodes come two to a rack
+  lab up --storage 2 --compute 4               more hosts; two compute nodes to a rack
   lab up --rate 100mbit --delay 2ms            a slow network
   lab --name kernel up --no-control-plane --storage 0 --compute 1
                                                one bare node beside another lab
@@ -272,8 +282,8 @@ examples:
 The first time, the root image (a minute) and the databases (a minute) are built and cached.
 """
 _DOWN = """\
-Works at any time: while `lab up` runs elsewhere, after it was killed, or with nothing there.
-The logs stay until the next `lab up` of this name.
+Works at any time: while `lab up` runs elsewhere, after it was killed, or without a lab.
+The logs are kept until the next `lab up` of this name.
 """
 _EXEC = """\
 examples:
@@ -283,10 +293,10 @@ examples:
 """
 _LOGS = """\
 examples:
-  lab logs cmp1                      everything of cmp1, the end of each
+  lab logs cmp1                      the end of every log of cmp1
   lab logs stor1 cinder-volume -f
   lab logs controller cinder-api
-  lab logs cmp2 console              what the kernel of cmp2 said
+  lab logs cmp2 console              the kernel messages of cmp2
 """
 _LINK = """\
 examples:
@@ -300,5 +310,5 @@ examples:
   lab openstack volume create --image debian --size 2 v1
 """
 _KILL = """\
-The node's disks stay as they were at that instant; `lab start` boots it again with them.
+The node's disks keep their contents of that instant; `lab start` boots it again from them.
 """

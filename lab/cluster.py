@@ -1,4 +1,4 @@
-"""A whole lab: what the command line, the tests and the benchmarks work with."""
+"""A whole lab, as the command line, the tests and the benchmarks use it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
 def cache_folder() -> Path:
-    """Where things are kept that are built once: ``$THUNDER_LAB_CACHE``."""
+    """The cache of everything that is built once: ``$THUNDER_LAB_CACHE``."""
     return Path(os.environ.get("THUNDER_LAB_CACHE", "/var/cache/thunder-lab"))
 
 
@@ -49,7 +49,7 @@ def state_folder() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What of a lab is started: see ``lab up --help``."""
+    """Which parts of a lab are started: see ``lab up --help``."""
 
     control_plane: bool = True
     services: bool = True
@@ -79,7 +79,7 @@ class Cluster:
         self.network = Network(name)
         self.topology = topology or Topology.standard()
         self.options = options or Options()
-        #: How many times the reference machine's time this one takes: see :mod:`lab.pace`.
+        #: How many times slower this machine is than the reference machine: see :mod:`lab.pace`.
         self.pace = 1.0
         self._bound: Process | None = None
         self.controller = Controller(
@@ -90,7 +90,7 @@ class Cluster:
 
     @classmethod
     def load(cls, name: str = "thunder") -> Cluster:
-        """The lab of this name as it was brought up, from another process.
+        """The lab of this name that another process brought up.
 
         :raises LabError: there is none
         """
@@ -108,7 +108,7 @@ class Cluster:
 
     def _make_nodes(self) -> None:
         keys = self.folder / "keys"
-        # Filled in by _up: a lab that is only looked at needs no image.
+        # Set by _up: a lab that is only inspected needs no image.
         image = self.folder / "root.img"
         self.nodes = {
             spec.name: Node(
@@ -127,7 +127,7 @@ class Cluster:
         }
 
     def _keep_pace(self, factor: float) -> None:
-        """Have this machine's time limits, in this process and in what the daemons are given."""
+        """Scale the time limits to this machine, in this process and in the daemons' files."""
         self.pace = factor
         pace.use(factor)
         self.controller.make_catalog()
@@ -153,16 +153,16 @@ class Cluster:
     # -- up and down ---------------------------------------------------------------------------
 
     def is_up(self) -> bool:
-        """Whether :meth:`up` has come to its end and :meth:`down` has not been called since."""
+        """Whether :meth:`up` has completed and :meth:`down` has not been called since."""
         return self.network.exists() and (self.folder / "up").exists()
 
     def up(self, steps: Steps | None = None, *, bound: bool = False) -> None:
-        """Bring the lab up; whatever goes wrong, what was started is taken down again.
+        """Bring the lab up; on any failure, take down what was started.
 
-        :param bound: to this process, which takes it down: should the process be killed before
-            it does, the next ``up`` of this name takes the lab down first
+        :param bound: tie the lab to this process, which is to take it down: if the process is
+            killed before it does, the next ``up`` of this name takes the lab down first
         :raises PreconditionError: this machine cannot run it; nothing was started
-        :raises LabError: a part did not start; with the reason and the end of its log
+        :raises LabError: a part did not start; has the reason and the end of its log
         """
         preconditions.check(control_plane=self.options.control_plane)
         with self._lock(), steps or Steps(quiet=True) as shown:
@@ -186,9 +186,9 @@ class Cluster:
                 raise
 
     def _left_behind(self) -> Process | None:
-        """The process to which this lab was bound, if it is gone and the lab is there.
+        """The process to which this lab was bound, if it has ended and the lab is still up.
 
-        :raises LabError: the lab is up, and not to be taken down for a new one
+        :raises LabError: the lab is up and in use
         """
         try:
             bound = _bound(json.loads(self._state_file.read_text()))
@@ -225,7 +225,7 @@ class Cluster:
             tasks.finish()
 
     def _start_services(self, tasks: _Tasks, boots: Mapping[str, Future[None]]) -> None:
-        """Each daemon as soon as what it cannot start without is ready."""
+        """Start each daemon as soon as its dependencies are ready."""
 
         def start(place: Controller | Node, name: str, *after: Future[None]) -> Future[None]:
             action = functools.partial(place.service_start, name, self._cancel)
@@ -251,15 +251,17 @@ class Cluster:
         daemons: list[Future[None]] = []
         for node in self.nodes.values():
             ready = [boots[node.name], *cloud]
-            for name in node.catalog:  # in the order of their needs
+            for name in node.catalog:  # in the order of their dependencies
                 ready.append(start(node, name, *ready))
             daemons += ready
         if self.options.nova:
             tasks.start("nova: compute hosts", self._discover_hosts, daemons)
 
     def _load_policy(self) -> None:
-        """Keystone reads its policy at the first request that needs it; requests that come in
-        meanwhile are forbidden, and the service that had a token checked answers with 503.
+        """Have Keystone read its policy before any service needs it.
+
+        It does so at the first request; requests that arrive meanwhile are forbidden, and the
+        service that wanted a token checked answers with 503.
         """
         self.ask(lambda cloud: list(cloud.identity.projects()))
 
@@ -275,7 +277,7 @@ class Cluster:
             }
             return found >= wanted
 
-        # nova-compute tells Placement what it has when it starts, and every minute.
+        # nova-compute reports its inventory to Placement at its start and every minute.
         wait_for(
             "Placement knows the compute hosts",
             lambda: self.ask(known),
@@ -289,9 +291,9 @@ class Cluster:
         node.start(self._cancel)
 
     def down(self, steps: Steps | None = None) -> None:
-        """Take the lab down; only its logs stay, until it comes up again. Absent is success.
+        """Take the lab down; only its logs are kept, until the next start. Absent is success.
 
-        An ``up`` that is under way in another process is told to stop first.
+        An ``up`` that is running in another process is interrupted first.
         """
         with steps or Steps(quiet=True) as shown, shown.step(f"lab {self.name} down"):
             self._cancel.set()
@@ -313,9 +315,9 @@ class Cluster:
 
     @contextlib.contextmanager
     def _lock(self, *, interrupt: bool = False) -> Iterator[None]:
-        """Two operations on a lab of one name do not mix.
+        """Run one operation at a time on a lab.
 
-        The lock goes with its holder, so one that was killed leaves nothing to clean up.
+        The lock ends with its holder, so a killed process leaves nothing to clean up.
         """
         lock = state_folder() / f"{self.name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -339,7 +341,7 @@ class Cluster:
     def node(self, name: str) -> Node:
         """A node by its name.
 
-        :raises LabError: there is no such node; the message lists them
+        :raises LabError: there is no such node; the message lists those there are
         """
         if name not in self.nodes:
             raise LabError(f"there is no node {name!r}; there are: {', '.join(self.nodes)}")
@@ -371,7 +373,7 @@ class Cluster:
     def ask(self, question: Callable[[Any], _T]) -> _T:
         """Call ``question`` with an openstacksdk connection of the administrator, in the lab.
 
-        For what is asked often: the client takes over a second of CPU for each command.
+        For frequent queries: the client takes over a second of CPU for each command.
 
         >>> cluster.ask(lambda cloud: cloud.block_storage.find_volume("v1").status)
         """
@@ -379,7 +381,7 @@ class Cluster:
 
     @functools.cached_property
     def _cloud(self) -> Any:
-        import openstack  # half a second, which most commands do without
+        import openstack  # takes half a second, and most commands do not need it
 
         return openstack.connect(**config.credentials(), load_yaml_config=False, load_envvars=False)
 
@@ -411,9 +413,9 @@ class Cluster:
 
 
 class _Tasks:
-    """Parts of one operation that run at the same time; the first failure ends all of them.
+    """Concurrent parts of one operation; the first failure ends all of them.
 
-    :param abort: called again and again after a failure, until every part has ended
+    :param abort: called repeatedly after a failure, until every part has ended
     """
 
     def __init__(self, steps: Steps, cancel: threading.Event, abort: Callable[[], object]) -> None:
@@ -441,7 +443,7 @@ class _Tasks:
         def body() -> None:
             wait(after)
             if self._cancel.is_set() or any(earlier.exception() for earlier in after):
-                raise Cancelled(f"{what}: not begun")
+                raise Cancelled(f"{what}: not started")
             with self._steps.step(what):
                 action()
 
@@ -450,10 +452,10 @@ class _Tasks:
         return task
 
     def finish(self) -> None:
-        """Wait for all, or for the first that fails, whose error is raised."""
+        """Wait for all parts, or raise the error of the first that fails."""
         done, _ = wait(self._all, return_when=FIRST_EXCEPTION)
         errors = [error for task in done if (error := task.exception())]
-        # What was given up because of a failure is not the failure.
+        # A part that was cancelled because of a failure is not the failure to report.
         for error in sorted(errors, key=lambda each: isinstance(each, Cancelled)):
             raise error
 

@@ -2,10 +2,10 @@
 
 ::
 
-    LabError                what was wrong, and what to do about it
+    LabError                what failed, and what to do about it
       PreconditionError     this machine cannot run a lab (yet)
-      CommandError          a process failed: argv, exit code, what it said
-      ConditionError        something did not become true in time, or died before it did
+      CommandError          a process failed: argv, exit code, its output
+      ConditionError        a condition did not become true in time, or its process ended first
       Cancelled             another part of the same operation failed first
 """
 
@@ -30,13 +30,13 @@ class CommandError(LabError):
         self.argv = tuple(argv)
         self.returncode = returncode
         self.output = output
-        last = output.strip()[-2000:] or "(it said nothing)"
+        last = output.strip()[-2000:] or "(no output)"
         super().__init__(f"exit code {returncode} from: {shlex.join(argv)}\n{last}")
 
 
 class ConditionError(LabError):
-    """A condition that was waited for did not come true."""
+    """A condition did not become true while it was waited for."""
 
 
 class Cancelled(LabError):
-    """Given up because another part failed first; never the error to show."""
+    """Abandoned because another part failed first; never the error to report."""

@@ -1,4 +1,4 @@
-"""A process of this machine that is found again later, from another one."""
+"""A process of this machine that another process can find again later."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import psutil
 
 @dataclass(frozen=True)
 class Process:
-    """A process by its number and by when it began, in seconds since 1970.
+    """A process by its number and its start time, in seconds since 1970.
 
-    The number alone may have gone to another process since.
+    The number alone may have been reused since.
     """
 
     pid: int
@@ -35,8 +35,8 @@ class Process:
         """The process, if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            # Seconds, because when a process began is reckoned from when the machine did, which
-            # moves with its clock.
+            # Tolerate seconds: start times are derived from the boot time, which moves when the
+            # machine's clock is set.
             other = abs(process.create_time() - self.created) > 5
             return None if other or process.status() == psutil.STATUS_ZOMBIE else process
         except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What a person sees while the lab works: a live list on a terminal, plain lines elsewhere."""
+"""Progress output of the lab: a live list on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Steps:
-    """Names the steps of an operation as they begin and end, several at once; thread-safe.
+    """Shows the steps of an operation as they begin and end, several at once; thread-safe.
 
-    :param quiet: show only notes
+    :param quiet: show notes only
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -37,7 +37,7 @@ class Steps:
         self._progress.stop()
 
     def brief(self) -> Steps:
-        """For a step that has steps of its own: of these, only the notes are shown."""
+        """For a step that has steps of its own, of which only the notes are shown."""
         found = Steps(quiet=True, console=self._console)
         found._began = self._began
         return found
@@ -58,7 +58,7 @@ class Steps:
         self._line(what, began)
 
     def note(self, text: str) -> None:
-        """Show a line about what a step has found, or waits for."""
+        """Show a line about what a step has found or is waiting for."""
         began = "" if self._live else f"[{time.monotonic() - self._began:6.1f} s]"
         self._console.print(f"{began}  {text}", markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The gate through which the lab starts processes, and the way it waits for conditions."""
+"""Starting processes, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from lab import pace
 from lab.errors import Cancelled, CommandError, ConditionError
 
-#: Seconds between two looks at a condition.
+#: Seconds between two checks of a condition.
 POLL = 0.1
-#: Seconds between two looks at the progress of something.
+#: Seconds between two checks for progress.
 _LOOK = 2.0
 
 
@@ -31,7 +31,7 @@ def run(
 
     :param timeout: seconds on the reference machine, after which the process is killed
     :param env: added to this process's environment
-    :raises CommandError: on any exit code but 0, unless ``check`` is false, and on a timeout
+    :raises CommandError: on an exit code other than 0, unless ``check`` is false; on a timeout
     """
     limit = None if timeout is None else pace.stretch(timeout)
     try:
@@ -82,10 +82,10 @@ def spawn(
 
 
 class Progress:
-    """Of something that is waited for as long as it goes on.
+    """Detects that an operation without a fixed time limit no longer makes progress.
 
-    :param value: changes when it does
-    :param still: seconds on the reference machine in which it should at least once
+    :param value: returns something that changes as the operation proceeds
+    :param still: seconds on the reference machine without a change that count as a stop
     """
 
     def __init__(self, value: Callable[[], object], still: float) -> None:
@@ -95,7 +95,7 @@ class Progress:
         self._look = self._end = 0.0
 
     def stopped(self) -> bool:
-        """Whether the value has not changed for too long; to be asked again and again."""
+        """Whether the value has not changed for too long; must be called repeatedly."""
         now = time.monotonic()
         if now >= self._look:
             found, self._look = self._value(), now + min(_LOOK, self.still / 4)
@@ -117,15 +117,15 @@ def wait_for(
     """Return when ``condition()`` is true.
 
     :param timeout: seconds on the reference machine
-    :param log: its tail becomes part of the error
-    :param alive: when this turns false there is nothing left to wait for
-    :param progress: when there is none any longer, there is nothing left to wait for either
-    :raises ConditionError: too late, no progress, or no longer alive
+    :param log: its last lines become part of the error
+    :param alive: the wait ends with an error when this becomes false
+    :param progress: the wait ends with an error when this has stopped
+    :raises ConditionError: not in time, no progress, or no longer alive
     :raises Cancelled: ``cancel`` was set
     """
     deadline = pace.deadline(timeout)
     while True:
-        # Asked before the condition: a process that answered and died must not count as ready.
+        # Checked before the condition: a process that answered and died must not count as ready.
         living = alive is None or alive()
         if condition():
             return
@@ -145,7 +145,7 @@ def wait_for(
 
 
 def log_tail(log: Path | None, lines: int = 25) -> str:
-    """The end of a log as the second half of an error message; nothing if there is no log."""
+    """The end of a log, to be appended to an error message; empty if there is no log."""
     if log is None or not log.exists():
         return ""
     last = log.read_text(errors="replace").splitlines()[-lines:]
