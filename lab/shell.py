@@ -15,7 +15,7 @@ from lab.errors import Cancelled, CommandError, ConditionError
 #: Seconds between two checks of a condition.
 POLL = 0.1
 #: Seconds between two checks for progress.
-_LOOK = 2.0
+_CHECK_INTERVAL = 2.0
 
 
 def run(
@@ -85,22 +85,22 @@ class Progress:
     """Detects that an operation without a fixed time limit no longer makes progress.
 
     :param value: returns something that changes as the operation proceeds
-    :param still: seconds on the reference machine without a change that count as a stop
+    :param stall: seconds on the reference machine without a change that count as a stop
     """
 
-    def __init__(self, value: Callable[[], object], still: float) -> None:
-        self.still = still
+    def __init__(self, value: Callable[[], object], stall: float) -> None:
+        self.stall = stall
         self._value = value
         self._last: object = None
-        self._look = self._end = 0.0
+        self._next_check = self._end = 0.0
 
     def stopped(self) -> bool:
         """Whether the value has not changed for too long; must be called repeatedly."""
         now = time.monotonic()
-        if now >= self._look:
-            found, self._look = self._value(), now + min(_LOOK, self.still / 4)
+        if now >= self._next_check:
+            found, self._next_check = self._value(), now + min(_CHECK_INTERVAL, self.stall / 4)
             if found != self._last:
-                self._last, self._end = found, pace.deadline(self.still)
+                self._last, self._end = found, pace.deadline(self.stall)
         return now > self._end
 
 
@@ -135,7 +135,7 @@ def wait_for(
             raise ConditionError(f"{what}: its process ended{log_tail(log)}")
         if progress is not None and progress.stopped():
             raise ConditionError(
-                f"{what}: no progress for {pace.stretch(progress.still):g} seconds{log_tail(log)}"
+                f"{what}: no progress for {pace.stretch(progress.stall):g} seconds{log_tail(log)}"
             )
         if time.monotonic() > deadline:
             raise ConditionError(

@@ -1,6 +1,6 @@
 """Configuration of everything that runs in a lab: values in, file contents out.
 
-Passwords are what they are because nothing outside the lab's namespace can reach it.
+Passwords are trivial because nothing outside the lab's namespace can reach it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PASSWORD = "lab"
 REGION = "RegionOne"
 VOLUME_TYPE = "thunder"
 BACKEND = "thunder"
-#: Cinder's LVM driver, and what a backend and volume type of it are called.
+#: Name of a backend and volume type of Cinder's LVM driver, and the driver.
 PLAIN, LVM = "lvm", "cinder.volume.drivers.lvm.LVMVolumeDriver"
 VOLUME_GROUP = "cinder-volumes"
 KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
 NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
 IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
 TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
-#: Time limits of ours that a slow machine needs longer; their defaults are the base.
+#: Thunder's time limits that are stretched on a slow machine, starting from their defaults.
 _AGENT_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
 _TRACKER_LIMITS = ("thunder_heartbeat_timeout", "thunder_creating_timeout")
 DATABASES = ("keystone", "glance", "cinder", "placement", "nova_api", "nova_cell0", "nova")
@@ -37,7 +37,7 @@ SERVICE_USERS = ("glance", "cinder", "placement", "nova")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A line of Keystone's catalogue."""
+    """An entry of Keystone's catalogue."""
 
     service: str
     type: str
@@ -96,7 +96,7 @@ def database_url(name: str) -> str:
 
 
 def service_auth(user: str) -> dict[str, object]:
-    """How a service makes itself known to others, as options of keystoneauth."""
+    """How a service authenticates to others, as options of keystoneauth."""
     return {
         "auth_type": "password",
         "auth_url": IDENTITY_URL,
@@ -128,7 +128,7 @@ def keystone(folder: Path) -> str:
             "fernet_tokens": {"key_repository": folder / "fernet-keys"},
             "credential": {"key_repository": folder / "credential-keys"},
             "cache": {"enabled": True, "backend": "dogpile.cache.memory"},
-            # Thousands of rounds would guard a password that is written above.
+            # More rounds would only protect a password that is written above.
             "identity": {"password_hash_rounds": 4},
         }
     )
@@ -172,8 +172,8 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
         "default_volume_type": VOLUME_TYPE,
         "report_interval": 5,
         "service_down_time": pace.whole(30),
-        "rpc_response_timeout": pace.whole(60),  # oslo.messaging's own
-        # Cinder's own three, and the one that lets a test say where a volume is not to be.
+        "rpc_response_timeout": pace.whole(60),  # oslo.messaging's default
+        # Cinder's three defaults, and one that lets a test exclude a backend.
         "scheduler_default_filters": "AvailabilityZoneFilter,CapacityFilter,CapabilitiesFilter,"
         "DifferentBackendFilter",
         **extra.get("DEFAULT", {}),
@@ -192,15 +192,15 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
 
 
 def operator(state: Path) -> str:
-    """cinder.conf for the ``thunder`` command: it has to know after what silence hosts are dead."""
+    """cinder.conf for the ``thunder`` command, with the timeout after which hosts are dead."""
     backend: Sections = {"DEFAULT": {"enabled_backends": BACKEND}, BACKEND: tracker_limits()}
     return cinder(state, HOST_ADDRESS, backend)
 
 
 def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sections:
-    """What cinder.conf of a storage node has beyond the common part.
+    """The sections of a storage node's cinder.conf beyond the common part.
 
-    :param plain: beside the backend one of Cinder's LVM driver, on the same disks
+    :param plain: add a backend of Cinder's LVM driver, on the same disks
     """
     common: dict[str, object] = {
         "volume_group": VOLUME_GROUP,
@@ -231,7 +231,7 @@ def tracker_limits() -> dict[str, float]:
 def agent_limits(times: float = 1.0) -> dict[str, float]:
     """Time limits of thunder.conf, in seconds: the defaults, stretched for this machine.
 
-    :param times: as many times longer, for a lab that has its machine do too much
+    :param times: a further factor, for a lab that overloads its machine
     """
     options = os_brick_thunder.common.conf.CONNECTOR_OPTS + os_brick_thunder.common.conf.AGENT_OPTS
     return {name: limit * times for name, limit in _stretched(options, _AGENT_LIMITS).items()}
@@ -245,7 +245,7 @@ def _stretched(options: Sequence[cfg.Opt], names: Sequence[str]) -> dict[str, fl
 def agent(spec: NodeSpec, **options: object) -> str:
     """thunder.conf of a compute node: its whole data disk is the local pool.
 
-    :param options: of [thunder], instead of the lab's
+    :param options: override the lab's options in [thunder]
     """
     return ini(
         {

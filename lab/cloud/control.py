@@ -18,13 +18,13 @@ from lab.nodes.services import Daemons, Service, api, listens, logged, serves
 from lab.nodes.topology import HOST_ADDRESS, NodeSpec
 from lab.shell import run
 
-_RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one in PATH insists on its own user
+_RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one in PATH switches to its own user
 _PYTHON = f"{sys.prefix}/bin/python"
 _LAB = Path(__file__).parent
 
 
 class Controller:
-    """The lab's own side, 10.77.0.1: MariaDB, RabbitMQ and the OpenStack services."""
+    """The control plane at 10.77.0.1: MariaDB, RabbitMQ and the OpenStack services."""
 
     name = "controller"
 
@@ -35,12 +35,12 @@ class Controller:
         self._daemons = Daemons(self, pids=str(folder / "run"), logs=str(logs))
 
     def make_catalog(self) -> None:
-        """Fill :attr:`catalog`; again after a change of :mod:`lab.pace`, which goes into it."""
+        """Fill :attr:`catalog`; to be repeated after a change of :mod:`lab.pace`."""
         self.catalog.update({service.name: service for service in _services(self.folder)})
 
     @property
     def catalog(self) -> dict[str, Service]:
-        """The daemons that can be started here, by name, in the order of their needs."""
+        """The daemons that can be started here, by name, in order of their dependencies."""
         return self._daemons.catalog
 
     @property
@@ -71,7 +71,7 @@ class Controller:
         )
 
     def environment(self) -> dict[str, str]:
-        """The environment of what runs here, the client's credentials included."""
+        """The environment of processes that run here, with the client's credentials."""
         return {
             "PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}",
             "PYTHONPATH": str(TREE),
@@ -79,7 +79,7 @@ class Controller:
         }
 
     def make_folders(self) -> None:
-        """Make what the daemons expect to find."""
+        """Create the folders that the daemons expect."""
         self.logs.mkdir(parents=True)
         for name in ("glance/images", "glance/staging", "glance/tasks", "cinder/conversion"):
             (self.folder / name).mkdir(parents=True)
@@ -102,7 +102,7 @@ class Controller:
         self._daemons.signal(name, number)
 
     def service_running(self, name: str) -> bool:
-        """Whether the daemon's main process is there."""
+        """Whether the daemon's main process exists."""
         return self._daemons.running(name)
 
     def thunder(self, *arguments: str) -> str:
@@ -114,7 +114,7 @@ class Controller:
         return self.run([*module, *arguments, "--config-file", conf]).stdout
 
     def discover_hosts(self) -> None:
-        """Have Nova use the compute hosts that it has heard of; later ones its scheduler finds."""
+        """Map the compute hosts that have registered with Nova; it discovers later ones itself."""
         conf = str(self.folder / "nova/nova.conf")
         self.run(["nova-manage", "--config-file", conf, "cell_v2", "discover_hosts"])
 
@@ -165,7 +165,7 @@ def _services(folder: Path) -> list[Service]:
 
 def _mariadb(folder: Path) -> Service:
     socket = database_socket(folder)
-    # Durability is worth nothing here: the data go with the lab.
+    # Durability is of no use here: the data ends with the lab.
     argv = (
         "mariadbd", "--no-defaults", "--user=root", f"--datadir={folder / 'mysql'}",
         f"--socket={socket}", f"--pid-file={folder / 'mysql.pid'}",
@@ -194,7 +194,7 @@ def _rabbitmq(folder: Path) -> Service:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
-            # Idle schedulers would spin, at the cost of the nodes.
+            # Idle schedulers would spin and take CPU time from the nodes.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         },
         files={str(conf): config.rabbitmq(), str(plugins): "[].\n", str(environment): ""},
@@ -214,7 +214,7 @@ def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Servic
         "cinder-volume",
         (f"{sys.prefix}/bin/cinder-volume", "--config-file", str(conf)),
         before=f"mkdir -p {state}/conversion {state}/locks\n"
-        # After a reboot the group is there, but nothing has activated it.
+        # After a reboot the group exists, but nothing has activated it.
         f"vgs {group} > /dev/null 2>&1 && vgchange -q -ay {group} || vgcreate -q {group} /dev/ubdb",
         ready=logged("Driver post RPC initialization completed successfully"),
         files={str(conf): config.cinder(state, spec.address, backends)},

@@ -1,7 +1,7 @@
-"""A network service without networks: what Nova asks of Neutron for servers that have none.
+"""A network service without networks: what Nova requests from Neutron for servers without any.
 
-``openstack server create --nic none`` plugs nothing, but Nova lists ports and extensions all the
-same, and its API fails without an endpoint that answers.
+``openstack server create --nic none`` plugs nothing, but Nova still lists ports and extensions,
+and its API fails without an endpoint that answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GROUP = {
 class _Empty:
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         if name == "security-groups":
-            # Every server is in one; filtered by project, it is that project's.
+            # Every server is in a security group: return the project's.
             resp.media = {"security_groups": [{**_GROUP, "project_id": req.get_param("tenant_id")}]}
         elif name in _COLLECTIONS:
             resp.media = {name: []}

@@ -1,7 +1,7 @@
-"""Nova and what it stands on: configuration and daemons, of the lab's own side and of the nodes.
+"""Nova and what it depends on: configuration and daemons, on the controller and in the nodes.
 
-Real Nova, Placement, libvirt and QEMU. Networking is what Nova asks for when a server has none
-(``lab.cloud.nonetwork``).
+Nova, Placement, libvirt and QEMU are the real ones. In place of Neutron there is
+``lab.cloud.nonetwork``, as servers have no network.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from lab.cloud.config import Sections, ini
 from lab.nodes.services import Service, api, listens, logged, serves
 from lab.nodes.topology import HOST_ADDRESS, NodeSpec
 
-#: The daemons of the lab's own side.
+#: The daemons of the controller.
 NAMES = ("placement", "nonetwork", "nova-api", "nova-conductor", "nova-scheduler")
 _PREFIX = sys.prefix
 _STATE = Path("/var/lib/nova")
-#: nova-compute's command: with our connector in os-brick's map, and as it comes.
+#: nova-compute's command: with Thunder's connector in os-brick's map, and without.
 _THUNDER_RUN = (f"{_PREFIX}/bin/python", "-m", "os_brick_thunder.launcher")
 _NOVA_COMPUTE = f"{_PREFIX}/bin/nova-compute"
-#: Guests share a processor or two with everything else: what takes seconds on servers takes
-#: minutes here.
+#: Guests share one or two processors with everything else: what takes seconds on real servers
+#: takes minutes here.
 _PATIENCE = 300
 
 
@@ -92,13 +92,13 @@ def compute_conf(spec: NodeSpec) -> str:
                 "reserved_host_memory_mb": 0,
                 "ram_allocation_ratio": 8,
                 "cpu_allocation_ratio": 64,
-                # What nova-compute says when it can be used.
+                # nova-compute logs this when it is ready.
                 "default_log_levels": "nova.service=DEBUG,amqp=WARN,urllib3.connectionpool=WARN,"
                 "keystoneauth=WARN,stevedore=WARN,sqlalchemy=WARN,iso8601=WARN",
             },
             "libvirt": {
                 "virt_type": "qemu",
-                # Translated code of a guest, in MiB; QEMU's own choice is a gigabyte.
+                # Cache of a guest's translated code, in MiB; QEMU's default is a gigabyte.
                 "tb_cache_size": 64,
                 "live_migration_scheme": "tcp",
                 "live_migration_inbound_addr": spec.address,
@@ -111,7 +111,7 @@ def compute_conf(spec: NodeSpec) -> str:
 
 
 def services(folder: Path) -> list[Service]:
-    """The daemons of the lab's own side, in the order of their needs."""
+    """The daemons of the controller, in order of their dependencies."""
     nova, placement = folder / "nova", folder / "placement"
     conf = str(nova / "nova.conf")
     files = {conf: nova_conf(nova, HOST_ADDRESS)}
@@ -165,7 +165,7 @@ auth_tcp = "none"
 def compute_services(spec: NodeSpec, *, thunder: bool = True) -> list[Service]:
     """libvirt and nova-compute.
 
-    :param thunder: start nova-compute by ``thunder-run``
+    :param thunder: start nova-compute through ``thunder-run``
     """
     conf = str(_STATE / "nova.conf")
     command = (_NOVA_COMPUTE, "--config-file", conf)
@@ -180,7 +180,7 @@ def compute_services(spec: NodeSpec, *, thunder: bool = True) -> list[Service]:
         Service(
             "libvirtd",
             ("libvirtd", "--listen"),
-            # Compiled in as what guests would run as, it must exist.
+            # libvirt's compiled-in user for guests: it must exist, though it is not used.
             before="id -u libvirt-qemu > /dev/null 2>&1"
             " || useradd --system --user-group --no-create-home libvirt-qemu",
             ready=listens(16509),
@@ -192,7 +192,7 @@ def compute_services(spec: NodeSpec, *, thunder: bool = True) -> list[Service]:
         Service(
             "nova-compute",
             (*_THUNDER_RUN, *command) if thunder else command,
-            # It moves a server's folder to another host by ssh, when the server is resized.
+            # A resize copies the server's folder to another host over ssh.
             before=f"mkdir -p {_STATE}/instances {_STATE}/locks; mkdir -p -m 700 /root/.ssh\n"
             "install -m 600 /lab/user_key /root/.ssh/id_ed25519\n"
             "echo 'StrictHostKeyChecking no' > /root/.ssh/config",

@@ -1,8 +1,8 @@
-"""The databases that a lab starts from, with every table, user, endpoint and volume type.
+"""The databases that a lab starts with: every table, user, endpoint and volume type.
 
-Making them takes half a minute, so it is done once for each set of versions, in the first lab
-that needs them; every other lab copies them. Thunder's own tables are not among them: they change
-with the tree.
+Creating them takes half a minute, so the first lab that needs them does it once for each set of
+versions; every other lab copies them. Thunder's own tables are not included: they change with the
+tree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEPT = ("mysql", "keystone/fernet-keys", "keystone/credential-keys")
 
 
 def provide(controller: Controller, cache: Path) -> None:
-    """Put the databases and Keystone's keys in the controller's folder; MariaDB is not running."""
+    """Put the databases and Keystone's keys into the controller's folder, before MariaDB starts."""
     seed = cache / f"seed-{_key()}"
     if not seed.exists():
         with only_one(cache / "seed.lock"):

@@ -1,7 +1,7 @@
-"""``python -m lab.cloud.serve ADDRESS PORT MODULE [ARGUMENT…]``: a WSGI module under waitress.
+"""``python -m lab.cloud.serve ADDRESS PORT MODULE [ARGUMENT…]``: serve a WSGI module by waitress.
 
-The OpenStack APIs load their configuration while their WSGI module is imported and parse
-``sys.argv`` then, so that must be the module's own. Every request is logged, a line each.
+The OpenStack APIs load their configuration and parse ``sys.argv`` while their WSGI module is
+imported, so it is set to the module's own arguments. Every request is logged in one line.
 """
 
 from __future__ import annotations

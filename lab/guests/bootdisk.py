@@ -1,7 +1,7 @@
-"""Bootable disk images of a Debian, made without mounting anything: what all guests share.
+"""Bootable Debian disk images, built without mounting anything: the common part of all guests.
 
-No loop device is used: the file system is filled by ``mkfs.ext4 -d`` and GRUB is put in place by
-writing its two images where the BIOS and GRUB expect them. So it works inside a container.
+No loop device is used: ``mkfs.ext4 -d`` fills the file system, and GRUB's two images are written
+where the BIOS and GRUB expect them. So it works inside a container.
 """
 
 from __future__ import annotations
@@ -46,37 +46,37 @@ MIRRORS = (
 )
 
 GRUB = Path("/usr/lib/grub/i386-pc")
-# Run by GRUB's core itself, with the root of GRUB_PREFIX: the first partition of the boot disk.
+# GRUB's core finds its files here, on the first partition of the boot disk.
 GRUB_PREFIX = "(,msdos1)/boot/grub"
 
 SECTOR = 512
 BLOCK = 4096
 MIB = 1 << 20
-GAP = 1 * MIB  # before it no partition starts, and GRUB lives there
+GAP = 1 * MIB  # no partition starts before it: the space is GRUB's
 BOOT_CODE = 440  # bytes of sector 0 before the disk's signature and the partition table
-JOURNAL = 4 * MIB  # the least ext4 takes
+JOURNAL = 4 * MIB  # the smallest that ext4 accepts
 INODE = 256  # bytes
 
 
 class GuestError(RuntimeError):
-    """An image cannot be built or checked; the message is one line and says what to do."""
+    """An image cannot be built or checked; the message is one line with a remedy."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What distinguishes one disk from another, beside its files; sizes in bytes."""
+    """The properties of a disk beside its files; sizes in bytes."""
 
     label: str
     uuid: str  #: of the file system
     grub_config: str
-    free: int  #: room left to the guest
+    free: int  #: space left for the guest
     free_inodes: int
     start: int = GAP  #: where the partition starts, a multiple of 1 MiB
     grub_modules: tuple[str, ...] = ("biosdisk", "part_msdos", "ext2", "linux")
 
 
 def say(message: str) -> None:
-    """Tell the user what is being done."""
+    """Print a progress message for the user."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -86,11 +86,11 @@ def default_cache() -> Path:
 
 
 def keyed(cache: Path | None, name: str, *sources: Path) -> Path:
-    """Return where an image is kept, built or not.
+    """Return the cache path of an image, whether it has been built or not.
 
-    The name carries a hash of its sources and of this file: they hold everything that goes into
-    the image but the archive's packages. A rebuild too many costs a minute, a stale image a wrong
-    result.
+    The name contains a hash of its sources and of this file, which determine everything in the
+    image except the versions of packages. An unnecessary rebuild costs a minute, a stale image a
+    wrong result.
     """
     digest = hashlib.sha256()
     for source in (Path(__file__), *sources):
@@ -99,7 +99,7 @@ def keyed(cache: Path | None, name: str, *sources: Path) -> Path:
 
 
 def once(image: Path, make: Callable[[], None]) -> Path:
-    """Return ``image``, after ``make`` if it is not there yet and nobody else is making it.
+    """Return ``image``, calling ``make`` first if it is missing; one process builds it at a time.
 
     :raises GuestError: not root, a tool is missing, or a tool failed
     """
@@ -112,7 +112,7 @@ def once(image: Path, make: Callable[[], None]) -> Path:
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
         with _locked(image.parent / f"{name}.lock"):
-            if not image.exists():  # nobody built it while we waited
+            if not image.exists():  # it was not built during the wait
                 make()
     except OSError as error:
         raise GuestError(f"cannot build {image}: {error}; set THUNDER_LAB_CACHE?") from error
@@ -125,10 +125,10 @@ def make(
     disk: Callable[[Path, Path], None],
     progress: Callable[[str], None],
 ) -> None:
-    """Make an image of the tree that ``install`` makes, on the raw disk that ``disk`` makes."""
+    """Build an image: ``install`` creates the tree, ``disk`` the raw disk that contains it."""
     started = time.monotonic()
     name = _name(image)
-    # In the cache, so that the last step is a rename.
+    # In the cache's file system, so that the last step is an atomic rename.
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=image.parent) as folder:
         work = Path(folder)
         work.chmod(0o755)  # apt fetches as another user
@@ -146,9 +146,9 @@ def make(
 
 
 def disk(tree: Path, raw: Path, layout: Layout) -> None:
-    """Make a bootable raw disk of one partition that holds ``tree``, with little room besides."""
+    """Make a bootable raw disk with one partition, just large enough for ``tree``."""
     blocks, inodes = _needed(tree, layout)
-    # The partition ends at a whole MiB, as do volumes.
+    # The partition ends at a multiple of 1 MiB, as volumes do.
     size = -(-(layout.start + blocks * BLOCK) // MIB) * MIB
     with raw.open("xb") as file:
         file.truncate(size)
@@ -167,10 +167,10 @@ def disk(tree: Path, raw: Path, layout: Layout) -> None:
 
 
 def write_grub(raw: Path, layout: Layout) -> None:
-    """Put GRUB before the partition.
+    """Write GRUB into the space before the partition.
 
-    Its boot sector loads the core's first sector from sector 1, and that the rest from sector 2
-    on, unless told otherwise: so no installer is needed.
+    By default its boot sector loads the core's first sector from sector 1, and that sector loads
+    the rest from sector 2 on: so no installer is needed.
     """
     with tempfile.TemporaryDirectory() as name:
         file, core = Path(name, "grub.cfg"), Path(name, "core.img")
@@ -187,13 +187,13 @@ def write_grub(raw: Path, layout: Layout) -> None:
 
 
 def _needed(tree: Path, layout: Layout) -> tuple[int, int]:
-    """Return the blocks and inodes of a file system that holds ``tree`` and what is to be free."""
-    inodes = 16 + layout.free_inodes  # ext4 keeps the first few for itself
+    """Return the blocks and inodes of a file system for ``tree`` and the free space."""
+    inodes = 16 + layout.free_inodes  # ext4 reserves the first few
     blocks = 0
     seen = set()
     for top, dirs, files in os.walk(tree):
         inodes += 1
-        # Entries of a directory: 8 bytes and a padded name each, in blocks that are not all full.
+        # A directory entry takes 8 bytes and a padded name, in blocks that are not all full.
         blocks += 1 + sum(12 + len(os.fsencode(name)) for name in dirs + files) // 3000
         for name in dirs + files:
             status = os.lstat(os.path.join(top, name))
@@ -232,7 +232,7 @@ def boots(
 
     :param memory: of the guest, in MiB
     :param timeout: seconds; without KVM a boot takes about ten times as long
-    :param console: given the lines of the serial console, and QEMU's own messages
+    :param console: called with each line of the serial console, and QEMU's own messages
     :raises GuestError: QEMU is missing
     """
     drive = str(image).replace(",", ",,")
@@ -251,7 +251,7 @@ def boots(
         rest = b""
         try:
             shown = False
-            # The prompt need not end a line, so lines cannot be waited for.
+            # The prompt does not end with a newline, so reading by lines would block.
             while not shown:
                 left = deadline - time.monotonic()
                 if left <= 0 or not select.select([qemu.stdout], [], [], left)[0]:
@@ -276,13 +276,17 @@ def command(
     build: Callable[[], Path],
     boots: Callable[[Path, float, Callable[[str], None]], bool],
 ) -> int:
-    """Build, export, check, as asked on the command line of ``python -m lab.NAME``."""
+    """The command line of ``python -m lab.guests.NAME``: build, export and check."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m lab.{name}", description=f"Build the lab's {name} image."
+        prog=f"python -m lab.guests.{name}", description=f"Build the lab's {name} image."
     )
     parser.add_argument("out", nargs="?", type=Path, help="file to write: *.qcow2 or *.raw")
-    parser.add_argument("--check", action="store_true", help="boot it and wait for the login")
-    parser.add_argument("--timeout", type=float, default=300.0, help="of the boot, in seconds")
+    parser.add_argument(
+        "--check", action="store_true", help="boot it and wait for the login prompt"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, help="limit of the boot, in seconds"
+    )
     arguments = parser.parse_args(argv)
     try:
         image = build()
@@ -301,9 +305,9 @@ def command(
 
 
 def require_tools() -> None:
-    """Check that this host can build.
+    """Check that this host can build images.
 
-    :raises GuestError: a tool is missing; says which packages have it
+    :raises GuestError: a tool is missing; names the packages to install
     """
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     missing += [str(path) for path in [GRUB / "boot.img"] if not path.exists()]
@@ -314,15 +318,15 @@ def require_tools() -> None:
 def run(argv: Sequence[str], stdin: str = "") -> str:
     """Run a tool and return its output.
 
-    :raises GuestError: it is missing or fails; carries the last line it wrote
+    :raises GuestError: it is missing or fails; has the last line of its output
     """
     return run_bytes(argv, stdin).decode()
 
 
 def run_bytes(argv: Sequence[str], stdin: str = "") -> bytes:
-    """As :func:`run`, where the output is no text."""
+    """Like :func:`run`, for output that is not text."""
     try:
-        # With a strict umask the guest's own users could not read its directories.
+        # Under a strict umask the guest's users could not read its directories.
         done = subprocess.run(
             argv, input=stdin.encode(), capture_output=True, check=False, umask=0o022
         )
@@ -345,8 +349,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _hardware_kvm() -> bool:
     """Return whether QEMU can run a BIOS in KVM.
 
-    Inside some clouds /dev/kvm is there without the processor's virtualization: QEMU starts in
-    it, and then hangs.
+    In some clouds /dev/kvm exists without the processor's virtualization: QEMU starts, and then
+    hangs.
     """
     modules = [Path("/sys/module", name) for name in ("kvm_intel", "kvm_amd")]
     return os.access("/dev/kvm", os.R_OK | os.W_OK) and any(module.exists() for module in modules)

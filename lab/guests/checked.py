@@ -1,4 +1,4 @@
-"""What the checker in a tiny guest (:mod:`lab.guests.tiny`) says on its console, as values."""
+"""Console output of the checker in a tiny guest (:mod:`lab.guests.tiny`), parsed into values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class Checked:
-    """One disk's checker; ``longest`` is its longest single I/O so far, in milliseconds.
+    """Counters of one disk's checker.
 
-    :ivar seq: of the last record that the disk has acknowledged
-    :ivar wrong: records that were not what had been written, and I/O errors
+    :ivar seq: number of the last record that the disk has acknowledged
+    :ivar longest: longest single I/O so far, in milliseconds
+    :ivar wrong: records that differed from what had been written, and I/O errors
     """
 
     seq: int
@@ -27,7 +28,7 @@ class Checked:
 
 
 def checked(console: str, disk: str = "vda") -> Checked | None:
-    """The last thing that the checker of a disk said; None if it has not said anything."""
+    """The last counters that the checker of a disk printed; None if there are none yet."""
     found = None
     for match in _LINE.finditer(console):
         if match["disk"] == disk:
@@ -36,13 +37,15 @@ def checked(console: str, disk: str = "vda") -> Checked | None:
 
 
 def boots(console: str) -> int:
-    """How often the guest's root disk has been booted, as its last boot said; 0 before it did."""
+    """How often the guest's root disk has been booted, by its last boot's message; 0 without one."""
     found = re.findall(r"tiny: boot (\d+)", console)
     return int(found[-1]) if found else 0
 
 
 def found(console: str, disk: str = "vda") -> int | None:
-    """The last record that a checker found on its disk when it began; None if it has not begun,
-    0 on a disk that nobody had written to."""
+    """The last record that a checker found on its disk when it started.
+
+    None if it has not started; 0 for a disk that had never been written to.
+    """
     said = re.findall(rf"tiny: {disk} (?:found seq=(\d+)|fresh)", console)
     return int(said[-1] or 0) if said else None

@@ -1,21 +1,22 @@
 /*
- * Writes numbered records to a disk, reads them back, and tells on stdout what is wrong and how
- * long the disk took: the part of lab/guests/tiny.py that finds lost, torn and mixed up writes.
+ * Writes numbered records to a disk, reads them back, and reports errors and delays on stdout: the
+ * part of lab/guests/tiny.py that finds lost, torn and misdirected writes.
  *
  *	checker [-b] [-f] [-n WRITES] [-r RATE] DEVICE NEAR NEAR_STEP FAR FAR_STEP
  *	checker fill OFFSET LENGTH
  *
- * There are 64 slots of 4 KiB, half of them at NEAR and every NEAR_STEP bytes after it, half at
- * FAR and every FAR_STEP bytes (all in bytes, those at NEAR first). Slots past the end of the
- * device are left out. Records go round robin over the slots, each with the next sequence number,
- * so at any moment a disk of n slots holds exactly the last n of them. A write that failed is
- * repeated under its number.
+ * There are 64 slots of 4 KiB: half of them at NEAR and every NEAR_STEP bytes after it, the others
+ * at FAR and every FAR_STEP bytes (all in bytes, those at NEAR first). Slots past the end of the
+ * device are omitted. Records are written to the slots in turn, each with the next sequence number,
+ * so at any moment a disk of n slots contains exactly the last n of them. A failed write is repeated
+ * with the same number.
  *
- * A slot nobody wrote holds zeroes, or at NEAR what the second form writes to stdout. -f: it must
- * be the latter, as DEVICE is a new volume of the image. -b: through the page cache, where a file
- * system refuses O_DIRECT. -n: end after so many writes. -r: writes a second, 0 for no limit.
+ * A slot that was never written contains zeros or, at NEAR, the bytes that the second form writes to
+ * stdout. -f: it must be the latter, as DEVICE is a new volume created from the image. -b: use the
+ * page cache, where a file system refuses O_DIRECT. -n: end after this many writes. -r: writes per
+ * second, 0 for no limit.
  *
- * SIGTERM ends it between two writes. It ends too when the device goes.
+ * SIGTERM ends it between two writes. It also ends when the device is removed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,9 +41,9 @@
 
 struct record {
 	uint64_t magic;
-	uint64_t volume; /* random: records of two disks are told apart */
+	uint64_t volume; /* random: distinguishes the records of two disks */
 	uint64_t seq;
-	uint64_t base; /* the first number of this layout, which a disk that grew begins anew */
+	uint64_t base; /* the first number of this layout; an extended disk starts a new one */
 	uint32_t slot;
 	uint32_t slots; /* of this layout */
 	uint64_t payload[WORDS - 6];
@@ -66,9 +67,9 @@ static uint32_t slots;
 static struct content known[SLOTS];
 static struct record *page, *back, *expected;
 
-/* Shared with the thread that prints, which does so while the disk does not answer, too. */
+/* Shared with the thread that prints, which keeps doing so while the disk does not answer. */
 static atomic_ullong acked, writes, reads, wrong;
-static atomic_llong longest, began; /* ns; 0: no call is under way */
+static atomic_llong longest, began; /* ns; 0: no call is in progress */
 
 static long long now(void)
 {
@@ -85,7 +86,7 @@ static void pause_ns(long long ns)
 	nanosleep(&t, NULL);
 }
 
-/* A whole line in one call: others write to the same console. */
+/* Print a whole line in one call, as other processes write to the same console. */
 static void say(const char *format, ...)
 {
 	char line[256];
@@ -154,7 +155,7 @@ static int is_empty(const struct record *found, uint32_t slot)
 	return slot < SLOTS / 2 && memcmp(found, filler, PAGE) == 0;
 }
 
-/* What is in a page that was read from a slot. */
+/* Classify a page that was read from a slot. */
 static struct content classify(const struct record *found, uint32_t slot)
 {
 	struct content is = { .kind = FOREIGN };
@@ -197,7 +198,7 @@ static void report(uint32_t slot, struct content want, const char *got)
 	say("WRONG slot=%u want=%s got=%s", slot, text(want, buffer, sizeof(buffer)), got);
 }
 
-/* The device was taken away, which is not its fault; its node goes soon after its last answer. */
+/* Whether the device was detached, which is no error; its node vanishes soon after its last reply. */
 static int gone(void)
 {
 	for (int i = 0; i < 50; i++) {
@@ -208,7 +209,7 @@ static int gone(void)
 	return 0;
 }
 
-/* One read or write of a whole page; -1 after having told why it failed. */
+/* Read or write a whole page; report a failure and return -1. */
 static int transfer(int writing, uint32_t slot, struct record *data, struct content want)
 {
 	ssize_t done;
@@ -232,7 +233,7 @@ static int transfer(int writing, uint32_t slot, struct record *data, struct cont
 	return -1;
 }
 
-/* Compare a slot with what is known of it; what was wrong once is told once. */
+/* Compare a slot with its expected content; an error is reported once. */
 static void verify(uint32_t slot)
 {
 	struct content found;
@@ -243,14 +244,14 @@ static void verify(uint32_t slot)
 	found = classify(back, slot);
 	if (same(found, known[slot]))
 		return;
-	/* The same number, yet not the same record: another disk's. */
+	/* The same number but another record: it belongs to another disk. */
 	if (found.kind == RECORD && known[slot].kind == RECORD && found.seq == known[slot].seq)
 		found.kind = FOREIGN;
 	report(slot, known[slot], text(found, buffer, sizeof(buffer)));
 	known[slot].kind = UNKNOWN;
 }
 
-/* Read all slots, tell what is wrong with them, and return the newest record. */
+/* Read all slots, report errors, and return the newest record. */
 static struct content survey(void)
 {
 	struct content newest = { .kind = EMPTY };
@@ -277,7 +278,7 @@ static struct content survey(void)
 			want.seq -= (newest.seq - newest.base - i) % newest.slots;
 		} else {
 			want.kind = EMPTY;
-			/* Of an earlier layout anything may be there, if it is whole. */
+			/* Any complete record of an earlier layout may be here. */
 			if (newest.base > 1 && older)
 				want = known[i];
 		}
@@ -322,7 +323,7 @@ static uint64_t random_word(void)
 	uint64_t word = 0;
 	struct timespec t;
 
-	/* Right after a boot there is little to go by, but volumes are not made at one instant. */
+	/* There is little entropy right after a boot, so mix in the time of creation. */
 	if (getrandom(&word, sizeof(word), GRND_INSECURE) < 0)
 		word = 0;
 	clock_gettime(CLOCK_REALTIME, &t);
@@ -419,7 +420,7 @@ int main(int argc, char **argv)
 			acked = record.seq;
 			made++;
 			verify(slot);
-			/* A mixed sequence number, to have a different order at every round. */
+			/* Hash the sequence number, so that the order differs in every round. */
 			verify(mix(record.seq ^ record.volume) % slots);
 		}
 		if (rate) {

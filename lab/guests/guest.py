@@ -1,9 +1,9 @@
 """A small, real guest: Debian 12 that boots to a login prompt on its serial console.
 
-The lab boots instances from it and its benchmarks compare the bytes a boot reads with the bytes
-the image holds, so its file system is tight: little more than what is in it.
+The lab boots servers from it, and benchmarks compare the bytes that a boot reads with the bytes
+that the image holds, so its file system has little free space.
 
-It is made by :mod:`lab.guests.bootdisk`, so it can be built inside a container.
+:mod:`lab.guests.bootdisk` builds it, so it can be built inside a container.
 
 ``python -m lab.guests.guest OUT.qcow2`` writes the image to a file (``OUT.raw`` for a raw one), and
 ``python -m lab.guests.guest --check`` boots it once.
@@ -30,23 +30,23 @@ INCLUDE = (
     "login",
     "systemd-sysv",
     "udev",
-    "usr-is-merged",  # else apt takes usrmerge, and with it 45 MB of Perl
+    "usr-is-merged",  # otherwise apt installs usrmerge, which brings 45 MB of Perl
 )
 EXCLUDE = ("doc", "info", "lintian", "locale", "man")  # of /usr/share
 
 HOSTNAME = "thunder-guest"
 ROOT_UUID = "7468756e-6465-4272-8067-756573740001"
 
-# Files of the guest. They are there before the kernel is installed, because its installation
-# makes the initramfs, which depends on some of them. None may belong to a package.
+# Files of the guest. They are written before the kernel is installed, because its installation
+# builds the initramfs, which depends on some of them. None may belong to a package.
 FILES = {
     "/etc/hostname": f"{HOSTNAME}\n",
     "/etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n",
     "/etc/fstab": f"UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1\n",
-    # Only what a virtual machine's disk needs: a third of the size, and of the time to make it.
+    # Only the modules for a virtual machine's disk: a third of the size and of the build time.
     "/etc/initramfs-tools/conf.d/guest": "MODULES=list\n",
     "/usr/share/initramfs-tools/modules.d/guest": "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\n",
-    # There is no room for a journal on a tight file system.
+    # The small file system has no space for a persistent journal.
     "/etc/systemd/journald.conf.d/guest.conf": "[Journal]\nStorage=volatile\n",
     # Without KVM, and with many guests to a processor, the console may take minutes to appear; the
     # login prompt waits for it no longer than this.
@@ -66,7 +66,7 @@ WantedBy=multi-user.target
 }
 FINISH = """\
 chroot "$1" systemctl enable first-boot-marker.service serial-getty@ttyS0.service
-: >"$1/etc/machine-id"  # every guest makes its own
+: >"$1/etc/machine-id"  # every guest generates its own
 rm -f "$1/etc/resolv.conf"  # the build host's
 rm -rf "$1"/var/log/apt "$1"/var/cache/debconf/*-old "$1"/var/cache/ldconfig/*
 """
@@ -83,7 +83,7 @@ LAYOUT = bootdisk.Layout(
 
 
 def image_path(cache: Path | None = None) -> Path:
-    """Return where :func:`build` keeps the image, built or not."""
+    """Return the cache path of the image, whether it has been built or not."""
     return bootdisk.keyed(cache, "guest", Path(__file__))
 
 
@@ -91,7 +91,7 @@ def build(cache: Path | None = None, progress: Callable[[str], None] = bootdisk.
     """Return the image, building it if it is not in the cache.
 
     :param cache: directory to keep it in; default :func:`lab.guests.bootdisk.default_cache`
-    :param progress: told what is being done, a line at a time
+    :param progress: called with each line of progress
     :raises GuestError: not root, a tool is missing, or a tool failed
     """
     image = image_path(cache)
@@ -105,10 +105,10 @@ def _build(image: Path, progress: Callable[[str], None]) -> None:
 def boots(
     image: Path, timeout: float = 120.0, console: Callable[[str], None] = lambda _line: None
 ) -> bool:
-    """Boot the image in QEMU, without changing it, and return whether it asks for a login.
+    """Boot the image in QEMU, without changing it, and return whether a login prompt appears.
 
     :param timeout: seconds; without KVM a boot takes about ten times as long
-    :param console: given the lines of the serial console, and QEMU's own messages
+    :param console: called with each line of the serial console, and QEMU's own messages
     :raises GuestError: QEMU is missing
     """
     return bootdisk.boots(image, f"{HOSTNAME} login:", 512, timeout, console)
@@ -127,12 +127,12 @@ def install(tree: Path) -> None:
 
 
 def disk(tree: Path, raw: Path) -> None:
-    """Make a bootable raw disk of one partition that holds ``tree``, with little room besides."""
+    """Make a bootable raw disk with one partition, just large enough for ``tree``."""
     bootdisk.disk(tree, raw, LAYOUT)
 
 
 def _pack(files: Mapping[str, str], out: Path) -> None:
-    """Write a tar of the files, root's whoever packs them."""
+    """Write a tar archive of the files, owned by root whatever user packs them."""
     with tarfile.open(out, "w") as tar:
         for path, text in files.items():
             member = tarfile.TarInfo(path.lstrip("/"))
@@ -142,7 +142,7 @@ def _pack(files: Mapping[str, str], out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, export, check, as asked on the command line."""
+    """The command line: build, export and check."""
     return bootdisk.command("guest", argv, build, boots)
 
 

@@ -1,37 +1,37 @@
 """A guest for quick tests: Debian's cloud kernel and busybox, at its prompt in seconds under TCG.
 
-Everything it runs is in its initramfs, so it goes on telling what it sees when its disk does not
-answer. On its serial console, ttyS0, it prints lines that begin with ``tiny: ``:
+Everything it runs is in its initramfs, so it keeps reporting while its disk does not answer. On
+its serial console, ttyS0, it prints lines that begin with ``tiny: ``:
 
 ========================================  ======================================================
-``tiny: boot N``                          the root file system is mounted, and the counter of
-                                          boots that is on it is N now, on stable storage
+``tiny: boot N``                          the root file system is mounted, and its counter of
+                                          boots is now N, on stable storage
 ``tiny: vda WRONG root …``                it cannot be mounted or written
 ``tiny login: ``                          the prompt; Enter opens a root shell
 ``tiny: vdb appeared SIZE``               another disk, SIZE in bytes
-``tiny: vdb gone``                        it was taken away
+``tiny: vdb gone``                        it was detached
 ``tiny: power off``                       the power button was pressed; it powers off
 ========================================  ======================================================
 
 A checker (``lab/guests/checker.c``) runs on each disk, vda included:
 
 ``tiny: vda fresh``
-    Nobody wrote to this disk; all slots are as the image has them, or zeroes.
+    This disk was never written to; all slots have the image's contents, or zeros.
 ``tiny: vda found seq=M``
-    It holds the records up to number M, which are checked.
+    It contains the records up to number M, which have been checked.
 ``tiny: vda seq=S writes=W reads=R longest=MS stall_now=MS wrong=N``
-    Every second: the number of the last acknowledged write, calls that succeeded, the longest
-    call that ended and how long the present one takes, what was wrong so far.
+    Every second: the number of the last acknowledged write, successful calls, the longest
+    completed call, the duration of the call in progress, and errors so far.
 ``tiny: vda WRONG slot=I want=W got=G``
-    W is a sequence number, ``empty`` (nobody wrote to the slot) or ``unknown``; G one of these, or
-    ``torn`` (a record that is not whole), ``foreign`` (anything else, another disk's record, too)
-    or the name of an error.
+    W is a sequence number, ``empty`` (the slot was never written) or ``unknown``; G is one of
+    these, ``torn`` (part of a record), ``foreign`` (anything else, including a record of another
+    disk) or the name of an error.
 
-A disk that grew is checked up to its new end from the next start or attachment on.
+A disk that was extended is checked up to its new end from the next start or attachment on.
 
-The last number on the console is that of an acknowledged write, so after a crash ``found`` must
-be no less. A write that was under way may be there or not; a disk that does not keep its 4 KiB
-together shows it ``torn``, which no host of the lab may.
+The last number on the console belongs to an acknowledged write, so after a crash ``found`` must
+not be lower. A write that was in progress may be there or not. A disk that does not write 4 KiB
+atomically shows it as ``torn``, which must not happen on the lab's hosts.
 
 ``python -m lab.guests.tiny OUT.qcow2`` writes the image to a file (``OUT.raw`` for a raw one), and
 ``python -m lab.guests.tiny --check`` boots it once.
@@ -52,26 +52,26 @@ __all__ = ["GuestError", "boots", "build", "export", "image_path", "sizes"]
 
 HOSTNAME = "tiny"
 PROMPT = f"{HOSTNAME} login: "
-MEMORY = 96  # MiB are enough
+MEMORY = 96  # MiB
 CHECKER = Path(__file__).with_name("checker.c")
 INCLUDE = ("busybox-static", "kmod", "linux-image-cloud-amd64")
-#: Loaded in this order, after what they depend on. button and evdev are for the power button.
+#: Loaded in this order, after their dependencies. button and evdev handle the power button.
 MODULES = ("virtio_pci", "virtio_blk", "button", "evdev")
 
-#: Bytes of the image that belong to no file system: half of the checker's slots are there.
+#: Bytes of the image outside the file system: half of the checker's slots are there.
 NEAR, NEAR_LENGTH = 1 * MIB, 4 * MIB
 NEAR_STEP = NEAR_LENGTH // 32
-#: The other half is where the image has nothing, up to 900 MiB.
+#: The other half is beyond the image's data, up to 900 MiB.
 FAR = 100 * MIB
 FAR_STEP = 25 * MIB
 SLOTS = f"{NEAR} {NEAR_STEP} {FAR} {FAR_STEP}"
 
-#: The kernel and the initramfs follow, outside the file system and contiguous: GRUB needs a second
-#: of TCG's time to go through ext4's extents.
+#: The kernel and the initramfs follow, contiguous and outside the file system: under TCG, GRUB
+#: takes a second to follow ext4's extents.
 KERNEL = NEAR + NEAR_LENGTH
-# What the kernel prints would break the lines of others, so it prints when it panics only. Its
-# tests of its own ciphers take half of the time of its start, and that of the timer fails where
-# the host is slow, as the watchdogs do.
+# Kernel messages would interrupt the checkers' lines, so only panics are printed. The self-tests
+# of ciphers take half of the boot time; the check of the timer and the watchdogs fail on a slow
+# host.
 CMDLINE = "console=ttyS0,115200 loglevel=1 cryptomgr.notests no_timer_check nowatchdog"
 
 INIT = f"""\
@@ -84,7 +84,7 @@ acpid -c /acpi -p /acpid.pid -l /acpid.log
 if mount -t ext4 /dev/vda1 /disk; then
     read -r boots < /disk/var/boots
     boots=$((boots + 1))
-    # A crash must not leave an empty file.
+    # A crash must not leave an empty counter.
     if echo $boots > /disk/var/boots.new && sync && mv /disk/var/boots.new /disk/var/boots && sync
     then echo "tiny: boot $boots"
     else echo "tiny: vda WRONG root is not writable"
@@ -120,7 +120,7 @@ POWER = """\
 #!/bin/sh
 exec > /dev/console
 echo "tiny: power off"
-killall checker  # which tells its last number first, if its disk answers
+killall checker  # it prints its last number first, if its disk answers
 for _ in 1 2 3 4 5 6 7 8 9 10; do pidof checker > /dev/null || break; sleep 0.1; done
 umount /disk
 poweroff -f
@@ -137,7 +137,7 @@ class Entry:
 
 
 def image_path(cache: Path | None = None) -> Path:
-    """Return where :func:`build` keeps the image, built or not."""
+    """Return the cache path of the image, whether it has been built or not."""
     return bootdisk.keyed(cache, "tiny", Path(__file__), CHECKER)
 
 
@@ -145,7 +145,7 @@ def build(cache: Path | None = None, progress: Callable[[str], None] = bootdisk.
     """Return the image, building it if it is not in the cache.
 
     :param cache: directory to keep it in; default :func:`lab.guests.bootdisk.default_cache`
-    :param progress: told what is being done, a line at a time
+    :param progress: called with each line of progress
     :raises GuestError: not root, a tool is missing, or a tool failed
     """
     image = image_path(cache)
@@ -158,20 +158,20 @@ def boots(
     """Boot the image in QEMU, without changing it, and return whether it shows its prompt.
 
     :param timeout: seconds
-    :param console: given the lines of the serial console, and QEMU's own messages
+    :param console: called with each line of the serial console, and QEMU's own messages
     :raises GuestError: QEMU is missing
     """
     return bootdisk.boots(image, PROMPT, MEMORY, timeout, console)
 
 
 def compile_checker(out: Path) -> None:
-    """Compile ``lab/guests/checker.c`` so that it runs anywhere."""
+    """Compile ``lab/guests/checker.c`` statically."""
     warnings = ("-Wall", "-Wextra", "-Werror")
     bootdisk.run(["gcc", "-static", "-s", "-O2", *warnings, "-o", str(out), str(CHECKER)])
 
 
 def _install(tree: Path) -> None:
-    """Make the tree of the root file system, and beside it the kernel and the initramfs."""
+    """Create the tree of the root file system, and beside it the kernel and the initramfs."""
     debian = tree.with_name("debian")
     argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract"]
     argv += [f"--include={','.join(INCLUDE)}", "--aptopt=APT::Install-Recommends false"]
@@ -191,7 +191,7 @@ def _disk(tree: Path, raw: Path) -> None:
     kernel, initrd = (tree.with_name(name).read_bytes() for name in ("vmlinuz", "initrd"))
     layout, initrd_at = layout_of(len(kernel), len(initrd))
     bootdisk.disk(tree, raw, layout)
-    # These bytes are to be the image's own, so they may not be zeroes, which no image holds.
+    # These bytes must be allocated in the image, so they must not be zeros, which become holes.
     filler = bootdisk.run_bytes(
         [str(tree.with_name("checker")), "fill", str(NEAR), str(NEAR_LENGTH)]
     )
@@ -202,14 +202,14 @@ def _disk(tree: Path, raw: Path) -> None:
 
 
 def layout_of(kernel: int, initrd: int) -> tuple[bootdisk.Layout, int]:
-    """Return the layout of a disk, and where its initramfs is.
+    """Return the layout of a disk, and the offset of its initramfs.
 
-    :param kernel: its size in bytes
-    :param initrd: that of the initramfs
+    :param kernel: size of the kernel in bytes
+    :param initrd: size of the initramfs in bytes
     """
     initrd_at = KERNEL + _sectors(kernel) * SECTOR
     end = initrd_at + _sectors(initrd) * SECTOR
-    # linux16 has the kernel start itself as a BIOS would: in half of the time of GRUB's linux.
+    # linux16 enters the kernel through its 16-bit entry point, which takes half as long as linux.
     config = (
         f"linux16 (hd0){KERNEL // SECTOR}+{_sectors(kernel)} {CMDLINE}\n"
         f"initrd16 (hd0){initrd_at // SECTOR}+{_sectors(initrd)}\n"
@@ -219,7 +219,7 @@ def layout_of(kernel: int, initrd: int) -> tuple[bootdisk.Layout, int]:
         label=HOSTNAME,
         uuid="7468756e-6465-4272-8074-696e79000001",
         grub_config=config,
-        free=4 * MIB,  # mkfs.ext4 gives no journal to less than 8 MiB
+        free=4 * MIB,  # mkfs.ext4 creates no journal below 8 MiB
         free_inodes=32,
         start=-(-end // MIB) * MIB,
         grub_modules=("biosdisk", "part_msdos", "linux16"),
@@ -257,10 +257,10 @@ def _file(path: str, data: bytes) -> Entry:
 
 
 def in_order(names: Iterable[str], dependencies: str) -> list[str]:
-    """Return the files of the modules, each after those it depends on.
+    """Return the files of the modules, each after its dependencies.
 
-    :param dependencies: what ``modules.dep`` holds, where the nearest dependency comes first
-    :raises GuestError: a module is not there
+    :param dependencies: contents of ``modules.dep``, which lists the nearest dependency first
+    :raises GuestError: a module is missing
     """
     found: dict[str, list[str]] = {}
     for line in dependencies.splitlines():
@@ -275,7 +275,7 @@ def in_order(names: Iterable[str], dependencies: str) -> list[str]:
 
 
 def cpio(entries: Iterable[Entry]) -> bytes:
-    """Return an archive of the entries as the kernel unpacks it: ``newc``, uncompressed."""
+    """Return an archive of the entries in the kernel's format: ``newc``, uncompressed."""
     out = bytearray()
     trailer = Entry("TRAILER!!!", 0)
     for inode, entry in enumerate([*entries, trailer], start=1):
@@ -290,7 +290,7 @@ def cpio(entries: Iterable[Entry]) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, export, check, as asked on the command line."""
+    """The command line: build, export and check."""
     return bootdisk.command("tiny", argv, build, boots)
 
 

@@ -1,17 +1,17 @@
-"""Reads and writes of block devices, in a node or beside it; the standard library alone.
+"""Reads and writes block devices, in a node or outside; uses the standard library only.
 
 ::
 
     … blocks hash DEVICE LENGTH              SHA-256 of its first LENGTH bytes
     … blocks write DEVICE SEED OFFSET…       a page of known bytes at each offset
     … blocks verify DEVICE SEED OFFSET…      exit code 1 and the offsets that differ
-    … blocks fill DEVICE SEED LENGTH         write all of its start, report stalls
+    … blocks fill DEVICE SEED LENGTH         write its first LENGTH bytes, report stalls
     … blocks churn DEVICE SEED SECONDS [FROM [TO [FILE]]]
                                              read and write, report stalls and errors
     … blocks watch DEVICE SEED LENGTH SECONDS CACHE
                                              read known bytes, report stalls and errors
 
-Past the page cache (O_DIRECT): what comes back is what the device says now.
+It bypasses the page cache (O_DIRECT), so it sees what the device returns now.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def digest(device: str, length: int) -> str:
 def expected_digest(
     file: Path, patches: Iterable[tuple[str, int]], length: int | None = None
 ) -> str:
-    """SHA-256 of a raw file as it is after ``(seed, offset)`` pages were written over it.
+    """SHA-256 of a raw file with the ``(seed, offset)`` pages written over it.
 
-    :param length: of its first bytes alone, a multiple of 1 MiB
+    :param length: use only this many bytes, a multiple of 1 MiB
     """
     by_chunk: dict[int, list[tuple[int, bytes]]] = {}
     for seed, offset in patches:
@@ -90,7 +90,7 @@ def write(device: str, seed: str, offsets: Iterable[int]) -> None:
 
 
 def differing(device: str, seed: str, offsets: Iterable[int]) -> list[int]:
-    """Offsets at which the pattern is not."""
+    """The offsets whose page differs from the pattern."""
     found = []
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
@@ -110,9 +110,9 @@ def filled(seed: str, at: int) -> bytes:
 
 
 def fill(device: str, seed: str, length: int) -> dict[str, float]:
-    """Write the first ``length`` bytes, whole MiB, as fast as they are taken.
+    """Write the first ``length`` bytes, in units of 1 MiB, as fast as the device accepts them.
 
-    :returns: seconds, the longest call, calls that failed
+    :returns: seconds in total, the longest call, failed calls
     """
     fd = os.open(device, os.O_WRONLY | os.O_DIRECT)
     longest, failed, began = 0.0, 0, time.monotonic()
@@ -138,8 +138,8 @@ def churn(
 
     :param begin: nothing before this byte is written
     :param end: nothing from this byte on is read or written; 0: the device's own end
-    :param stop: it ends as soon as there is a file of this name
-    :returns: calls made, the longest in seconds, calls that failed, pages that came back wrong
+    :param stop: end as soon as a file of this name exists
+    :returns: calls, the longest in seconds, failed calls, pages with wrong contents
     """
     end = end or os.lseek(os.open(device, os.O_RDONLY), 0, os.SEEK_END)
     fd = os.open(device, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
@@ -169,14 +169,14 @@ def churn(
 
 
 def churned(seed: str, calls: int, begin: int, end: int) -> list[int]:
-    """Offsets that :func:`churn` wrote to in so many calls, none of which failed."""
+    """Offsets that :func:`churn` has written to after this many calls without a failure."""
     choices = itertools.islice(_choices(seed, begin, end), calls)
     return sorted({offset for writes, offset in choices if writes})
 
 
 def _choices(seed: str, begin: int, end: int) -> Iterator[tuple[bool, int]]:
-    """Where to write (True) or read, the same for a seed each time."""
-    dice = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    """An endless sequence of offsets to write to (True) or read, determined by the seed."""
+    dice = random.Random(seed)  # noqa: S311 - reproducible, not a secret
     chosen: list[int] = []
     while True:
         choice = dice.random()
@@ -190,20 +190,20 @@ def _choices(seed: str, begin: int, end: int) -> Iterator[tuple[bool, int]]:
 
 
 def make(file: Path, seed: str, length: int) -> None:
-    """A file of known pages, ``length`` bytes long, a multiple of a page."""
+    """Create a file of known pages; ``length`` is a multiple of a page."""
     with open(file, "wb") as opened:
         for offset in range(0, length, PAGE):
             opened.write(pattern(seed, offset))
 
 
 def watch(device: str, seed: str, length: int, seconds: float, cache: str) -> dict[str, float]:
-    """Read at random among the first ``length`` bytes, known pages all, for a while.
+    """Read at random in the first ``length`` bytes, which are known pages, for a while.
 
-    :param cache: a device below, whose page cache is emptied again and again, so that what is
-        not on this host is fetched anew
-    :returns: calls made, the longest in seconds, calls that failed, pages that were wrong
+    :param cache: an underlying device whose page cache is dropped repeatedly, so that blocks
+        that this host does not store are fetched again
+    :returns: calls, the longest in seconds, failed calls, pages with wrong contents
     """
-    dice = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    dice = random.Random(seed)  # noqa: S311 - reproducible, not a secret
     fd, below = os.open(device, os.O_RDONLY | os.O_DIRECT), os.open(cache, os.O_RDONLY)
     calls, longest, failed, wrong, size = 0, 0.0, 0, 0, 16 * PAGE
     emptied, until = 0.0, time.monotonic() + seconds

@@ -1,13 +1,13 @@
-"""What nova-compute does with volumes, without Nova: a daemon of a node.
+"""A daemon in a node that handles volumes as nova-compute does, without Nova.
 
 ::
 
     python -m lab.inside.brick SOCKET                    os-brick's own connectors: plain iSCSI
-    thunder-run -m lab.inside.brick SOCKET               with our connector registered
+    thunder-run -m lab.inside.brick SOCKET               with Thunder's connector registered
 
-Like nova-compute it runs all the time, so an attach costs what it costs there. It answers HTTP
-on a Unix socket: POST /attach, /detach and the like (``_VERBS``) with a JSON object. What an
-attach was given is kept under /var/lib/lab-brick, as Nova keeps it in its database.
+Like nova-compute it runs permanently, so an attach takes as long as it does there. It serves HTTP
+on a Unix socket: POST /attach, /detach and the like (``_VERBS``) with a JSON object. The
+connection data of an attach is stored in /var/lib/lab-brick, as Nova stores it in its database.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _AUTH = (
 
 
 def _api() -> Any:
-    """Cinder as Nova talks to it: for a user, with a service's token beside the user's.
+    """Cinder's client with the user's token and a service's token, as in Nova.
 
-    Without one Cinder would ask Nova before it deletes an attachment (bug 2004555).
+    Without the latter Cinder would ask Nova before it deletes an attachment (bug 2004555).
     """
     user = {key: os.environ[f"OS_{key.upper()}"] for key in _AUTH}
     service = {**user, "username": "cinder", "project_name": "service"}
@@ -56,7 +56,7 @@ def _api() -> Any:
 
 
 def _instance(volume: str) -> str:
-    """A volume has one server here; its second attachment so is that of a migration."""
+    """The id of a volume's only server: a second attachment is that of a live migration."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, volume))
 
 
@@ -80,8 +80,8 @@ def _properties() -> dict[str, Any]:
 def attach(volume: str) -> dict[str, Any]:
     """Attach through Cinder's attachments API and os-brick, as Nova's live migration does.
 
-    (A server's boot reserves first and gives the connector later; Cinder refuses that for the
-    second attachment of a migration.)
+    (When a server boots, Nova reserves the volume first and passes the connector later; Cinder
+    refuses that for the second attachment of a migration.)
     """
     api, began = _api(), time.monotonic()
     created = api.attachments.create(volume, _properties(), _instance(volume))
@@ -104,7 +104,7 @@ def attach(volume: str) -> dict[str, Any]:
 
 
 def admit(volume: str) -> dict[str, Any]:
-    """Attach as far as Cinder is concerned, and connect nothing."""
+    """Create the attachment in Cinder only, without connecting the volume."""
     api = _api()
     created = api.attachments.create(volume, _properties(), _instance(volume))
     kept = {"attachment": created["id"], "connection_info": created["connection_info"]}
@@ -113,7 +113,7 @@ def admit(volume: str) -> dict[str, Any]:
 
 
 def reconnect(volume: str, stored: str) -> dict[str, Any]:
-    """Connect with what another attach was given (JSON text), asking Cinder nothing."""
+    """Connect with the stored data of another attach (JSON text), without asking Cinder."""
     kept, began = json.loads(stored), time.monotonic()
     device = _connector().connect_volume(kept["connection_info"])
     own = json.loads(_file(volume).read_text()) if _file(volume).exists() else kept
@@ -123,7 +123,7 @@ def reconnect(volume: str, stored: str) -> dict[str, Any]:
 
 
 def disconnect(volume: str) -> dict[str, Any]:
-    """The host's half of a detach: Cinder is told nothing."""
+    """The host's half of a detach; Cinder is not told."""
     kept = json.loads(_file(volume).read_text())
     data = {**kept["connection_info"], "device_path": kept["device"]["path"]}
     _connector().disconnect_volume(data, None)
@@ -131,7 +131,7 @@ def disconnect(volume: str) -> dict[str, Any]:
 
 
 def extend(volume: str) -> dict[str, Any]:
-    """Follow a volume that has grown: ``size`` in bytes."""
+    """Adopt the new size of an extended volume: ``size`` in bytes."""
     kept = json.loads(_file(volume).read_text())
     return {"size": _connector().extend_volume(kept["connection_info"])}
 
@@ -152,7 +152,7 @@ def forget(volume: str) -> dict[str, Any]:
 
 
 def _keep(volume: str, kept: dict[str, Any]) -> None:
-    """As in Nova's database: a power cut of this host does not take it."""
+    """Store durably, as Nova's database does: it survives a power cut of this host."""
     with open(_file(volume), "w") as file:
         json.dump(kept, file)
         file.flush()
@@ -165,7 +165,7 @@ def _file(volume: str) -> Path:
 
 
 class _Warnings(logging.Handler):
-    """Collects what one request's thread warns of."""
+    """Collects os-brick's warnings by thread, that is, by request."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -207,8 +207,8 @@ def main(socket: str) -> None:
     os.makedirs("/run/lab/locks", exist_ok=True)
     cfg.CONF.set_override("lock_path", "/run/lab/locks", group="oslo_concurrency")
     os_brick.setup(cfg.CONF)
-    os_brick.privileged.default.set_client_mode(False)  # we are root already
-    _properties()  # imports all connectors, as nova-compute has when it is asked
+    os_brick.privileged.default.set_client_mode(False)  # this process is root already
+    _properties()  # imports all connectors, as nova-compute has done before its first request
     app = falcon.App()
     app.add_route("/{verb}", _Verbs(warnings))
     waitress.serve(app, unix_socket=socket, unix_socket_perms="600", threads=8)

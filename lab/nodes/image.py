@@ -1,4 +1,4 @@
-"""The root image of the nodes: built once, kept in the cache under a key of what goes into it."""
+"""The root image of the nodes: built once, cached under a hash of its inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab.shell import run
 
-#: Installed in every node, beside what dpkg calls required.
+#: Installed in every node, beside the packages of priority "required".
 PACKAGES = (
     "dbus",
     "dmsetup",
@@ -39,9 +39,9 @@ PACKAGES = (
     "udev",
 )
 SUITE = "bookworm"
-#: Taken from the backports: QEMU 7.2 loses writes to a guest's memory when it is migrated live
-#: without KVM, which 9.0 mended (03bfc2188f07, "physmem: Fix migration dirty bitmap coherency with
-#: TCG memory access"): every tenth guest or so crashed.
+#: Taken from backports: without KVM, QEMU 7.2 loses writes to the memory of a guest during live
+#: migration, and about every tenth guest crashed. Fixed in 9.0 by 03bfc2188f07, "physmem: Fix
+#: migration dirty bitmap coherency with TCG memory access".
 BACKPORTED = ("qemu-*", "seabios")
 _MIRROR = "http://deb.debian.org/debian"
 SIZE_GIB = 10
@@ -50,10 +50,10 @@ _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
 
 
 def root_image(cache: Path) -> Path:
-    """The path of the root image, which is built if need be (a minute or two).
+    """The path of the root image, which is built if it is missing (a minute or two).
 
-    Only the entry program is part of the image; the rest of a node's start is in
-    ``lab/nodes/rootfs/init`` and reaches the node at every boot.
+    Of the start-up code only ``entry`` is part of the image; the rest, ``lab/nodes/rootfs/init``,
+    is passed to the node at every boot.
     """
     entry = _ROOTFS / "entry"
     mirror = os.environ.get("THUNDER_LAB_MIRROR", "")
@@ -97,7 +97,7 @@ def _build(image: Path, entry: Path, mirror: str) -> None:
 
 
 def xstate_library(cache: Path) -> Path:
-    """The path of ``lab/nodes/xstate.c`` as a library, which is compiled if need be."""
+    """The path of the library made of ``lab/nodes/xstate.c``, compiled if it is missing."""
     source = Path(__file__).parent / "xstate.c"
     library = cache / f"xstate-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not library.exists():
@@ -111,7 +111,7 @@ def xstate_library(cache: Path) -> Path:
 
 
 def contained(*argv: str) -> list[str]:
-    """``argv`` so that it dies, with all it started and mounted, when the lab's process dies."""
+    """Wrap ``argv`` so that it ends, with its children and mounts, when the lab's process ends."""
     return [
         "setpriv", "--pdeathsig", "KILL",
         "unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "--", *argv,
@@ -120,7 +120,7 @@ def contained(*argv: str) -> list[str]:
 
 @contextlib.contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Hold ``lock`` against other processes; it is free again whatever becomes of this one."""
+    """Hold ``lock`` against other processes; the kernel releases it if this one is killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

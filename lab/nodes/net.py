@@ -1,7 +1,7 @@
-"""The lab's network: a namespace, a bridge, and a tap for each node with its rate cap.
+"""The lab's network: a namespace, a bridge, and a rate-limited tap for each node.
 
-Everything that runs in a lab runs in this namespace, which gives it an end as well: whoever is
-in it at :meth:`Network.delete` is killed, and the interfaces vanish with it.
+Everything that runs in a lab runs in this namespace, so :meth:`Network.delete` can end it all: it
+kills every process in the namespace, and the interfaces are removed with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Counters:
-    """Bytes over a node's cable since the lab came up, as the node sees them."""
+    """Bytes over a node's link since the lab came up, from the node's point of view."""
 
     received: int
     sent: int
@@ -47,18 +47,18 @@ class Network:
         return self.path.exists()
 
     def is_alone(self) -> bool:
-        """Whether no other lab is there."""
+        """Whether there is no other lab on this machine."""
         return all(path == self.path for path in self.path.parent.glob(f"{_PREFIX}*"))
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """``argv``, to be run inside the namespace.
+        """Wrap ``argv`` to run inside the namespace.
 
-        nsenter rather than ``ip netns exec``: that one makes a mount namespace for every call.
+        By nsenter, because ``ip netns exec`` creates a mount namespace for every call.
         """
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def call(self, function: Callable[[], _T]) -> _T:
-        """Call ``function`` in a thread that is inside the namespace: its sockets are there."""
+        """Call ``function`` in a thread inside the namespace, where its sockets are created."""
         with ThreadPoolExecutor(1, initializer=self._enter) as inside:
             return inside.submit(function).result()
 
@@ -70,7 +70,7 @@ class Network:
                 raise OSError(error, os.strerror(error), str(self.path))
 
     def create(self) -> None:
-        """Make the namespace with its bridge; the lab's host side is 10.77.0.1."""
+        """Create the namespace and its bridge; this machine is 10.77.0.1 in it."""
         run(["ip", "netns", "add", self.name])
         self._ip(
             "link set lo up",
@@ -80,7 +80,7 @@ class Network:
         )
 
     def add_node(self, node: NodeSpec) -> None:
-        """Plug a node in: its tap, and an ifb through which goes what the node sends."""
+        """Create a node's tap, and an ifb device for the traffic that the node sends."""
         tap, ifb = tap_name(node.name), ifb_name(node.name)
         self._ip(
             f"tuntap add dev {tap} mode tap user {os.geteuid()}",
@@ -91,10 +91,10 @@ class Network:
         self.limit(node)
 
     def limit(self, node: NodeSpec) -> None:
-        """Cap the cable at the node's rate, in both directions.
+        """Limit the link to the node's rate, in both directions.
 
-        A queue shapes only what leaves an interface: out of the tap goes what the node receives;
-        what it sends is taken through the ifb. The delay is the node's own affair
+        A queue shapes only outgoing traffic: the tap's queue shapes what the node receives, and
+        what it sends is redirected through the ifb device. The delay is added in the node
         (:meth:`lab.nodes.node.Node.set_link`), because not every host kernel has netem.
         """
         tap, ifb = tap_name(node.name), ifb_name(node.name)
@@ -104,7 +104,7 @@ class Network:
         rate = node.link.bits_per_second
         if rate == 0:
             return
-        # Two milliseconds' worth, and never less than a few full-sized segments.
+        # Two milliseconds of traffic, and at least a few full-sized segments.
         shape = f"tbf rate {rate}bit burst {max(rate // 8 // 500, 64 * 1024)} latency 50ms"
         run(
             self.command(["tc", "-batch", "-"]),
@@ -120,12 +120,12 @@ class Network:
         )
 
     def counters(self, node: str) -> Counters:
-        """What went over a node's cable so far."""
+        """The traffic over a node's link so far."""
         stats = self._link(tap_name(node))["stats64"]
         return Counters(received=stats["tx"]["bytes"], sent=stats["rx"]["bytes"])
 
     def plugged(self, node: str) -> bool:
-        """Whether some process holds the node's tap open."""
+        """Whether a process has the node's tap open."""
         return "LOWER_UP" in self._link(tap_name(node))["flags"]
 
     def pids(self) -> list[int]:
@@ -141,15 +141,15 @@ class Network:
         return [link["ifname"] for link in json.loads(done.stdout)]
 
     def delete(self) -> None:
-        """Kill whoever is in the namespace and take it away; absent is success."""
-        # Until none is left: one that was forking while we looked is caught the next time.
+        """Kill every process in the namespace, then delete it; absent is success."""
+        # Repeat until none is left: a process may have forked during the scan.
         wait_for(f"processes of {self.name} to end", lambda: not self.kill(), timeout=30)
         if self.exists():
             run(["ip", "netns", "delete", self.name])
 
     def kill(self) -> int:
-        """Kill whoever is in the namespace; returns how many were found there."""
-        # Traced ones first: they must not outlive their tracer (see lab.nodes.uml).
+        """Kill every process in the namespace; returns how many there were."""
+        # Traced processes first: they must not outlive their tracer (see lab.nodes.uml).
         pids = sorted(self.pids(), key=_is_traced, reverse=True)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A node of the lab: a host of its own, with commands, files and daemons."""
+"""A node of the lab: a virtual host that runs commands and daemons and has files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from lab import pace
 from lab.errors import CommandError, LabError
 from lab.nodes.net import Counters
-from lab.nodes.services import Daemons, Patience, Service
+from lab.nodes.services import Daemons, Service, StartLimits
 from lab.nodes.topology import HOST_ADDRESS, Link, Topology
 from lab.nodes.uml import Machine
 from lab.shell import Progress, run, wait_for
 
-#: The tree that the nodes see, at the same path.
+#: The source tree, which the nodes see at the same path.
 TREE = Path(__file__).resolve().parents[2]
 VENV = Path(sys.prefix)
-#: How long a node that boots is waited for; it takes some 5 s of CPU time.
-BOOT = Patience()
+#: Time limits of a boot, which takes about 5 s of CPU time.
+BOOT = StartLimits()
 
 MODULES = (
     "dm-mod", "dm-thin-pool", "dm-cache", "dm-cache-smq", "dm-snapshot", "dm-multipath",
@@ -32,7 +32,7 @@ MODULES = (
 )  # fmt: skip
 
 _PATH = f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: What every process in a node finds in its environment.
+#: The environment of every process in a node.
 ENVIRONMENT = {
     "PATH": _PATH,
     "PYTHONPATH": str(TREE),
@@ -57,13 +57,13 @@ MaxStartups 200
 SetEnv {environment}
 """
 
-# Daemons run as root, but privsep goes through sudo all the same.
+# privsep uses sudo even though the daemons run as root.
 _SUDOERS = f"""\
 Defaults secure_path="{_PATH}"
 Defaults env_keep += "{" ".join(ENVIRONMENT)}"
 """
 
-# LVM must not look into the volumes themselves, nor into devices of other nodes.
+# LVM must not scan the volumes themselves, nor devices of other nodes.
 _LVMLOCAL = """\
 devices { global_filter = [ "a|^/dev/ubdb|", "a|^/dev/loop|", "r|.*|" ] }
 activation { monitoring = 0 }
@@ -88,7 +88,7 @@ class Node:
     # -- power ---------------------------------------------------------------------------------
 
     def prepare(self, topology: Topology) -> None:
-        """Write what the node reads while it starts."""
+        """Write the files that the node reads while it starts."""
         control = self._machine.control
         control.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -115,15 +115,18 @@ class Node:
         }
         for name, text in files.items():
             (control / name).write_text(text)
-        for name in ("host_key", "user_key"):  # the user's, for what Nova copies between nodes
+        for name in (
+            "host_key",
+            "user_key",
+        ):  # the user's key, with which Nova copies files between nodes
             (control / name).touch(0o600)
             (control / name).write_bytes((self._keys / name).read_bytes())
         self._write_link(self.spec.link)
 
     def start(self, cancel: threading.Event | None = None) -> None:
-        """Boot, or boot again with the same disks; returns when commands can be run.
+        """Boot, or reboot from the same disks; returns when commands can be run.
 
-        :raises ConditionError: with the end of the console's log
+        :raises ConditionError: has the end of the console's log
         """
         if self.running():
             raise LabError(f"{self.name} is running; kill it first to boot it again")
@@ -135,10 +138,10 @@ class Node:
         wait_for(
             f"{self.name}: boot",
             ready.exists,
-            timeout=BOOT.bound,
-            progress=Progress(lambda: self._booted(BOOT.share), BOOT.still),
+            timeout=BOOT.total,
+            progress=Progress(lambda: self._booted(BOOT.share), BOOT.stall),
             log=console,
-            # Its process changes while it starts: only a panic tells that nothing will come.
+            # The kernel's process changes during the start, so only a panic shows that it failed.
             alive=lambda: not console.read_bytes().count(b"Kernel panic"),
             cancel=cancel,
         )
@@ -152,11 +155,11 @@ class Node:
         )
 
     def _booted(self, share: float) -> tuple[int, int]:
-        """How far it came: what its console has said, and what it has computed."""
+        """A measure of progress: the size of its console's log, and shares of CPU time used."""
         return self._machine.console.stat().st_size, int(self._machine.cpu_seconds() // share)
 
     def kill(self) -> None:
-        """Pull the plug: nothing is flushed or told. The disks stay for :meth:`start`."""
+        """Cut the power: nothing is flushed or shut down. The disks stay for :meth:`start`."""
         run(["ssh", *self._ssh_options(), "-O", "exit", self.address], check=False)
         self._machine.kill()
 
@@ -175,9 +178,9 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the node; a string goes to its shell.
 
-        :param timeout: seconds on the reference machine; past it the call fails, but the command
+        :param timeout: seconds on the reference machine; after it the call fails, but the command
             is not stopped
-        :raises CommandError: on an exit code other than 0, if ``check``; 255 may be ssh's own
+        :raises CommandError: on an exit code other than 0, if ``check``; 255 may come from ssh
         """
         text = command if isinstance(command, str) else shlex.join(command)
         done = run(self.ssh(text), input=input, check=False, timeout=timeout)
@@ -187,7 +190,7 @@ class Node:
         return done
 
     def ssh(self, *arguments: str, options: Sequence[str] = ()) -> list[str]:
-        """The command line of an ssh into this node, for who wants to run it in a way of theirs."""
+        """The command line of an ssh into this node, for callers that run it themselves."""
         return self._machine.network.command(
             ["ssh", *self._ssh_options(), *options, f"root@{self.address}", *arguments]
         )
@@ -203,15 +206,15 @@ class Node:
 
     @property
     def catalog(self) -> dict[str, Service]:
-        """The daemons that can be started here, by name; add to it what a test needs."""
+        """The daemons that can be started here, by name; tests may add to it."""
         return self._daemons.catalog
 
     def service_start(self, name: str, cancel: threading.Event | None = None) -> None:
         """Start a daemon of :attr:`catalog` and wait until it is ready.
 
-        Its log is ``<name>.log`` in :attr:`logs` and goes on over restarts.
+        Its log, ``<name>.log`` in :attr:`logs`, is kept across restarts.
 
-        :raises ConditionError: it ended or is not ready in time; with the end of its log
+        :raises ConditionError: it ended or is not ready in time; has the end of its log
         """
         self._daemons.start(name, cancel)
 
@@ -224,17 +227,17 @@ class Node:
         self._daemons.signal(name, number)
 
     def service_running(self, name: str) -> bool:
-        """Whether the daemon's main process is there (stopped by a signal counts)."""
+        """Whether the daemon's main process exists, be it running or stopped by a signal."""
         return self._daemons.running(name)
 
     # -- network -------------------------------------------------------------------------------
 
     def counters(self) -> Counters:
-        """Bytes over this node's cable, as it sees them, since the lab came up."""
+        """Bytes over this node's link, from its point of view, since the lab came up."""
         return self._machine.network.counters(self.name)
 
     def set_link(self, link: Link) -> None:
-        """Change the cable's rate and delay, of a running node too."""
+        """Change the rate and delay of the link, also while the node runs."""
         self._write_link(link)
         if self.running():
             self.run(["sh", "/lab/link"])

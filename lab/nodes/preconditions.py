@@ -1,4 +1,4 @@
-"""What a machine must have to run a lab: each lack is one line with its remedy."""
+"""What a machine needs to run a lab: one line with a remedy for whatever is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 from lab.errors import PreconditionError
 from lab.nodes.topology import Topology
 
-#: A program that must be there, and the Debian package that brings it.
+#: A program that must be installed, and its Debian package.
 PROGRAMS = {
     "linux.uml": "user-mode-linux",
     "bwrap": "bubblewrap",
@@ -35,9 +35,9 @@ TUN = Path("/dev/net/tun")
 
 
 def check(*, control_plane: bool) -> None:
-    """See that a lab can run on this machine.
+    """Check that a lab can run on this machine.
 
-    :raises PreconditionError: the first thing that is missing, and what to do
+    :raises PreconditionError: names the first thing that is missing, and the remedy
     """
     if os.geteuid() != 0:
         raise PreconditionError("the lab makes network namespaces and taps: run it as root")
@@ -54,9 +54,9 @@ def check(*, control_plane: bool) -> None:
 
 
 def check_memory(topology: Topology) -> None:
-    """See that there is memory for all nodes.
+    """Check that there is enough memory for all nodes.
 
-    :raises PreconditionError: there is not, and what to do
+    :raises PreconditionError: there is not; says what to do
     """
     needed = sum(node.memory for node in topology.nodes)
     free = psutil.virtual_memory().available // 2**20

@@ -1,4 +1,4 @@
-"""Daemons: what to run as values, and one way to start, watch and end them everywhere."""
+"""Daemons as values, and one way to start, monitor and stop them everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Service:
     """A daemon of a node or of the control plane.
 
     ``ready`` is a shell command, run where the daemon runs, that succeeds once it can be used.
-    ``files`` maps absolute paths to contents; they are written before every start, and then the
+    ``files`` maps absolute paths to contents, which are written before every start; then the
     shell command ``before`` is run.
     """
 
@@ -36,30 +36,30 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long something is waited for that starts, in seconds on the reference machine.
+class StartLimits:
+    """Time limits of a start, in seconds on the reference machine.
 
-    :param still: without progress: its log has not grown, and it had less than a twentieth of
-        this time on a CPU, which is what one that only looks for something may take
-    :param bound: in all; for one that makes progress and never becomes ready
+    :param stall: limit without progress: the log has not grown, and the daemon has used less than
+        a twentieth of this time on a CPU, which mere polling may take
+    :param total: limit in total, for a daemon that makes progress and never becomes ready
     """
 
-    still: float = 60
-    bound: float = 1800
+    stall: float = 60
+    total: float = 1800
 
     @property
     def share(self) -> float:
-        """Seconds of CPU time that are progress."""
-        return self.still / 20
+        """Seconds of CPU time that count as progress."""
+        return self.stall / 20
 
 
 def listens(port: int) -> str:
-    """Ready when something listens on a TCP port."""
+    """Ready when a process listens on a TCP port."""
     return f"ss -Hltn 'sport = :{port}' | grep -q ."
 
 
 def serves(socket: str) -> str:
-    """Ready when somebody listens on a Unix socket; one that was left behind does not count."""
+    """Ready when a process listens on a Unix socket; a stale socket file does not count."""
     return f"ss -Hxl src {socket} | grep -q ."
 
 
@@ -76,14 +76,14 @@ def api(
     env: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Service:
-    """An OpenStack API: a WSGI module under :mod:`lab.cloud.serve`, on the lab's own side."""
+    """An OpenStack API: a WSGI module served by :mod:`lab.cloud.serve`, on the controller."""
     python = f"{sys.prefix}/bin/python"
     argv = (python, "-m", "lab.cloud.serve", HOST_ADDRESS, str(port), module, *arguments)
     return Service(name, argv, ready=listens(port), env=env or {}, files=files or {})
 
 
 class Place(Protocol):
-    """Where daemons run: a node, or the lab's own side."""
+    """Where daemons run: a node, or the controller."""
 
     name: str
     logs: Path  # the folder of the logs, on the host
@@ -96,29 +96,29 @@ class Place(Protocol):
 
 
 class Daemons:
-    """Starts and ends the daemons of one place, each in a session of its own.
+    """Starts and stops the daemons of one place, each in a session of its own.
 
-    :param catalog: by name what can be started; the caller may add to it
+    :param catalog: the daemons that can be started, by name; the caller may add to it
     :param pids: a folder for pid files, in that place
     :param logs: the folder of the logs as that place sees it
     """
 
     def __init__(
-        self, place: Place, pids: str, logs: str, patience: Patience | None = None
+        self, place: Place, pids: str, logs: str, limits: StartLimits | None = None
     ) -> None:
         self.catalog: dict[str, Service] = {}
         self._place = place
         self._pids = pids
         self._logs = logs
-        self._patience = patience or Patience()
+        self._limits = limits or StartLimits()
 
     def start(self, name: str, cancel: threading.Event | None = None) -> None:
-        """Start a daemon and wait until it is ready; its log goes on over restarts.
+        """Start a daemon and wait until it is ready; its log is kept across restarts.
 
-        It is waited for as long as it makes progress: see :class:`Patience`.
+        The wait lasts as long as it makes progress: see :class:`StartLimits`.
 
-        :raises ConditionError: it ended, makes no progress or is not ready at the end of all
-            patience; with the end of its log
+        :raises ConditionError: it ended, makes no progress or is not ready in time; has the end
+            of its log
         """
         service = self._service(name)
         if self.running(name):
@@ -127,7 +127,7 @@ class Daemons:
             self._place.write(path, text)
         self._place.run(service.before)
         try:
-            self._place.run(self._start_script(service), timeout=self._patience.bound + 60)
+            self._place.run(self._start_script(service), timeout=self._limits.total + 60)
         except CommandError as error:
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"{name}: given up") from error
@@ -138,8 +138,8 @@ class Daemons:
     def _failures(self) -> dict[int, str]:
         return {
             _ENDED: "it ended",
-            _STILL: f"no progress for {pace.whole(self._patience.still)} seconds",
-            _LATE: f"not ready within {pace.whole(self._patience.bound)} seconds",
+            _STALL: f"no progress for {pace.whole(self._limits.stall)} seconds",
+            _LATE: f"not ready within {pace.whole(self._limits.total)} seconds",
         }
 
     def stop(self, name: str, timeout: float = 15) -> None:
@@ -167,32 +167,32 @@ class Daemons:
             raise LabError(f"{self._place.name}: {name} is not running")
 
     def running(self, name: str) -> bool:
-        """Whether the daemon's main process is there (stopped by a signal counts)."""
+        """Whether the daemon's main process exists, be it running or stopped by a signal."""
         test = f"kill -0 $(cat {self._pid_file(name)})"
         return self._place.run(f"{test} 2> /dev/null", check=False).returncode == 0
 
     def _service(self, name: str) -> Service:
         if name not in self.catalog:
             known = ", ".join(self.catalog) or "none"
-            raise LabError(f"{self._place.name} has no service {name!r}; it has: {known}")
+            raise LabError(f"{self._place.name} has no service {name!r}; known: {known}")
         return self.catalog[name]
 
     def _pid_file(self, name: str) -> str:
         return f"{self._pids}/{name}.pid"
 
     def _await(self) -> str:
-        patience = self._patience
-        still, bound, share = map(pace.whole, (patience.still, patience.bound, patience.share))
+        limits = self._limits
+        stall, total, share = map(pace.whole, (limits.stall, limits.total, limits.share))
         return (
-            f"still={still} bound={bound} share={share} every={min(10, -(-still // 4))}\n"
-            f"ended={_ENDED} idle={_STILL} late={_LATE}\n{_AWAIT}"
+            f"stall={stall} total={total} share={share} every={min(10, -(-stall // 4))}\n"
+            f"ended={_ENDED} idle={_STALL} late={_LATE}\n{_AWAIT}"
         )
 
     def _start_script(self, service: Service) -> str:
-        """One script starts and waits, so that waiting costs no connection for each look."""
+        """One script starts and waits, so that polling needs no connection for each attempt."""
         pid_file = self._pid_file(service.name)
         setting = " ".join(f"{key}={shlex.quote(value)}" for key, value in service.env.items())
-        # sh is the session's leader, writes its number down and then becomes the daemon.
+        # sh is the session's leader; it records its pid and then becomes the daemon.
         daemon = (
             f'echo $$ > {pid_file}; exec env {setting} {shlex.join(service.argv)} >> "$log" 2>&1'
         )
@@ -206,9 +206,9 @@ class Daemons:
         )
 
 
-_ENDED, _STILL, _LATE = 103, 104, 105
-#: The clock is read without a process, and progress is looked for every few seconds only: in a
-#: node it is processes that take time.
+_ENDED, _STALL, _LATE = 103, 104, 105
+#: Processes are expensive in a node: so the clock is read without one, and progress is checked
+#: every few seconds only.
 _AWAIT = """\
 clock() { read -r now rest < /proc/uptime; now=${now%.*}; }
 progress() {
@@ -224,11 +224,11 @@ clock; began=$now; look=$now; last=
 until ready; do
   kill -0 $pid 2> /dev/null || exit $ended
   clock
-  [ $now -lt $((began + bound)) ] || exit $late
+  [ $now -lt $((began + total)) ] || exit $late
   if [ $now -ge $look ]; then
     found=$(progress); look=$((now + every))
     [ "$found" = "$last" ] || { last=$found; moved=$now; }
-    [ $now -lt $((moved + still)) ] || exit $idle
+    [ $now -lt $((moved + stall)) ] || exit $idle
   fi
   sleep 0.2
 done

@@ -1,4 +1,4 @@
-"""What a lab consists of: plain values, no I/O."""
+"""The nodes of a lab as plain values, without I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.errors import LabError
 
-#: Every lab has a network namespace of its own, so they can all use the same addresses.
+#: Every lab has a network namespace of its own, so all of them can use the same addresses.
 SUBNET = "10.77.0"
 HOST_ADDRESS = f"{SUBNET}.1"
 PREFIX = 24
@@ -22,9 +22,9 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,10}")
 
 @dataclass(frozen=True)
 class Link:
-    """A node's cable: ``rate`` holds in each direction; ``delay`` is one way, on what it sends.
+    """A node's link: ``rate`` applies to each direction; ``delay`` is one way, on what it sends.
 
-    Both are in the words of tc: "1gbit", "100mbit"; "0ms", "2.5ms". Rate "0bit" is no limit.
+    Both are in tc's notation: "1gbit", "100mbit"; "0ms", "2.5ms". Rate "0bit" is no limit.
     """
 
     rate: str = "1gbit"
@@ -63,7 +63,7 @@ class NodeSpec:
 
     name: str
     kind: str  # "storage" or "compute"
-    index: int  # its place in the lab; the address follows from it
+    index: int  # its position in the lab, which determines the address
     rack: str
     zone: str = "z1"
     memory: int = 1024
@@ -80,7 +80,7 @@ class NodeSpec:
 
     @property
     def mac(self) -> str:
-        # Fixed, so that neighbours' ARP entries stay right when the node reboots.
+        # Fixed, so that neighbours' ARP entries stay valid when the node reboots.
         return f"02:00:00:00:00:{_FIRST_NODE + self.index:02x}"
 
     @property
@@ -111,9 +111,9 @@ class Topology:
         compute_memory: int = 0,
         disk: int = 8,
     ) -> Topology:
-        """Storage nodes stor1… in rack r0; compute nodes cmp1… two to a rack, from r1 on.
+        """Storage nodes stor1… in rack r0; compute nodes cmp1…, two to a rack, from r1 on.
 
-        :param compute_memory: of compute nodes, in MiB, where it is not ``memory``
+        :param compute_memory: memory of compute nodes in MiB, if it is not ``memory``
         """
         link = link or Link()
         names = [(f"stor{i + 1}", "storage", "r0", memory) for i in range(storage)]
@@ -134,5 +134,5 @@ class Topology:
         return cls(tuple(NodeSpec(**{**n, "link": Link(**n["link"])}) for n in raw["nodes"]))
 
     def with_link(self, name: str, link: Link) -> Topology:
-        """The same lab with another cable at one node."""
+        """The same lab with another link at one node."""
         return Topology(tuple(replace(n, link=link) if n.name == name else n for n in self.nodes))

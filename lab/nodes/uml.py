@@ -1,11 +1,10 @@
 """One User Mode Linux machine: a kernel that runs as an ordinary process of the host.
 
-It runs in a sandbox, and needs one. A process in a node is a process of the host whose system
-calls User Mode Linux catches with ptrace; when the kernel process is killed, there can be an
-instant in which what it traced goes on, now with the host's own system calls, as root: a node
-that was killed while it started has mounted its /tmp over the host's. So the machine has a pid
-namespace (one kill ends all of it), no capabilities, and nothing that it can write to but its
-own folders.
+It must run in a sandbox. A process in a node is a process of the host whose system calls User Mode
+Linux intercepts with ptrace. When the kernel process is killed, a traced process may continue for
+an instant with the host's own system calls, as root: a node that was killed while it started once
+mounted its /tmp over the host's. So the machine has a pid namespace (one kill ends all of it), no
+capabilities, and write access to its own folders only.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ KERNEL = "linux.uml"
 
 @dataclass(frozen=True)
 class Machine:
-    """A node's hardware: its disks, its tap and the process that is its kernel."""
+    """A node's hardware: its disks, its tap, and the process that runs its kernel."""
 
     spec: NodeSpec
     network: Network
-    root: Path  # the shared root image, never written
+    root: Path  # the shared root image, read only
     preload: Path  # lab/nodes/xstate.c, compiled
     folder: Path  # disks, control folder and sockets
     console: Path
@@ -44,8 +43,8 @@ class Machine:
         return self.folder / "control"
 
     def start(self) -> None:
-        """Start the kernel; disks that are there are used again, so this is also a reboot."""
-        # A kernel that was killed leaves its socket here, and refuses to start over it.
+        """Start the kernel; existing disks are reused, so this is also a reboot."""
+        # A killed kernel leaves its socket here, and the next one would refuse to start.
         shutil.rmtree(self.folder / "uml", ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "data.img"
@@ -84,9 +83,9 @@ class Machine:
     def _cpus(self) -> str:
         """The CPUs that this machine may run on: one, if the lab has the host to itself.
 
-        The kernel and the process it traces take turns. On two CPUs each turn wakes an idle
-        one, which made a page fault in the node take three times as long. Where other labs
-        keep the CPUs awake it is the other way round: then a crowded CPU must be avoidable.
+        The kernel and the process that it traces take turns. On two CPUs each turn wakes an idle
+        CPU, which made a page fault in the node take three times as long. Where other labs keep
+        the CPUs busy, pinning would be harmful: the scheduler must be free to choose an idle one.
         """
         cpus = sorted(os.sched_getaffinity(0))
         if self.network.is_alone():
@@ -98,13 +97,13 @@ class Machine:
         return [
             "bwrap",
             "--ro-bind", "/", "/",
-            "--dev", "/dev",  # with a /dev/shm of its own, where the machine's memory is kept
+            "--dev", "/dev",  # with a /dev/shm of its own, which holds the machine's memory
             "--dev-bind", "/dev/net/tun", "/dev/net/tun",
             "--proc", "/proc",
             *(part for path in writable for part in ("--bind", str(path), str(path))),
             "--unshare-pid", "--unshare-ipc",
             "--cap-drop", "ALL",
-            "--cap-add", "CAP_DAC_READ_SEARCH",  # the source tree may be another user's
+            "--cap-add", "CAP_DAC_READ_SEARCH",  # the source tree may belong to another user
             "--setenv", "TMPDIR", "/dev/shm",
             "--setenv", "LD_PRELOAD", str(self.preload),
             "--info-fd", str(info),
@@ -115,7 +114,7 @@ class Machine:
         return self._process() is not None
 
     def cpu_seconds(self) -> float:
-        """CPU time of the kernel and of all that runs in it; 0 if it does not."""
+        """CPU time of the kernel and all processes in it; 0 if it does not run."""
         top = self._process()
         if top is None:
             return 0.0
@@ -127,11 +126,11 @@ class Machine:
         return found
 
     def kill(self) -> None:
-        """Pull the plug; returns when the tap is free for the next start. Absent is success."""
+        """Cut the power; returns when the tap is free for the next start. Absent is success."""
         process = self._process()
         if process is not None:
             process.kill()
-        # A kernel that starts while the tap is still held comes up without a network.
+        # A kernel that starts while the tap is still in use has no network.
         wait_for(
             f"{self.spec.name}: its process to end, and its tap to be free",
             lambda: not self.running() and not self.network.plugged(self.spec.name),
@@ -140,7 +139,7 @@ class Machine:
 
     @property
     def _pid_file(self) -> Path:
-        """The first process of the sandbox, with which all others end, and when it began."""
+        """Holds the pid and start time of the sandbox's first process; all others end with it."""
         return self.folder / "pid"
 
     def _process(self) -> psutil.Process | None:

@@ -1,9 +1,9 @@
 /*
- * User Mode Linux of 6.1 keeps 2696 bytes of a process's extended processor state, all of it on a
- * processor without AMX. Where there is AMX the host's kernel takes only the whole of it
+ * User Mode Linux 6.1 saves 2696 bytes of a process's extended processor state, which is all of it
+ * on a processor without AMX. With AMX, the host's kernel accepts only the complete state
  * (xstateregs_set() in arch/x86/kernel/fpu/regset.c, else EFAULT), and every node panics at its
- * first process. Loaded before libc, this adds what is missing: zeroes, which is the state of
- * tiles that nobody may use, as no process of a node has asked the host for them.
+ * first process. Preloaded, this library appends the missing bytes as zeros: the initial state of
+ * AMX, which no process of a node can have changed, as none has requested it from the host.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +17,7 @@
 
 typedef long (*ptrace_call)(int request, pid_t pid, void *addr, void *data);
 
-/* Not on the stack: a kernel's is small. A node has one processor, and only it calls this. */
+/* Static, because a kernel's stack is small. A node has one processor, so there is one caller. */
 static unsigned char state[1 << 16] __attribute__((aligned(64)));
 static size_t whole;
 
@@ -43,7 +43,7 @@ long ptrace(enum __ptrace_request request, ...)
 		done = next(request, pid, addr, data);
 		if (done == 0 || errno != EFAULT)
 			return done;
-		/* How much it is: the kernel cuts the length down to that. */
+		/* Get the full size: the kernel reduces the length to it. */
 		if (next(PTRACE_GETREGSET, pid, addr, &full) != 0)
 			return -1;
 		memset(state, 0, sizeof(state));

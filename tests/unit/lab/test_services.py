@@ -16,7 +16,7 @@ import pytest
 
 from lab import pace
 from lab.errors import Cancelled, ConditionError, LabError
-from lab.nodes.services import Daemons, Patience, Service, listens, logged
+from lab.nodes.services import Daemons, Service, StartLimits, listens, logged
 from lab.shell import run, wait_for
 
 
@@ -38,9 +38,9 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _daemons(folder: Path, still: float = 20, bound: float = 600) -> Iterator[Daemons]:
-    patience = Patience(still, bound)
-    daemons = Daemons(_Here(folder), str(folder / "run"), str(folder), patience)
+def _daemons(folder: Path, stall: float = 20, total: float = 600) -> Iterator[Daemons]:
+    limits = StartLimits(stall, total)
+    daemons = Daemons(_Here(folder), str(folder / "run"), str(folder), limits)
     try:
         yield daemons
     finally:
@@ -56,7 +56,7 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[Daemons]:
-    with _daemons(tmp_path, still=2) as daemons:
+    with _daemons(tmp_path, stall=2) as daemons:
         yield daemons
 
 
@@ -87,7 +87,7 @@ def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
     """Itself or, as here, in children that come and go."""
     compute = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
     child = f"{sys.executable} -S -c {shlex.quote(compute)}"
-    with _daemons(tmp_path, still=6) as daemons:
+    with _daemons(tmp_path, stall=6) as daemons:
         script = f"for i in $(seq 18); do {child}; done; echo ready; exec sleep 60"
         _add(daemons, script, logged("ready"))
         daemons.start("it")
@@ -102,7 +102,7 @@ def test_one_that_hangs_is_not_waited_for(impatient: Daemons) -> None:
 
 
 def test_all_patience_ends(tmp_path: Path) -> None:
-    with _daemons(tmp_path, still=2, bound=4) as daemons:
+    with _daemons(tmp_path, stall=2, total=4) as daemons:
         _add(daemons, "while :; do echo again; sleep 0.2; done", "false")
         with pytest.raises(ConditionError, match=r"not ready within 4 seconds; .*\nagain"):
             daemons.start("it")
@@ -143,7 +143,7 @@ def test_cancelled(daemons: Daemons) -> None:
 
 
 def test_signals_reach_children(daemons: Daemons, tmp_path: Path) -> None:
-    # The child ignores SIGTERM, so only the end of the patience gets it.
+    # The child ignores SIGTERM, so only SIGKILL after the timeout ends it.
     child = "trap '' TERM; while :; do sleep 0.1; done"
     _add(
         daemons, f'sh -c "{child}" & echo $! > {tmp_path}/child; echo ready; wait', logged("ready")

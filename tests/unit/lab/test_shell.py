@@ -62,14 +62,14 @@ def test_what_goes_on_is_waited_for() -> None:
     def done() -> bool:
         return time.monotonic() - began > 1
 
-    wait_for("it", done, timeout=60, progress=Progress(time.monotonic, still=0.4))
+    wait_for("it", done, timeout=60, progress=Progress(time.monotonic, stall=0.4))
 
 
 def test_what_stands_still_is_not_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "it.log"
     log.write_text("my last words\n")
     with pytest.raises(ConditionError, match=r"^it: no progress for 0\.4 seconds; .*\nmy last"):
-        wait_for("it", lambda: False, timeout=60, log=log, progress=Progress(lambda: 1, still=0.4))
+        wait_for("it", lambda: False, timeout=60, log=log, progress=Progress(lambda: 1, stall=0.4))
 
 
 def test_waiting_can_be_cancelled() -> None:
