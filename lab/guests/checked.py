@@ -37,7 +37,7 @@ def checked(console: str, disk: str = "vda") -> Checked | None:
 
 
 def boots(console: str) -> int:
-    """How often the guest's root disk has been booted, by its last boot's message; 0 without one."""
+    """How often the guest's root disk has been booted, by its console; 0 before its first boot."""
     found = re.findall(r"tiny: boot (\d+)", console)
     return int(found[-1]) if found else 0
 

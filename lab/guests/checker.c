@@ -198,7 +198,7 @@ static void report(uint32_t slot, struct content want, const char *got)
 	say("WRONG slot=%u want=%s got=%s", slot, text(want, buffer, sizeof(buffer)), got);
 }
 
-/* Whether the device was detached, which is no error; its node vanishes soon after its last reply. */
+/* Whether the device was detached, which is no error; its node vanishes shortly afterwards. */
 static int gone(void)
 {
 	for (int i = 0; i < 50; i++) {

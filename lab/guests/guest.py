@@ -48,8 +48,8 @@ FILES = {
     "/usr/share/initramfs-tools/modules.d/guest": "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\n",
     # The small file system has no space for a persistent journal.
     "/etc/systemd/journald.conf.d/guest.conf": "[Journal]\nStorage=volatile\n",
-    # Without KVM, and with many guests to a processor, the console may take minutes to appear; the
-    # login prompt waits for it no longer than this.
+    # Without KVM and with many guests per processor, the console device may take minutes to appear.
+    # The login prompt does not wait longer than this.
     "/etc/systemd/system.conf.d/guest.conf": "[Manager]\nDefaultDeviceTimeoutSec=15min\n",
     "/etc/systemd/system/first-boot-marker.service": """\
 [Unit]

@@ -164,7 +164,7 @@ def test_signals_reach_children(daemons: Daemons, tmp_path: Path) -> None:
 
 def test_wrong_use(daemons: Daemons) -> None:
     _add(daemons, "echo ready; exec sleep 60", logged("ready"))
-    with pytest.raises(LabError, match="here has no service 'other'; it has: it"):
+    with pytest.raises(LabError, match="here has no service 'other'; known: it"):
         daemons.start("other")
     daemons.start("it")
     with pytest.raises(LabError, match="here: it is running"):
