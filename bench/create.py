@@ -1,8 +1,8 @@
-"""What a volume of an image costs beside a thin snapshot, on the same backend in the same run.
+"""The cost of a volume from an image, compared with a thin snapshot on the same backend.
 
-``--image`` of the fourth volume of an image is the Thunder path (a snapshot of the master);
-``--snapshot`` is Cinder's LVM driver alone (lvcreate -s). In turn, several times; the medians'
-ratio is the figure.
+``--image``, with a master in place, is Thunder's path (a snapshot of the master); ``--snapshot`` is
+Cinder's LVM driver alone (lvcreate -s). Both are measured in turn, several times; the result is the
+ratio of the medians.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab.progress import Steps
 
 
 def measure(journey: Journey, image: Path, turns: int) -> dict[str, list[float]]:
-    """Seconds from the API call to available, for both kinds."""
+    """Seconds from the API call to the state available, for both kinds."""
     found = journey.upload(image, "bench")
     made = [journey.create_volume(f"first-{i}", 1, "--image", found) for i in range(3)]
     snapshot = journey.create_snapshot(made[0], "bench")
@@ -30,7 +30,7 @@ def measure(journey: Journey, image: Path, turns: int) -> dict[str, list[float]]
             began = time.monotonic()
             volume = journey.create_volume(f"{what[2:]}-{turn}", 1, what, source)
             seconds[what].append(time.monotonic() - began)
-            journey.delete_volumes([volume])  # the project's quota is ten
+            journey.delete_volumes([volume])  # the project's quota is ten volumes
     return seconds
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         line = ", ".join(f"{value:.2f}" for value in values)
         print(f"volume create {what:10} median {statistics.median(values):.2f} s  ({line})")
     medians = {what: statistics.median(values) for what, values in seconds.items()}
-    print(f"ratio {medians['--image'] / medians['--snapshot']:.2f} (bar: 1.5)")
+    print(f"ratio {medians['--image'] / medians['--snapshot']:.2f} (limit: 1.5)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How long the tracker takes to plan an attach, as an agent sees it: alone, and six at once.
+"""How long an agent waits for the plan of an attach: for a single one, and for six at once.
 
-Six volumes of one image are planned for three hosts, again and again; nothing is attached.
+Six volumes of one image are planned for three hosts, repeatedly; nothing is attached.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _PATIENCE = 120.0
 
 
 class Planner:
-    """Asks one storage host's tracker for plans, in the name of compute hosts."""
+    """Asks one storage host's tracker for plans, on behalf of compute hosts."""
 
     def __init__(self, tracker: RpcTracker, server: str) -> None:
         self._tracker = tracker
         self._server = server
 
     def plan(self, volume: str, node: NodeSpec) -> float:
-        """:returns: seconds that the answer took
-        :raises LabError: it is no plan for a cache: that would cost less
+        """:returns: seconds until the answer
+        :raises LabError: it is not a plan with a cache, which would be cheaper
         """
         host = wire.Topology(node.name, node.address, node.rack, node.zone, node.initiator)
         began = time.monotonic()
@@ -52,7 +52,7 @@ class Planner:
 
 
 def measure(cluster: Cluster, image: Path) -> dict[str, list[float]]:
-    """Seconds of every call, alone and with others."""
+    """Seconds of every call, single and concurrent."""
     journey = Journey(cluster)
     found = journey.upload(image, "bench")
     volumes = [journey.create_volume(f"plan-{i}", 1, "--image", found) for i in range(VOLUMES)]
@@ -77,7 +77,7 @@ def _turns(planner: Planner, pairs: Sequence[tuple[str, NodeSpec]]) -> dict[str,
         return list(threads.map(planner.plan, *zip(*pairs, strict=True)))
 
     with ThreadPoolExecutor(len(pairs)) as threads:
-        together()  # connections and threads on both sides, and every row that is made but once
+        together()  # warm up connections and threads on both sides, and create the rows
         alone = [planner.plan(*pairs[i % len(pairs)]) for i in range(ALONE)]
         at_once = [seconds for _ in range(AT_ONCE) for seconds in together()]
     return {"alone": alone, f"{len(pairs)} at once": at_once}

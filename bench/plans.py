@@ -1,9 +1,9 @@
-"""Hundreds of hosts that attach volumes of one image at once: how long planning takes, and whether
-the tree is right.
+"""Hundreds of hosts attach volumes of one image at once: the time for planning, and a check of the
+tree.
 
-Two trackers, each a process of its own with a thread for every attach, on one MariaDB. There are
-two masters; hosts stand in racks of ten, racks in zones of five. A plan is what the tracker's store
-does for an attach: a heartbeat, then the plan itself with the volume's stack.
+Two trackers, each a process of its own with a thread for every attach, share one MariaDB. There are
+two masters; racks have ten hosts, zones five racks. A plan is what the tracker's store does for an
+attach: a heartbeat, then the plan itself with the volume's stack.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tests.mariadb import ServerError, new_database, server
 
 IMAGE = "image"
 GIB = 1 << 30
-#: As of a distribution's cloud image: some hundreds of ranges.
+#: Allocated ranges: a few hundred, as in a distribution's cloud image.
 RANGES = 400
-#: While this lasts, hosts that have been heard of stay alive.
+#: Heartbeat timeout in seconds: long enough for all hosts to stay alive.
 TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """``seconds`` from the first request to the last answer; ``each``: of every plan."""
+    """``seconds`` from the first request to the last answer; ``each``: seconds of every plan."""
 
     seconds: float
     each: tuple[float, ...]
@@ -55,7 +55,7 @@ def compute(number: int) -> Topology:
 
 
 def prepare(url: str) -> Store:
-    """Tables, two storage hosts and one image that both of them have."""
+    """Create the tables, two storage hosts, and one image with a master on both of them."""
     store = Store(url, heartbeat_timeout=TIMEOUT)
     migration.upgrade(store.engine)
     step = GIB // RANGES // 65536 * 65536
@@ -70,7 +70,7 @@ def prepare(url: str) -> Store:
 def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -> Result:
     """Plan for ``hosts`` compute hosts at once.
 
-    :param url: of an empty database
+    :param url: URL of an empty database
     """
     limits = limits or Limits()
     store = prepare(url)
@@ -85,7 +85,7 @@ def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -
     ]
     for child in children:
         assert child.stdout
-        assert child.stdout.readline() == "ready\n", "a tracker did not come up"
+        assert child.stdout.readline() == "ready\n", "a tracker did not start"
     began = time.monotonic()
     answers = []
     for child in children:
@@ -107,14 +107,14 @@ def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -
 
 
 def _parts(hosts: int, trackers: int, limits: Limits) -> list[tuple[int, ...]]:
-    """Each tracker's share: first host, step, end, and the bounds."""
+    """Each tracker's share: first host, step, end, and the fan-outs."""
     return [(n, trackers, hosts, limits.fanout, limits.storage_fanout) for n in range(trackers)]
 
 
 def check(
     locations: Sequence[Location], plans: Mapping[str, Sequence[str]], limits: Limits
 ) -> list[str]:
-    """What is wrong with a tree that has just been planned; empty if nothing is.
+    """Violations in a tree that has just been planned; empty if it is valid.
 
     :param plans: host → ids of the locations that it may read from, best first
     """
@@ -128,17 +128,17 @@ def check(
             problems.append(f"{host} has {children[base.id]} children")
         sources = [known[source] for source in plans.get(host, ())]
         if not sources or sources[0].id != base.parent:
-            problems.append(f"{host}'s parent is not what it was told")
+            problems.append(f"{host}'s recorded parent is not the first source of its plan")
         if any(source.depth >= base.depth for source in sources):
-            problems.append(f"{host} may read from one that is as deep as itself")
+            problems.append(f"{host} may read from a location that is as deep as its own")
         if not sources or sources[-1].kind != MASTER:
-            problems.append(f"{host}'s last source is no master")
+            problems.append(f"{host}'s last source is not a master")
         seen, above = {base.id}, base
         while above.parent is not None and above.parent not in seen:
             above = known[above.parent]
             seen.add(above.id)
         if above.kind != MASTER:
-            problems.append(f"{host} reads from no master in the end")
+            problems.append(f"{host} has no path to a master")
     storage = sum(children[master] for master in masters)
     if storage > limits.storage_fanout:
         problems.append(f"{storage} hosts read from storage hosts")
@@ -146,10 +146,10 @@ def check(
 
 
 def tracker(url: str, first: int, step: int, end: int, fanout: int, storage_fanout: int) -> None:
-    """One tracker: plans for its hosts, each in a thread, and prints what it took."""
+    """Run one tracker: plans for its hosts, each in a thread, and prints the times."""
     store = Store(url, heartbeat_timeout=TIMEOUT)
     limits = Limits(fanout=fanout, storage_fanout=storage_fanout)
-    store.locations(IMAGE)  # connected, and all code loaded
+    store.locations(IMAGE)  # connect, and load all code
     answers: list[tuple[str, float, float, list[str]]] = []
     threads = [
         threading.Thread(target=_plan, args=[store, compute(number), limits, answers])
@@ -196,7 +196,7 @@ def main() -> None:
         print(f"WRONG: {problem}")
     if result.problems:
         sys.exit(1)
-    print("the tree is valid: fan-outs kept, no circle, everybody has a storage host last")
+    print("the tree is valid: fan-outs kept, no circle, every host has a storage host last")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Ten volumes of one image over two storage hosts, attached on five hosts in the same second.
+"""Ten volumes of one image on two storage hosts, attached on five hosts in the same second.
 
-Prints what every cable carried, from the interfaces' own counters: first while the volumes were
-made (one download from Glance, one copy between the storage hosts), then while all of them were
-attached and read at once. A block should cross each compute host's cable inwards once, and leave
-the storage hosts no more often than ``thunder_storage_fanout`` says.
+Prints the traffic of every link, by the interfaces' counters: first while the volumes were created
+(one download from Glance, one copy between the storage hosts), then while all of them were
+attached and read at once. A block should enter each compute host once, and leave the storage hosts
+at most ``thunder_storage_fanout`` times.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from lab.progress import Steps
 
 MIB = 1 << 20
 STORAGE, COMPUTE, VOLUMES = 2, 5, 10
-#: What the issue allows above the bound itself: protocol, file system probes, late parents.
+#: Tolerated overhead: protocol, file system probes, late parents.
 SLACK = 0.3
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes over every node's cable while something was done."""
+    """Bytes over every node's link during one phase."""
 
     received: dict[str, int]
     sent: dict[str, int]
@@ -47,7 +47,7 @@ class Phase:
 
 
 class Meter:
-    """Reads all cables' counters before and after."""
+    """Reads the counters of all links before and after a phase."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -68,22 +68,22 @@ class Meter:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the whole run; sizes in bytes."""
+    """Results of the whole run; sizes in bytes."""
 
     allocated: int
-    downloads: int  # of the image's data, from Glance
+    downloads: int  # downloads of the image's data from Glance
     masters: dict[str, int]  # storage host → volumes on it
     creation: Phase
     use: Phase
-    sources: dict[str, str]  # compute host → whom its base began to read from
+    sources: dict[str, str]  # compute host → the host that its base first read from
     fetched: dict[str, int]  # compute host → image bytes its base read over the network
-    wrong: list[str]  # volumes whose content is not the image's
+    wrong: list[str]  # volumes that differ from the image
 
 
 def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
     cluster, size = journey.cluster, raw.stat().st_size
     compute, gib = cluster.of_kind("compute"), -(-size // (1 << 30))
-    with steps.step("start what stands for nova-compute"):
+    with steps.step("start the stand-ins for nova-compute"):
         journey.start_bricks()
     with steps.step(f"upload, create {VOLUMES} volumes at once"):
         found = journey.upload(image, "relay")
@@ -123,7 +123,7 @@ def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    table = Table(title="MiB over each host's cable, by its interface's counters")
+    table = Table(title="MiB over each host's link, by its interface's counters")
     for heading in (
         "host",
         "reads from",
@@ -166,7 +166,9 @@ def _default(option: str) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.relay", description=__doc__)
-    parser.add_argument("--rate", default="1gbit", help="of every cable, as tc has it (1gbit)")
+    parser.add_argument(
+        "--rate", default="1gbit", help="rate of every link, in tc's notation (1gbit)"
+    )
     parser.add_argument("--name", default="relay", help="name of the lab")
     parsed = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 110)

@@ -1,8 +1,8 @@
 """Twelve servers of one image on three hosts at once; then one of them live-migrated twenty times.
 
-Guests are tiny ones whose checkers write and read all the time. Printed are the seconds to ACTIVE
-and to the prompt, what left the storage host, what every migration took and the longest call that
-the moving guest has seen so far; at the end, what is left when all is deleted.
+The guests are tiny ones whose checkers write and read all the time. It prints the seconds to ACTIVE
+and to the prompt, the bytes that left the storage host, the duration of every migration, and the
+longest I/O of the migrated guest so far; at the end, what is left after everything was deleted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RAM = 128  # MiB of a server
 
 
 def boot(servers: Servers, journey: Journey, image: str, count: int) -> list[str]:
-    """Boot them all at once, and say how it went."""
+    """Boot them all at once, and print the results."""
     (storage,) = servers.cluster.of_kind("storage")
     before, began = storage.counters().sent, time.monotonic()
     ids = servers.create("many", from_image(image), count=count, wait=False)
@@ -58,23 +58,23 @@ def boot(servers: Servers, journey: Journey, image: str, count: int) -> list[str
     fetched = {node.name: journey.from_network(node) for node in hosts}
     print(
         f"the storage host sent {sent / MIB:.1f} MiB, {sent / allocated:.2f} times the "
-        f"{allocated / MIB:.1f} MiB that the image holds: its blocks, and what the checkers read "
-        "back of their own"
+        f"{allocated / MIB:.1f} MiB that the image holds: its blocks, and the records that the "
+        "checkers read back"
     )
     print(
         "image bytes that each host read over the network: "
         + ", ".join(f"{name} {count / MIB:.1f} MiB" for name, count in sorted(fetched.items()))
     )
     wrong = sum(found.wrong for s in ids if (found := checked(servers.console(s))))
-    print(f"their checkers found {wrong} wrong")
+    print(f"their checkers found {wrong} errors")
     return ids
 
 
 def migrate(servers: Servers, server: str, times: int) -> int:
-    """Live-migrate a server again and again.
+    """Live-migrate a server repeatedly.
 
-    :returns: how much was wrong with it
-    :raises LabError: its checker stands still
+    :returns: failed migrations and errors of its checker
+    :raises LabError: its checker makes no progress
     """
     names = [node.name for node in servers.cluster.of_kind("compute")]
     found, failed = servers.await_checked(server), 0
@@ -124,7 +124,7 @@ def main() -> int:
         cluster.thunder("image", "evict", image)
         cluster.openstack("image", "delete", image)
         left = journey.all_leftovers()
-        print(f"left when all is deleted: {', '.join(left) or 'nothing'}")
+        print(f"left after everything was deleted: {', '.join(left) or 'nothing'}")
     finally:
         cluster.down()
     return 1 if problems or left else 0

@@ -1,9 +1,9 @@
-"""What a host feels when its parent dies: the longest read, failed reads, wrong bytes of each kill.
+"""The effect of a parent's failure on its child: longest read, failed reads, wrong bytes.
 
-One compute host reads an image from another one while neither has all of it (filling is set to
-1 MiB/s). A reader on the child reads blocks that are not there yet, past all caches, and checks
-them; meanwhile the parent's plug is pulled. Then the parent is started again, and the child's base
-made anew below it.
+One compute host reads an image from another one while neither base is complete (filling is limited
+to 1 MiB/s). A reader on the child reads blocks that it does not have yet, bypassing all caches, and
+checks them; meanwhile the parent's power is cut. Then the parent is started again, and the child's
+base is rebuilt as its child.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from lab.shell import wait_for
 MIB = 1 << 20
 GIB = 1 << 30
 SEED = "stall"
-#: Seconds that the reader reads, and after which the plug is pulled.
+#: Seconds that the reader runs, and after which the power is cut.
 READ, PULL = 10, 3
-#: MiB of the image that a round may use up, at 1 MiB/s, and for the first one.
+#: MiB of the image that a round may fill, at 1 MiB/s, and the reserve for the first one.
 PER_KILL, AT_FIRST = 40, 80
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: who was killed, whom the child read from then, and what its reader saw."""
+    """One kill: the killed host, the child's next source, and what its reader saw."""
 
     parent: str
     then: str
@@ -52,10 +52,10 @@ class Kill:
 
 
 class Scene:
-    """Two compute hosts of a lab that is up, one of which reads an image from the other."""
+    """Two compute hosts of a running lab, one of which reads an image from the other."""
 
     def __init__(self, journey: Journey, parent: Node, child: Node, length: int) -> None:
-        """:param length: of the image in bytes, a multiple of 64 KiB"""
+        """:param length: size of the image in bytes, a multiple of 64 KiB"""
         self.journey = journey
         self.parent = parent
         self.child = child
@@ -66,7 +66,7 @@ class Scene:
 
     @property
     def volume(self) -> str:
-        """The one on the child."""
+        """The volume on the child."""
         return self._volumes[1]
 
     def open(self) -> None:
@@ -86,7 +86,7 @@ class Scene:
         self.attach()
 
     def close(self) -> None:
-        """Leave the lab as it was."""
+        """Restore the lab's original state."""
         for node in (self.parent, self.child):
             if not node.running():
                 self.restart_parent()
@@ -98,7 +98,7 @@ class Scene:
         self._restart(slow=False)
 
     def _restart(self, slow: bool) -> None:
-        """Restart both agents, with their filling as slow as it gets."""
+        """Restart both agents, with filling as slow as possible if ``slow``."""
 
         def restart(node: Node) -> None:
             service = self._catalog[node]
@@ -113,12 +113,12 @@ class Scene:
         at_once(restart, (self.parent, self.child))
 
     def sources(self, node: Node) -> list[str]:
-        """Whom a host's base of the image reads from, in their order."""
+        """The sources of a host's base of the image, in order."""
         bases = self.journey.agent(node)["bases"]
         return next((base["sources"] for base in bases if base["image_id"] == self.image), [])
 
     def attach(self) -> None:
-        """Attach the child's volume, so that its base is made.
+        """Attach the child's volume, so that its base is built.
 
         :raises LabError: its base does not read from the parent
         """
@@ -128,7 +128,7 @@ class Scene:
             raise LabError(f"{self.child.name} reads from {found}, not from {self.parent.name}")
 
     def kill(self) -> Kill:
-        """Pull the parent's plug while the child reads."""
+        """Cut the parent's power while the child reads."""
         path = f"/dev/mapper/thunder-vol-{self.volume}"
         command = (
             f"python -m lab.inside.blocks watch {path} {SEED} {self._length} {READ} "
@@ -143,7 +143,7 @@ class Scene:
         return Kill(self.parent.name, self.sources(self.child)[0], **seen)
 
     def await_reparented(self) -> None:
-        """Until the child's agent has given up the dead parent."""
+        """Wait until the child's agent has replaced the dead parent."""
         wait_for(
             f"{self.child.name} to have another source",
             lambda: self.parent.name not in self.sources(self.child),
@@ -152,7 +152,7 @@ class Scene:
 
     def restart_parent(self) -> None:
         """Start the parent again, and wait until its base is back."""
-        wait_for("the dead to be gone", lambda: not self.parent.running(), timeout=10)
+        wait_for("the killed host to be off", lambda: not self.parent.running(), timeout=10)
         self.parent.start()
         self.parent.service_start("thunder-agent")
         wait_for(
@@ -164,14 +164,14 @@ class Scene:
         )  # fmt: skip
 
     def below_again(self) -> None:
-        """Make the child's base anew, so that it reads from the parent."""
+        """Rebuild the child's base, so that it reads from the parent again."""
         self.journey.detach(self.child, self.volume)
         self.journey.evict(self.child, self.image)
         self.attach()
 
 
 def measure(scene: Scene, kills: int, show: bool = True) -> list[Kill]:
-    """One kill after the other; what was seen until something went wrong is not lost."""
+    """Run the kills one after the other; on an error, return the results so far."""
     seen: list[Kill] = []
     try:
         scene.open()
@@ -183,13 +183,13 @@ def measure(scene: Scene, kills: int, show: bool = True) -> list[Kill]:
             if show:
                 print(f"{number + 1:3}  {_line(seen[-1])}", flush=True)
     except Exception as error:
-        print(f"given up after {len(seen)} kills: {type(error).__name__}: {error}", flush=True)
+        print(f"stopped after {len(seen)} kills: {type(error).__name__}: {error}", flush=True)
     return seen
 
 
 def _line(kill: Kill) -> str:
     return (
-        f"{kill.parent} killed, {kill.then} read from then: longest read {kill.longest_s:.2f} s, "
+        f"{kill.parent} killed, then read from {kill.then}: longest read {kill.longest_s:.2f} s, "
         f"{kill.failed} errors, {kill.wrong} wrong pages in {kill.calls} reads"
     )
 
@@ -209,7 +209,7 @@ def main() -> int:
         cluster.down()
     if seen:
         print(
-            f"{len(seen)} kills: longest stall {max(k.longest_s for k in seen):.2f} s (bar: 3), "
+            f"{len(seen)} kills: longest stall {max(k.longest_s for k in seen):.2f} s (limit: 3), "
             f"{sum(k.failed for k in seen)} I/O errors, {sum(k.wrong for k in seen)} wrong pages "
             f"in {sum(k.calls for k in seen)} reads"
         )

@@ -1,8 +1,8 @@
-"""``make demo``: one image, first as volumes of three hosts, then as servers that boot from it.
+"""``make demo``: one image, first as volumes on three hosts, then as servers that boot from it.
 
-Both are done with Thunder and without, in one lab, with everything cold before each half. Every
-step is what a user or Nova would do. Ends with two tables, the relay trees and the bytes that left
-the storage host, and writes them to demo.json in the current folder.
+Both parts run with and without Thunder, in one lab, starting with cold caches. Every step is what a
+user or Nova would do. It ends with two tables, the relay trees and the bytes that left the storage
+host, and writes them to demo.json in the current folder.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lab.progress import Steps
 class Result(demo_volumes.Result):
     """demo.json: the volumes' figures, then ``servers`` with Thunder and on Cinder's LVM driver.
 
-    ``servers_storage_egress_bytes`` in ``thunder`` and ``plain`` is what left the storage host
-    while the servers booted.
+    ``servers_storage_egress_bytes`` in ``thunder`` and ``plain`` counts the bytes that left the
+    storage host while the servers booted.
     """
 
     servers: list[Server] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Result(demo_volumes.Result):
 
 
 def run(image: Path | None, name: str, steps: Steps) -> Result:
-    """The whole of it, in a lab that comes up here and goes down at the end."""
+    """Run the demo in a lab that is brought up for it and taken down at the end."""
     began = time.monotonic()
     topology = Topology.standard(compute_memory=SERVER_MEMORY)
     cluster = Cluster(name, topology, Options(nova=True, plain=True))
@@ -49,7 +49,7 @@ def run(image: Path | None, name: str, steps: Steps) -> Result:
             uploaded = volumes.journey.upload(volumes.upload, "demo-servers", volumes.disk_format)
         servers = demo_servers.Demo(cluster, uploaded, volumes.gib)
         thunder, plain = servers.with_thunder(steps), servers.with_lvm(steps)
-        with steps.step("delete everything, look for leftovers"):
+        with steps.step("delete everything, check for leftovers"):
             cluster.thunder("image", "evict", uploaded)
             cluster.openstack("image", "delete", uploaded)
             if left := volumes.journey.all_leftovers():
@@ -72,7 +72,7 @@ def _with(figures: dict[str, int], boot: Boot) -> dict[str, int]:
 
 
 def show(result: Result, console: Console) -> None:
-    """The tables, the trees and the totals."""
+    """Print the tables, the trees and the totals."""
     demo_volumes.show(result, console)
     table = Table(title="six servers of one image on three hosts at once")
     for heading in ("server", "host", "read from", "ACTIVE", "cached", "prompt", "image bytes"):

@@ -1,4 +1,4 @@
-"""Six servers of one image, booted at once through Nova, and the same on Cinder's LVM driver.
+"""Six servers booted from one image at once through Nova; then the same on Cinder's LVM driver.
 
 The second half of ``make demo``; see :mod:`lab.play.demo`.
 """
@@ -18,21 +18,21 @@ from lab.progress import Steps
 
 SERVERS = 6
 RAM = 256  # MiB of each
-#: What a guest's console ends with when it is up: Debian's, and most others'.
+#: What a booted guest shows on its console: Debian, and most other systems.
 PROMPT = "login:"
-#: Seconds in which all must be up: QEMU translates every instruction, on a processor or two.
+#: Seconds for all of them to boot: QEMU translates every instruction, on one or two processors.
 _TIMEOUT = 1200
-#: Seconds between two looks at the consoles.
+#: Seconds between two checks of the consoles.
 _POLL = 2.0
 
 
 @dataclass
 class Server:
-    """A row of the table; seconds from the request, as a user sees them in Nova's API.
+    """A row of the table; times are seconds from the request, as seen in Nova's API.
 
-    :ivar cached_s: seconds from the attach of its volume until the cache was in use; 0: with it
-    :ivar image_bytes_from_network: what its host's base has read from other hosts, counted with
-        the first of that host's servers: the others share it
+    :ivar cached_s: seconds from the attach of its volume until the cache was in use; 0: at once
+    :ivar image_bytes_from_network: bytes that its host's base has read from other hosts, counted
+        for the first server on that host: the others share the base
     """
 
     id: str
@@ -46,17 +46,19 @@ class Server:
 
 @dataclass
 class Boot:
-    """One start of all servers; ``storage_egress_bytes`` left the storage host's interface."""
+    """One boot of all servers; ``storage_egress_bytes`` were sent by the storage host meanwhile."""
 
     servers: list[Server] = field(default_factory=list)
     storage_egress_bytes: int = 0
 
 
 class Demo:
-    """The servers' half of the demo, in a lab with Nova and both backends."""
+    """The second half of the demo, in a lab with Nova and both backends."""
 
     def __init__(self, cluster: Cluster, image: str, gib: int) -> None:
-        """:param image: its id; ``gib`` is the size of the volumes made of it"""
+        """:param image: its id
+        :param gib: size of the volumes that are created from it
+        """
         self.cluster = cluster
         self.servers = Servers(cluster, RAM)
         self.journey = Journey(cluster)
@@ -78,7 +80,7 @@ class Demo:
         return boot
 
     def with_lvm(self, steps: Steps) -> Boot:
-        """The same on Cinder's LVM driver: plain iSCSI to volumes that each hold a copy."""
+        """The same on Cinder's LVM driver: plain iSCSI to volumes with a copy of the image each."""
         name = config.PLAIN
         self.cluster.openstack(
             "volume", "type", "create", name, "--property", f"volume_backend_name={name}"
@@ -125,14 +127,14 @@ class Demo:
                 console = self.servers.console(waiting[0].id)[-1500:]
                 raise LabError(
                     f"{len(waiting)} servers show no {PROMPT!r} after {seconds:.0f} s; one of "
-                    f"them says:\n{console}"
+                    f"them shows:\n{console}"
                 )
             time.sleep(_POLL if waiting else 0)
         boot.servers.sort(key=lambda row: (row.host, row.active_s))
         return boot
 
     def _look_at_bases(self, boot: Boot, steps: Steps) -> None:
-        """What each server was read from, and what that cost the network when all is filled."""
+        """Record each server's source, and the network traffic once all bases are complete."""
         volumes = {row.id: self.servers.volumes(row.id)[0] for row in boot.servers}
         hosts = {volumes[row.id]: self.cluster.node(row.host) for row in boot.servers}
         stacks = self.journey.await_caches(hosts, steps.note)

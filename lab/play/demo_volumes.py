@@ -1,7 +1,7 @@
-"""``make demo-volumes``: six volumes of one image on three hosts at once; plain iSCSI beside it.
+"""``make demo-volumes``: six volumes of one image on three hosts at once, then by plain iSCSI.
 
-Every step is what a user or nova-compute would do. Ends with a table, the relay tree and the bytes
-that left the storage host, and writes them to demo.json in the current folder.
+Every step is what a user or nova-compute would do. It ends with a table, the relay tree and the
+bytes that left the storage host, and writes them to demo.json in the current folder.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ VOLUMES = 6
 
 @dataclass
 class Volume:
-    """A row of the table; ``image_bytes_from_network`` while it was attached and read.
+    """A row of the table.
 
-    :ivar cached_s: seconds from the end of the attach until the cache was in use; 0: with it
+    :ivar cached_s: seconds from the end of the attach until the cache was in use; 0: at once
+    :ivar image_bytes_from_network: counted while it was attached and read
     """
 
     id: str
@@ -57,7 +58,7 @@ class Volume:
 
 @dataclass
 class Result:
-    """demo.json. Egress: bytes that left the storage host's interface while volumes were used."""
+    """demo.json. Egress: bytes that the storage host sent while volumes were in use."""
 
     elapsed_s: float
     image_allocated_bytes: int
@@ -72,12 +73,12 @@ def at_once(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
 
 
 class Demo:
-    """The journey, step by step; state that later steps need is kept on the way."""
+    """The demo, step by step; keeps the state that later steps need."""
 
     def __init__(self, cluster: Cluster, raw: Path, upload: Path, disk_format: str) -> None:
         self.cluster = cluster
         self.journey = Journey(cluster, client=True)
-        self.raw = raw  # what every volume must begin with
+        self.raw = raw  # the expected start of every volume
         self.upload = upload
         self.disk_format = disk_format
         self.size = raw.stat().st_size
@@ -88,7 +89,7 @@ class Demo:
         self.compute = cluster.of_kind("compute")
         self.rows: list[Volume] = []
         self.attached: dict[str, Attached] = {}
-        # A page at the image's start, middle and end, and one past the image.
+        # A page at the image's start, middle and end, and one beyond it.
         self.offsets = [
             0,
             self.size // 2 // blocks.PAGE * blocks.PAGE,
@@ -97,7 +98,7 @@ class Demo:
         ]
 
     def create(self) -> None:
-        """The first of an image downloads and converts; the others are snapshots of its master."""
+        """Create all volumes: the first downloads the image, the others are snapshots."""
         self.image = self.journey.upload(self.upload, "demo-image", self.disk_format)
         source = ("--image", self.image)
         first = self.journey.create_volume("demo-0", self.gib, *source)
@@ -125,7 +126,7 @@ class Demo:
             row.attach_s = attached.attach_s
 
     def await_caches(self, note: Callable[[str], None]) -> None:
-        """Where plan or base were late, the cache comes under the volume after its attach."""
+        """Wait for the caches that are added after the attach because a plan or base was late."""
         hosts = {row.id: self._node(row) for row in self.rows}
         try:
             stacks = self.journey.await_caches(hosts, note)
@@ -137,7 +138,7 @@ class Demo:
             row.cached_s = cached_after(stacks[row.id])
 
     def read_all(self) -> None:
-        """First volumes of all hosts at once, then the second ones: so each has its own bytes."""
+        """Read the hosts' first volumes, then the second ones, to tell their bytes apart."""
         wanted = blocks.expected_digest(self.raw, ())
         by_host = len(self.rows) // len(self.compute)
         seen = {node.name: 0 for node in self.compute}
@@ -168,7 +169,7 @@ class Demo:
         at_once(lambda row: self.journey.detach(self._node(row), row.id, plain), self.rows)
 
     def move_one(self) -> None:
-        """Attach the first volume on another host: the writes must be there, and all the rest."""
+        """Attach the first volume on another host and check all of its contents."""
         row, node = self.rows[0], self.compute[-1]
         attached = self.journey.attach(node, row.id)
         self._check_written(node, row, attached)
@@ -182,7 +183,7 @@ class Demo:
         if self.journey.digest(node, attached.path, self.size) != wanted:
             raise LabError(f"volume {row.id} on {node.name} differs from image and writes")
 
-    # -- without ----------------------------------------------------------------------------
+    # -- without Thunder --------------------------------------------------------------------
 
     def plain_run(self) -> None:
         """The same attaches and reads through os-brick's own connector."""
@@ -196,13 +197,13 @@ class Demo:
     # -- the end ----------------------------------------------------------------------------
 
     def parents(self) -> dict[str, str]:
-        """Compute host → the host that its base began to read from."""
+        """Compute host → the host that its base first read from."""
         return {row.host: row.source for row in self.rows}
 
     def clean(self) -> list[str]:
-        """Delete all that was made.
+        """Delete everything that was created.
 
-        :returns: what is left all the same
+        :returns: what is left nevertheless
         """
         self.journey.delete_volumes(row.id for row in self.rows)
         self.cluster.thunder("image", "evict", self.image)
@@ -223,7 +224,7 @@ def _prepare(image: Path | None, say: Callable[[str], None]) -> tuple[Path, str]
 
 
 def run(cluster: Cluster, image: Path | None, steps: Steps) -> Result:
-    """The whole of it, in a lab that comes up here and goes down at the end."""
+    """Run the demo in a lab that is brought up for it and taken down at the end."""
     began = time.monotonic()
     with lab_with(cluster, image, steps) as demo:
         result = journey(demo, steps)
@@ -232,16 +233,16 @@ def run(cluster: Cluster, image: Path | None, steps: Steps) -> Result:
 
 @contextlib.contextmanager
 def lab_with(cluster: Cluster, image: Path | None, steps: Steps) -> Iterator[Demo]:
-    """The lab, up while the body runs, and a demo of an image in it.
+    """Bring the lab up while the body runs, and prepare a demo of an image in it.
 
-    :param image: a disk image, else Debian is built
+    :param image: a disk image; None to build Debian
     """
     with steps.step("image"):
         upload, disk_format = _prepare(image, lambda text: None)
     with steps.step("lab up"):
         cluster.up(steps.brief(), bound=True)
     try:
-        # In the lab's folder, which goes with the lab, also if this process is killed.
+        # In the lab's folder, which is deleted with the lab, even if this process is killed.
         raw = cluster.folder / "demo.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", str(upload), str(raw)], check=True)
         yield Demo(cluster, raw, upload, disk_format)
@@ -251,9 +252,9 @@ def lab_with(cluster: Cluster, image: Path | None, steps: Steps) -> Iterator[Dem
 
 
 def journey(demo: Demo, steps: Steps) -> Result:
-    """All of the journey, in a lab that is up.
+    """Run all steps in a lab that is up.
 
-    :raises LabError: something was left behind, or did not work
+    :raises LabError: a step failed, or something was left behind
     """
     began = time.monotonic()
     thunder, plain, left = _journey(demo, steps)
@@ -273,9 +274,9 @@ def _journey(demo: Demo, steps: Steps) -> tuple[int, int, list[str]]:
         with steps.step(what):
             body()
 
-    with ThreadPoolExecutor(1) as aside:  # what stands for nova-compute
+    with ThreadPoolExecutor(1) as aside:  # the stand-ins for nova-compute
         bricks = aside.submit(demo.journey.start_bricks)
-        step(f"upload the image, create {VOLUMES} volumes of it", demo.create)
+        step(f"upload the image, create {VOLUMES} volumes from it", demo.create)
         bricks.result()
     demo.allocated = demo.journey.allocated(demo.image)
 
@@ -296,7 +297,7 @@ def _journey(demo: Demo, steps: Steps) -> tuple[int, int, list[str]]:
 
     thunder = demo._egress(use)
     plain = demo._egress(use_plain)
-    with steps.step("delete everything, look for leftovers"):
+    with steps.step("delete everything, check for leftovers"):
         left = demo.clean()
     return thunder, plain, left
 
@@ -305,12 +306,12 @@ _WORDS = ("volume", "host", "read from", "")
 
 
 def when_cached(seconds: float) -> str:
-    """When a volume had its cache, as seen from the end of its attach."""
+    """When a volume got its cache, relative to the end of its attach."""
     return f"{seconds:.1f} s later" if seconds else "at once"
 
 
 def show(result: Result, console: Console) -> None:
-    """The table, the tree and the two totals."""
+    """Print the table, the tree and the two totals."""
     table = Table(title="six volumes of one image on three hosts at once")
     for heading in (
         "volume",
@@ -346,7 +347,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def tree(parents: dict[str, str]) -> Tree:
-    """Who reads from whom; hosts that read from nobody are the roots."""
+    """The relay tree; hosts that do not read from another host are the roots."""
     drawn = Tree("relay tree")
 
     def grow(above: Tree, parent: str) -> None:
@@ -375,11 +376,11 @@ def command(
 ) -> int:
     """The command line of a demo: runs ``body``, writes demo.json, shows the result.
 
-    :param body: given the image, the lab's name and steps; what it returns goes to demo.json
-    :returns: 0; 1 if it failed or some content was wrong; 2 on bad input
+    :param body: called with the image, the lab's name and steps; its result goes to demo.json
+    :returns: 0; 1 if it failed or some content was wrong; 2 on invalid input
     """
     parser = argparse.ArgumentParser(prog=name, description=about)
-    parser.add_argument("--image", type=Path, help="a disk image of yours instead of Debian's")
+    parser.add_argument("--image", type=Path, help="a disk image to use instead of Debian's")
     parser.add_argument("--name", default="demo", help="name of the lab (default: demo)")
     parsed = parser.parse_args(arguments)
     if parsed.image and not parsed.image.is_file():
@@ -395,7 +396,7 @@ def command(
     raw: dict[str, Any] = dataclasses.asdict(result)
     Path("demo.json").write_text(json.dumps(raw, indent=2) + "\n")
     show(result, console)
-    console.print(f"{result.elapsed_s:.0f} s in all; the figures are in demo.json")
+    console.print(f"{result.elapsed_s:.0f} s in total; the figures are in demo.json")
     return 0 if all(row.content_ok for row in result.volumes) else 1
 
 

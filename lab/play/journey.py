@@ -1,7 +1,7 @@
-"""A volume's way through a lab, in the words of tests, demo and benchmarks.
+"""Operations on volumes in a lab, for tests, demos and benchmarks.
 
-Everything goes through what a user has: the openstack client, Cinder's attachments API, os-brick
-in the node. Beside that there are only looks at what is there: bytes, devices, the agent's status.
+Everything goes through a user's interfaces: the openstack client, Cinder's attachments API,
+os-brick in the node. Beside that, it only inspects: bytes, devices, the agent's status.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lab.nodes.services import Service, serves
 from lab.pace import deadline, stretch
 from os_brick_thunder.common.rpc import RpcTracker
 
-#: The daemon that stands for nova-compute, with our connector and without: name → its command.
+#: The stand-ins for nova-compute, with Thunder's connector and without: name → command.
 _BRICKS = {
     "brick": ("python", "-m", "os_brick_thunder.launcher", "-m", "lab.inside.brick"),
     "brick-plain": ("python", "-m", "lab.inside.brick"),
 }
-#: Seconds between looks: an answer costs the API some 50 ms of CPU, which others want too.
+#: Seconds between polls: each costs the API about 50 ms of CPU time.
 _POLL = 0.5
 #: Seconds that an agent in the lab may take to remove a base.
 _EVICTION = 40.0
@@ -53,21 +53,21 @@ sys.stdout.write(connection.getresponse().read().decode())
 
 @dataclass(frozen=True)
 class Attached:
-    """A volume on a host; times in seconds, of the API calls and os-brick alone."""
+    """A volume on a host; times in seconds, of the API calls and os-brick only."""
 
     node: str
     volume: str
     path: str
     attach_s: float
-    connect_s: float  # of that, os-brick's connect_volume
-    warnings: tuple[str, ...] = ()  # of os-brick and its connectors
+    connect_s: float  # the part of os-brick's connect_volume
+    warnings: tuple[str, ...] = ()  # logged by os-brick and its connectors
 
 
 class Journey:
-    """The verbs.
+    """The operations.
 
-    :param client: create volumes with the openstack client rather than its SDK: what a user does,
-        at more than a second of CPU a command
+    :param client: create volumes with the openstack client rather than its SDK: as a user does, at
+        more than a second of CPU time per command
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Journey:
         return str(image["id"])
 
     def create_volume(self, name: str, gib: int, *source: str) -> str:
-        """``openstack volume create``, until it is available.
+        """``openstack volume create``; returns when the volume is available.
 
         :param source: ``"--image", ID`` or ``"--snapshot", ID``
         :returns: its id
-        :raises LabError: it ended in error; with the user message that Cinder has for it
+        :raises LabError: it ended in error; has Cinder's user message
         """
         if self._client:
             command = ("volume", "create", name, "--size", str(gib), "--type", self.volume_type)
@@ -113,7 +113,7 @@ class Journey:
     def await_volume(self, volume: str, status: str = "available", timeout: float = 180) -> None:
         """Wait for a status.
 
-        :raises LabError: it ended in error, with what Cinder tells the user of it, or took too long
+        :raises LabError: it ended in error (has Cinder's user message), or took too long
         """
         until = deadline(timeout)
         while True:
@@ -125,7 +125,7 @@ class Journey:
             time.sleep(_POLL)
 
     def create_snapshot(self, volume: str, name: str, timeout: float = 120) -> str:
-        """Snapshot a volume, until it is available.
+        """Snapshot a volume; returns when the snapshot is available.
 
         :returns: its id
         """
@@ -144,7 +144,7 @@ class Journey:
             time.sleep(_POLL)
 
     def user_message(self, volume: str) -> str:
-        """What Cinder tells the user about a volume that failed."""
+        """Cinder's user message about a failed volume."""
         messages = self.cluster.openstack_json("volume", "message", "list")
         return "; ".join(
             str(m["User Message"]) for m in messages if m.get("Resource UUID") == volume
@@ -160,7 +160,7 @@ class Journey:
         self.await_no_volumes(timeout, gone)
 
     def await_no_volumes(self, timeout: float = 180, among: Set[str] | None = None) -> None:
-        """Wait until there are no volumes, or none of those ``among`` which one looks."""
+        """Wait until there are no volumes, or none of ``among``."""
         until = deadline(timeout)
         while True:
             left = self.cluster.ask(lambda cloud: {v.id for v in cloud.block_storage.volumes()})
@@ -169,7 +169,7 @@ class Journey:
             if not left:
                 return
             if time.monotonic() > until:
-                raise LabError(f"volumes that would not go: {', '.join(sorted(left))}")
+                raise LabError(f"volumes that were not deleted: {', '.join(sorted(left))}")
             time.sleep(_POLL)
 
     # -- as nova-compute --------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Journey:
         return _attached(node, volume, answer)
 
     def reconnect(self, node: Node, volume: str, stored: str) -> Attached:
-        """Connect with what an earlier attach was given (:meth:`stored`)."""
+        """Connect with the connection data of an earlier attach (:meth:`stored`)."""
         answer = self._brick(node, False, "reconnect", volume=volume, stored=stored)
         return _attached(node, volume, answer)
 
@@ -195,7 +195,7 @@ class Journey:
         return float(self._brick(node, plain, "detach", volume=volume)["detach_s"])
 
     def extend(self, node: Node, volume: str) -> int:
-        """What Nova does when an attached volume has grown.
+        """What Nova does when an attached volume has been extended.
 
         :returns: the size in bytes that os-brick found
         """
@@ -206,11 +206,11 @@ class Journey:
         self._brick(node, False, verb, volume=volume)
 
     def stored(self, node: Node, volume: str) -> str:
-        """What Nova would have in its database of an attach (JSON text)."""
+        """What Nova would store in its database for an attach (JSON text)."""
         return node.run(["cat", f"/var/lib/lab-brick/{volume}.json"]).stdout
 
     def start_bricks(self, plain: bool = False) -> None:
-        """Start the daemons that stand for nova-compute, where they do not run."""
+        """Start the stand-ins for nova-compute where they do not run."""
         name = "brick-plain" if plain else "brick"
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda n: self._start_brick(n, name), self.cluster.of_kind("compute")))
@@ -260,7 +260,7 @@ class Journey:
 
         self.cluster.network.call(ask)
 
-    # -- looking ----------------------------------------------------------------------------
+    # -- inspecting -------------------------------------------------------------------------
 
     def digest(self, node: Node, path: str, length: int) -> str:
         """SHA-256 of the first ``length`` bytes of a device in a node."""
@@ -272,7 +272,7 @@ class Journey:
         node.run(f"python -m lab.inside.blocks write {path} {seed} {' '.join(map(str, offsets))}")
 
     def differing(self, node: Node, path: str, seed: str, offsets: Iterable[int]) -> str:
-        """Offsets at which the known pages are not; empty when all are there."""
+        """Offsets whose page differs from the known one; empty if there are none."""
         done = node.run(
             f"python -m lab.inside.blocks verify {path} {seed} {' '.join(map(str, offsets))}",
             check=False,
@@ -283,11 +283,10 @@ class Journey:
     def churning(
         self, node: Node, path: str, seed: str, begin: int, end: int, seconds: float = 120
     ) -> Iterator[Future[dict[str, float]]]:
-        """While the body runs a guest reads the first ``end`` bytes of a device, and writes to
-        those from ``begin`` on.
+        """Read the first ``end`` bytes of a device, and write from ``begin`` on, during the body.
 
-        :param seconds: for which it does so at the most
-        :returns: what ``blocks churn`` says in the end; there is a result after the body
+        :param seconds: upper limit of the duration
+        :returns: the result of ``blocks churn``, available after the body
         """
         stop = f"/run/churn-{seed}"
         churn = f"python -m lab.inside.blocks churn {path} {seed} {seconds} {begin} {end} {stop}"
@@ -314,18 +313,18 @@ class Journey:
         return next((stack for stack in stacks if stack["volume_id"] == volume), {})
 
     def from_network(self, node: Node) -> int:
-        """Image bytes that a node's bases have read from replicas so far."""
+        """Image bytes that a node's bases have read from other replicas so far."""
         return sum(base["from_network"] for base in self.agent(node)["bases"])
 
     def await_complete(self, node: Node, image: str, timeout: float = 180) -> None:
-        """Wait until a node's base of an image holds all of it.
+        """Wait until a node's base of an image is complete.
 
         :raises LabError: not in time
         """
         until = deadline(timeout)
         while not any(b["image_id"] == image and b["complete"] for b in self.agent(node)["bases"]):
             if time.monotonic() > until:
-                raise LabError(f"the base of image {image} on {node.name} does not fill")
+                raise LabError(f"the base of image {image} on {node.name} is not complete")
             time.sleep(_POLL)
 
     def await_caches(
@@ -334,10 +333,10 @@ class Journey:
         note: Callable[[str], None] = lambda text: None,
         timeout: float = 180,
     ) -> dict[str, dict[str, Any]]:
-        """Wait until attached volumes have their caches, which may come after the attach.
+        """Wait until attached volumes have their caches, which may be added after the attach.
 
         :param hosts: the node of each volume
-        :param note: is told which have none yet, whenever that has changed
+        :param note: called with the volumes that have none yet, whenever that changes
         :returns: the agents' entries, by volume
         :raises LabError: one has no stack on its host, or no cache in time
         """
@@ -372,17 +371,17 @@ class Journey:
         return attached
 
     def storage_of(self, volume: str) -> Node:
-        """The storage host that a volume is on."""
+        """The storage host of a volume."""
         host: str = self.cluster.ask(lambda cloud: cloud.block_storage.get_volume(volume).host)
         return self.cluster.node(host.partition("@")[0])
 
     def downloads(self, image: str) -> int:
-        """How often an image's data was asked of Glance, by its access log."""
+        """How often an image's data was requested from Glance, by its access log."""
         log = (self.cluster.controller.logs / "glance-api.log").read_text(errors="replace")
         return log.count(f'"GET /v2/images/{image}/file')
 
     def allocated(self, image: str) -> int:
-        """Bytes that an image's master has in a storage host's pool."""
+        """Bytes that an image's master occupies in a storage host's pool."""
         device = f"{VOLUME_GROUP}-thunder-master-{image}".replace("-", "--")
         device = device.replace("--thunder", "-thunder", 1)
         # "0 <length> thin <mapped sectors> <highest>"
@@ -393,12 +392,12 @@ class Journey:
         raise LabError(f"no storage host has a master of image {image}")
 
     def leftovers(self, node: Node) -> list[str]:
-        """What volumes have left on a node: devices of volumes, sessions to their LUNs."""
+        """What volumes have left behind on a node: their devices, sessions to their LUNs."""
         found = [name for name in _words(node, _DEVICES) if name.startswith(_PER_VOLUME)]
         return found + [name for name in _words(node, _SESSIONS) if "volume-" in name]
 
     def all_leftovers(self) -> list[str]:
-        """What volumes and images have left anywhere, when all of both are gone."""
+        """What volumes and images have left behind anywhere, after all of them were deleted."""
         found = []
         for node in self.cluster.nodes.values():
             left = _words(node, _SESSIONS) + _words(node, _TARGETS)
@@ -411,7 +410,7 @@ class Journey:
         return found + [f"{count} rows in {table}" for table, count in self.rows().items() if count]
 
     def rows(self) -> dict[str, int]:
-        """Rows in the tracker's tables, of hosts apart."""
+        """Rows in the tracker's tables, except for hosts."""
 
         def count() -> dict[str, int]:
             engine = sqlalchemy.create_engine(database_url("cinder"))
@@ -443,7 +442,7 @@ _TARGETS = "ls -d /sys/kernel/config/target/iscsi/iqn.* | xargs -rn1 basename"
 
 
 def cached_after(stack: Mapping[str, Any]) -> float:
-    """Seconds from the answer to a volume's attach until its cache came into use."""
+    """Seconds from the end of a volume's attach until its cache was in use."""
     return max(0.0, round(float(stack["cached_at"]) - float(stack["attached_at"]), 1))
 
 

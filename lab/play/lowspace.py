@@ -1,7 +1,7 @@
-"""A host whose local pool runs low: volumes of it are written as fast as they take it.
+"""Driving a host's local pool low: writes to its volumes as fast as they are accepted.
 
-Parts for the test and the benchmark. ``python -m lab.play.lowspace FILE`` in a node prints every
-change of the pool's use, as ``[seconds since 1970, bytes]`` a line, until FILE appears.
+For the test and the benchmark. ``python -m lab.play.lowspace FILE`` in a node prints a line with
+``[seconds since 1970, bytes]`` for every change of the pool's use, until FILE exists.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ CONF = "/etc/thunder/thunder.conf"
 
 
 def make_image(folder: Path, name: str, size: int, data: int) -> Path:
-    """A qcow2 image of ``size`` bytes that begins with ``data`` random ones."""
+    """Create a qcow2 image of ``size`` bytes that begins with ``data`` random bytes."""
     raw, qcow2 = folder / f"{name}.raw", folder / f"{name}.qcow2"
     with open(raw, "wb") as file:
         file.truncate(size)
-        file.write(random.Random(name).randbytes(data))  # noqa: S311 - reproducible, not secret
+        file.write(random.Random(name).randbytes(data))  # noqa: S311 - reproducible, not a secret
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
     return qcow2
 
 
 @contextlib.contextmanager
 def agent_options(node: Node, **options: object) -> Iterator[None]:
-    """Run a node's agent with other options of [thunder] for a while; stacks stay as they are."""
+    """Run a node's agent with other options in [thunder] during the body; stacks are kept."""
     service = node.catalog["thunder-agent"]
     dropped = [line for line in service.files[CONF].splitlines() if _key(line) not in options]
     lines = "".join(f"{key} = {value}\n" for key, value in options.items())
@@ -61,7 +61,7 @@ def _key(line: str) -> str:
 
 
 class Watch:
-    """Samples a node's pool from beside the agent, some 50 times a second."""
+    """Samples a node's pool about 50 times a second, independently of the agent."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -71,7 +71,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._sampling = self._thread.submit(self._run)
-        # What is to be watched must not be over before the first look.
+        # Wait for the first sample, so that nothing is missed.
         self._node.run(f"until [ -e {self._stop}.begun ]; do sleep 0.1; done", timeout=60)
         return self
 
@@ -86,12 +86,12 @@ class Watch:
 
     @property
     def peak(self) -> int:
-        """The most bytes that were in use."""
+        """The peak use in bytes."""
         return max(used for _, used in self.samples)
 
 
 def fill(node: Node, attached: Attached, seed: str, length: int) -> dict[str, float]:
-    """Write the start of a volume as fast as it goes; see :func:`lab.inside.blocks.fill`."""
+    """Write the start of a volume at full speed; see :func:`lab.inside.blocks.fill`."""
     command = f"python -m lab.inside.blocks fill {attached.path} {seed} {length}"
     found: dict[str, float] = json.loads(node.run(command, timeout=300).stdout)
     return found
@@ -106,13 +106,13 @@ def expected(seed: str, length: int) -> str:
 
 
 def given_up(journey: Journey, node: Node, since: float) -> list[dict[str, Any]]:
-    """What the agent gave up after a time: kind, id, bytes, when; the last thing last."""
+    """What the agent has given up since a time, in order: kind, id, bytes, time."""
     found: list[dict[str, Any]] = journey.agent(node)["space"]["given_up"]
     return [each for each in found if each["at"] >= since]
 
 
 def await_below(journey: Journey, node: Node, timeout: float = 30) -> dict[str, Any]:
-    """Wait until the pool is at its low mark again.
+    """Wait until the pool is at its low watermark or below.
 
     :returns: the agent's status
     """

@@ -1,6 +1,6 @@
-"""Servers of a lab with Nova, in the words of tests, demo and benchmarks.
+"""Operations on servers in a lab with Nova, for tests, demos and benchmarks.
 
-Everything is asked of Nova's and Cinder's public APIs, as an administrator.
+Everything goes through Nova's and Cinder's public APIs, as an administrator.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from lab.cluster import Cluster
 from lab.errors import LabError
 from lab.guests.checked import Checked, checked
 
-#: Seconds between looks.
+#: Seconds between polls.
 _POLL = 1.0
 #: Volume-backed rebuild came with 2.93; evacuation to a given state with 2.95.
 MICROVERSION = "2.95"
 
 
 class Servers:
-    """The verbs. A server is meant by its id; times are in seconds of the reference machine."""
+    """The operations. Servers are given by their ids, times in seconds of the reference machine."""
 
     def __init__(self, cluster: Cluster, ram: int = 256) -> None:
-        """:param ram: MiB of each server"""
+        """:param ram: memory of each server in MiB"""
         self.cluster = cluster
         self.ram = ram
 
     def flavor(self, name: str, ram: int) -> str:
-        """The id of a flavor of one CPU, made if it is not there."""
+        """The id of a flavor with one CPU, created if it does not exist."""
 
         def ask(cloud: Any) -> str:
             found = cloud.compute.find_flavor(name) or cloud.compute.create_flavor(
@@ -40,7 +40,7 @@ class Servers:
 
         return self.cluster.ask(ask)
 
-    # -- making and deleting ---------------------------------------------------------------------
+    # -- creating and deleting -------------------------------------------------------------------
 
     def create(
         self,
@@ -53,8 +53,8 @@ class Servers:
     ) -> list[str]:
         """Create servers without a network.
 
-        :param mapping: block devices, version 2: see :func:`from_image` and its like
-        :param host: a compute node, else the scheduler chooses
+        :param mapping: block devices, version 2: see :func:`from_image` and similar
+        :param host: a compute node; by default the scheduler chooses
         :returns: their ids
         :raises LabError: one is in error, with Nova's reason
         """
@@ -76,7 +76,7 @@ class Servers:
         return found
 
     def named(self, prefix: str) -> list[str]:
-        """Ids of the servers whose names begin so, by name."""
+        """Ids of the servers whose names have this prefix, sorted by name."""
         servers = self.cluster.ask(lambda cloud: list(cloud.compute.servers(details=False)))
         found = sorted((s.name, s.id) for s in servers if s.name.startswith(prefix))
         return [server for _, server in found]
@@ -88,28 +88,28 @@ class Servers:
         until = pace.deadline(timeout)
         while left := gone & set(self.named("")):
             if time.monotonic() > until:
-                raise LabError(f"servers that would not go: {', '.join(sorted(left))}")
+                raise LabError(f"servers that were not deleted: {', '.join(sorted(left))}")
             time.sleep(_POLL)
 
-    # -- looking ---------------------------------------------------------------------------------
+    # -- inspecting ------------------------------------------------------------------------------
 
     def show(self, server: str) -> Any:
         """Nova's record."""
         return self.cluster.ask(lambda cloud: cloud.compute.get_server(server))
 
     def host(self, server: str) -> str:
-        """The compute node that it is on."""
+        """The name of its compute node."""
         return str(self.show(server).compute_host)
 
     def volumes(self, server: str) -> list[str]:
-        """Ids of its volumes, the root first."""
+        """Ids of its volumes, the root volume first."""
         attached = self.cluster.ask(lambda cloud: list(cloud.compute.volume_attachments(server)))
         return [a.volume_id for a in sorted(attached, key=lambda a: str(a.device))]
 
     def await_status(self, server: str, status: str = "ACTIVE", timeout: float = 300) -> None:
-        """Wait for a status, and for Nova to have nothing more to do with the server.
+        """Wait for a status, and for the end of Nova's current task.
 
-        :raises LabError: it is in error, with Nova's reason, or took too long
+        :raises LabError: it is in error (has Nova's reason), or took too long
         """
         until = pace.deadline(timeout)
         while True:
@@ -127,18 +127,18 @@ class Servers:
             time.sleep(_POLL)
 
     def console(self, server: str) -> str:
-        """What its serial console has shown since it was started last, the newest 100 KiB."""
+        """The output of its serial console since its last start, up to the newest 100 KiB."""
         try:
             return str(self.action(server, "os-getConsoleOutput", {})["output"])
         except LabError as error:
-            if "itemNotFound" in str(error):  # it is being started
+            if "itemNotFound" in str(error):  # it is still starting
                 return ""
             raise
 
     def await_console(self, server: str, pattern: str, timeout: float = 300) -> re.Match[str]:
-        """Wait until a pattern is on the console; its last occurrence.
+        """Wait until a pattern is on the console; returns its last occurrence.
 
-        :raises LabError: not in time; with the end of the console
+        :raises LabError: not in time; has the end of the console
         """
         until = pace.deadline(timeout)
         while True:
@@ -154,9 +154,9 @@ class Servers:
     def await_checked(
         self, server: str, after: int = -1, disk: str = "vda", timeout: float = 30
     ) -> Checked:
-        """What a tiny guest's checker says next, past a record.
+        """The next counters of a tiny guest's checker, beyond a record.
 
-        :raises LabError: it says nothing new
+        :raises LabError: it makes no progress
         """
         until = pace.deadline(timeout)
         while True:
@@ -165,30 +165,30 @@ class Servers:
             if found and found.seq > after:
                 return found
             if time.monotonic() > until:
-                raise LabError(f"the checker of {server} stands still: {console[-500:]}")
+                raise LabError(f"the checker of {server} makes no progress: {console[-500:]}")
             time.sleep(_POLL)
 
     # -- acting ----------------------------------------------------------------------------------
 
     def action(self, server: str, name: str, body: Any = None) -> dict[str, Any]:
-        """An action of the Compute API; returns its answer."""
+        """Call an action of the Compute API; returns its response."""
         return self._post(f"/servers/{server}/action", {name: body})
 
     def attach(self, server: str, volume: str) -> None:
-        """Attach a volume, until it is in use."""
+        """Attach a volume; returns when it is attached."""
         body = {"volumeAttachment": {"volumeId": volume}}
         self._post(f"/servers/{server}/os-volume_attachments", body)
 
     def detach(self, server: str, volume: str) -> None:
-        """Ask for a volume to be detached."""
+        """Request that a volume be detached."""
         path = f"/servers/{server}/os-volume_attachments/{volume}"
         self._call(lambda compute: compute.delete(path, microversion=MICROVERSION))
 
     def live_migrate(self, server: str, host: str = "", timeout: float = 300) -> None:
-        """Live-migrate, and see that it got there.
+        """Live-migrate, and check that the server has moved.
 
-        :param host: where to; else the scheduler chooses
-        :raises LabError: it is still where it was
+        :param host: the destination; by default the scheduler chooses
+        :raises LabError: it is still on its host
         """
         origin = self.host(server)
         body = {"host": host or None, "block_migration": "auto"}
@@ -199,23 +199,23 @@ class Servers:
             raise LabError(f"server {server} is still on {origin}: {self.migrations(server)}")
 
     def migrations(self, server: str) -> Sequence[str]:
-        """What became of its migrations, the last one first."""
+        """The types and states of its migrations, the latest first."""
         path = f"/os-migrations?instance_uuid={server}"
         answer = self._get(path)
         return [f"{m['migration_type']} {m['status']}" for m in answer["migrations"]]
 
     def running_migrations(self, server: str) -> list[int]:
-        """Numbers of its live migrations that copy memory now."""
+        """Ids of its live migrations that are copying memory."""
         answer = self._get(f"/servers/{server}/migrations")
         return [m["id"] for m in answer["migrations"] if m["status"] == "running"]
 
     def abort_migration(self, server: str, migration: int) -> None:
-        """Give a live migration up."""
+        """Abort a live migration."""
         path = f"/servers/{server}/migrations/{migration}"
         self._call(lambda compute: compute.delete(path, microversion=MICROVERSION))
 
     def force_down(self, host: str, down: bool) -> None:
-        """Tell Nova that a host is down, as who has fenced it does, or that it is not any more."""
+        """Tell Nova that a host is down, as a fencing agent does, or that it is up again."""
         (service,) = self._get(f"/os-services?binary=nova-compute&host={host}")["services"]
         path, body = f"/os-services/{service['id']}", {"forced_down": down}
         self._call(lambda compute: compute.put(path, json=body, microversion=MICROVERSION))
@@ -241,17 +241,17 @@ class Servers:
 
 
 def from_image(image: str, gib: int = 1, *, keep: bool = False) -> dict[str, Any]:
-    """A root volume that Nova makes of an image; ``keep`` it when the server is deleted."""
+    """A root volume that Nova creates from an image; ``keep`` it when the server is deleted."""
     return _root("image", image, gib, keep)
 
 
 def from_snapshot(snapshot: str, gib: int = 1, *, keep: bool = False) -> dict[str, Any]:
-    """A root volume that Nova makes of a snapshot."""
+    """A root volume that Nova creates from a snapshot."""
     return _root("snapshot", snapshot, gib, keep)
 
 
 def from_volume(volume: str) -> dict[str, Any]:
-    """A volume that is there as root; it stays when the server is deleted."""
+    """An existing volume as root; it is kept when the server is deleted."""
     return _root("volume", volume, None, keep=True)
 
 
