@@ -1,7 +1,7 @@
-"""One set of assertions, two worlds: the fakes, and a kernel.
+"""The same assertions for the fakes and for a kernel.
 
-``THUNDER_KERNEL=1`` (set by tests/lab inside a node, where root may do anything) runs them on
-the kernel; without it they run on the fakes.
+``THUNDER_KERNEL=1`` (set by tests/lab inside a node, where root may do anything) runs them on the
+kernel; without it they run on the fakes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ collect_ignore = [] if KERNEL else _KERNEL_ONLY
 
 @dataclass(frozen=True)
 class World:
-    """A kit and a block device of 64 MiB to build on."""
+    """A kit, and a block device of 64 MiB to build on."""
 
     kit: Kit
     disk: str
@@ -48,7 +48,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    """A test may give the size of its pool in MiB, as an indirect parameter."""
+    """A test may set the size of its pool in MiB by an indirect parameter."""
     if not KERNEL:
         kit = fakes.fake_kit()
         assert isinstance(kit.blocks, fakes.FakeBlocks)
@@ -87,7 +87,7 @@ def _devices() -> set[str]:
 
 
 def _sweep(dm: DmSetup) -> None:
-    """Remove all devices that a test left, the pool last."""
+    """Remove all devices that a test has left, the pool last."""
     while devices := dm.devices():
         idle = [device.name for device in devices if not device.opened]
         assert idle, devices

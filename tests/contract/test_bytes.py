@@ -1,4 +1,4 @@
-"""Which bytes come from where: the kernel's alone to answer, so not collected without one."""
+"""Which device each block is read from: only a kernel can tell, so not collected without one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.contract.conftest import MIB, World
 
 
 def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
-    """Mapped blocks come from the cache's device, others and the tail from the origin."""
+    """Mapped blocks are read from the cache device, others and the tail from the origin."""
     kit, block, cached = world.kit, 64 << 10, 8 * MIB
     names = devnames.VolumeNames("v")
     with open(world.disk, "r+b") as disk:
@@ -58,7 +58,7 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
 
 
 def test_readahead_over_holes_fails_no_path(world: World) -> None:
-    """dm's zero target would: buffered reads of a hole then cost a multipath its path."""
+    """dm's zero target fails readahead: buffered reads of a hole would fail a multipath's path."""
     kit, size = world.kit, 8 * MIB
     kit.dm.create("thunder-s", layout.source_table(None, size, Extents(), 64 << 10), readonly=True)
     paths = layout.paths_table((devnames.path("thunder-s"),), size)

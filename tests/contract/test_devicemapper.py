@@ -163,14 +163,14 @@ def test_what_is_asked_of_a_device_that_is_not_there_is_an_error(world: World) -
 
 
 def test_a_device_without_a_table_has_an_empty_status_and_table(world: World) -> None:
-    """As every device is for a moment, when it is created."""
+    """The state of every device for a moment after its creation."""
     world.create_bare("thunder-b")
     assert world.kit.dm.status("thunder-b") == ""
     assert world.kit.dm.table("thunder-b") == Table(())
 
 
 def test_a_table_of_many_segments_is_told_whole(world: World) -> None:
-    """More than fits into the first buffer that the kernel is given."""
+    """It does not fit into the first buffer that is passed to the kernel."""
     linear = ((8, dmtable.Linear(world.disk, 8 * (i % 100))) for i in range(600))
     wanted = Table.of(*linear, (8, dmtable.Zero()), (8, dmtable.Error()))
     world.kit.dm.create("thunder-a", wanted)

@@ -1,8 +1,8 @@
-"""Pools that run full, and volumes that leave and take up their caches, under writes: the kernel's
-alone to answer, so not collected without one.
+"""Full pools, and volumes that lose and regain their caches, under writes: only a kernel can tell,
+so not collected without one.
 
-What the agent does then rests on this: the kernel holds writes that find no room back for a
-minute, and a volume that leaves its cache meanwhile finds all of them on its LUN.
+The agent relies on this: the kernel holds writes back for a minute when the pool is full, and a
+volume that leaves its cache meanwhile has all of them on its LUN.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tests.contract.conftest import MIB, World, _disk
 
 LENGTH, BLOCK = 48 * MIB, 64 << 10
 NAMES = VolumeNames("v")
-LOCAL, META, BALLAST = 1, 2, 1000  # the last one out of the way of ids that the agent gives
-#: What is left for the volume when the ballast is in.
+LOCAL, META, BALLAST = 1, 2, 1000  # the last one is outside the range of ids that the agent uses
+#: Bytes left for the volume once the ballast is written.
 ROOM = 16 * MIB
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[str]:
-    """A device that stands for a replica that was logged in: the image's bytes."""
+    """A device with the image's bytes, in place of a replica's session."""
     device = _disk(tmp_path / "image", LENGTH // MIB)
     yield device
     subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def build(world: World) -> None:
-    """A volume whose cache answers for all of its image, in a pool that has not enough room."""
+    """Build a volume whose cache covers all of its image, in a pool that is too small."""
     kit, blocks = world.kit, LENGTH // BLOCK
     lengths = ((NAMES.meta, META, cachemap.metadata_length(blocks), None),
                (NAMES.local, LOCAL, LENGTH, devnames.path(devnames.ZERO)))  # fmt: skip
@@ -61,7 +61,7 @@ def build(world: World) -> None:
 
 
 def fill_up(world: World) -> None:
-    """All but ROOM bytes of the pool."""
+    """Use all but ROOM bytes of the pool."""
     kit = world.kit
     kit.pool.create_thin(BALLAST)
     kit.dm.create("thunder-ballast", layout.thin_table(1 << 30, BALLAST))
@@ -73,7 +73,7 @@ def fill_up(world: World) -> None:
 
 
 class Guest:
-    """Writes every page of the image's part once, and goes on reading; counts what fails."""
+    """Writes every page of the image's part once, then keeps reading; counts failures."""
 
     def __init__(self, pause: float = 0.0) -> None:
         """:param pause: seconds after each call"""
@@ -160,7 +160,7 @@ def test_writes_that_wait_for_room_go_on_when_there_is_some(full: tuple[World, G
 
 
 class Host:
-    """The agent's services over the kernel, with a tracker that looks at the disks themselves."""
+    """The agent's services over the kernel, with a tracker that examines the disks themselves."""
 
     def __init__(self, world: World, source: str, folder: Path) -> None:
         self.world, self.source = world, source
@@ -176,7 +176,7 @@ class Host:
         self.stacks = Stacks(*common, self.bases, self.tracker, topology)
 
     def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        """The map is of the blocks that are the image's on the volume's disk, at this moment."""
+        """Compute the map from the volume's disk: the blocks that equal the image now."""
         image = wire.ImageInfo("i", LENGTH, ((0, LENGTH),))
         sources = (wire.Source("l0", "stor1", "master", "stor1@thunder"),)
         same = []
@@ -202,7 +202,7 @@ def test_a_volume_goes_direct_and_back_while_it_is_written(
 ) -> None:
     host = Host(world, source, tmp_path)
     host.attach()
-    guest = Guest(pause=0.02)  # some four seconds: all swaps are under its writes
+    guest = Guest(pause=0.02)  # about four seconds: all swaps happen during its writes
     modes = []
     while guest.waits(0.2):
         host.stacks.to_direct("v", "said so")
@@ -221,7 +221,7 @@ def test_a_volume_goes_direct_and_back_while_it_is_written(
 def test_an_agent_that_comes_too_late_still_saves_every_write(
     source: str, world: World, tmp_path: Path
 ) -> None:
-    """As after a stop of some seconds: guests wait already when the agent first looks."""
+    """As after a pause of some seconds: writes are already blocked when the agent starts."""
     host = Host(world, source, tmp_path)
     kit, store, stacks = host.kit, host.store, host.stacks
     usage = PoolUsage(kit, store, 80, 90)

@@ -1,4 +1,4 @@
-"""Logins to replicas: the kernel's alone to answer, so not collected without one."""
+"""Logins to replicas: only a kernel can tell, so not collected without one."""
 
 from __future__ import annotations
 

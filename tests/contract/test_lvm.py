@@ -1,4 +1,4 @@
-"""What only a real thin pool can answer; not collected without a kernel."""
+"""Behaviour of a real thin pool; not collected without a kernel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def test_what_a_crash_leaves_of_a_metadata_snapshot_is_released(storage: Storage
     storage.volumes.create("v", SIZE)
     pool = dm_name(storage.group, f"{storage.group}-pool", "tpool")
     run("dmsetup", "message", pool, "0", "reserve_metadata_snap")
-    storage.write("v", 0)  # after it: a map from the old snapshot would not have it
+    storage.write("v", 0)  # after the snapshot, whose map would not include it
     assert storage.pool.allocated("v").ranges == ((0, BLOCK),)
 
 
 def test_a_block_given_back_is_modified(storage: Storage) -> None:
-    """Zeros after a discard, data in the master: not the image's any more."""
+    """Zeros after a discard, data in the master: no longer shared with the image."""
     storage.volumes.create("master", SIZE)
     storage.write("master", 0, 2 * BLOCK)
     storage.volumes.snapshot("clone", "master")

@@ -27,7 +27,7 @@ SIZE = 8 * MIB
 
 @dataclass(frozen=True)
 class Storage:
-    """``volumes`` makes them, ``pool`` tells what is in them."""
+    """``volumes`` creates volumes, ``pool`` reports their contents."""
 
     volumes: Any
     pool: Any
@@ -53,7 +53,7 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     with disk.open("wb") as file:
         file.truncate(256 * MIB)
     loop = run("losetup", "--find", "--show", str(disk)).strip()
-    group = f"t-{uuid.uuid4().hex[:8]}"  # with a hyphen: LVM doubles it in names of devices
+    group = f"t-{uuid.uuid4().hex[:8]}"  # with a hyphen, which LVM doubles in device names
     run("vgcreate", group, loop)
     run("lvcreate", "--type", "thin-pool", "--size", "128M", "--chunksize", "64k", "--name",
         f"{group}-pool", group)  # fmt: skip
@@ -81,7 +81,7 @@ def test_life_of_a_master(storage: Storage) -> None:
     assert pool.modified("clone", "master") == Extents()
     volumes.extend("clone", 3 * SIZE)
     assert pool.modified("clone", "master") == Extents()
-    # Over the image, into one of its holes, and past its end.
+    # Over the image's data, into one of its holes, and beyond its end.
     storage.write("clone", 512, 20 * BLOCK, 2 * SIZE)
     changed = ((0, BLOCK), (20 * BLOCK, 21 * BLOCK), (2 * SIZE, 2 * SIZE + BLOCK))
     assert pool.modified("clone", "master").ranges == changed
@@ -115,7 +115,7 @@ def test_maps_that_are_asked_for_at_once_are_of_that_moment(storage: Storage) ->
 
 
 def test_a_volume_that_came_back_under_its_name_has_a_map_of_its_own(storage: Storage) -> None:
-    """As Cinder's revert to a snapshot does it: removed, and made again of the snapshot."""
+    """As in Cinder's revert to a snapshot: removed, and created again from the snapshot."""
     volumes, pool = storage.volumes, storage.pool
     volumes.create("master", SIZE)
     storage.write("master", 0)

@@ -1,4 +1,4 @@
-"""Lab tests run against real nodes; the ones that need the whole cloud share one."""
+"""Lab tests run on real nodes; those that need the whole cloud share one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST = 3600
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: needs root and brings nodes up (minutes)")
     config.addinivalue_line("markers", "long: too long for every run; make long-tests")
-    # So that a run that is told to stop takes its lab down.
+    # A run that is terminated takes its lab down first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -32,16 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _HERE in item.path.parents:
             item.add_marker("lab")
             item.add_marker(pytest.mark.timeout(_LONGEST))
-    # Those that share the cloud come last: until then no idle cloud slows the others down.
+    # Tests that share the cloud run last, so that no idle cloud slows the others down.
     items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The standard lab, all services included; tests leave it as they found it.
+    """The standard lab with all services; tests leave it as they found it.
 
-    ``THUNDER_TEST_LAB=name`` takes a lab that is up instead, which saves its start while one
-    works on a test.
+    ``THUNDER_TEST_LAB=name`` uses a lab that is up instead, which saves its start while working on
+    a test.
     """
     if name := os.environ.get("THUNDER_TEST_LAB"):
         yield Cluster.load(name)
@@ -56,7 +56,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def journey(cluster: Cluster) -> Journey:
-    """The verbs in the shared cloud, with what stands for nova-compute on every host."""
+    """Operations in the shared cloud, with the stand-in for nova-compute on every host."""
     journey = Journey(cluster)
     journey.start_bricks()
     return journey

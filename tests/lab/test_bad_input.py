@@ -1,4 +1,4 @@
-"""Bad input ends in one clear message, and leaves nothing behind."""
+"""Invalid input ends in one clear message, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def volumes(cluster: Cluster) -> list[set[str]]:
 
 @pytest.fixture
 def qcow2(tmp_path: Path) -> Path:
-    """Two MiB of data in an image of 8 MiB."""
+    """An image of 8 MiB with 2 MiB of data."""
     raw, image = tmp_path / "raw", tmp_path / "image.qcow2"
     raw.write_bytes(b"thunder" * (2 * MIB // 7) + bytes(6 * MIB))
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)
@@ -39,7 +39,7 @@ def qcow2(tmp_path: Path) -> Path:
 
 
 def logs(cluster: Cluster) -> str:
-    """What the storage hosts' cinder-volumes have written."""
+    """The logs of cinder-volume on all storage hosts."""
     files = [node.logs / "cinder-volume.log" for node in cluster.of_kind("storage")]
     return "".join(file.read_text(errors="replace") for file in files)
 
@@ -62,7 +62,7 @@ def test_an_image_that_is_larger_than_the_volume(journey: Journey, tmp_path: Pat
 
 
 def test_a_qcow2_with_a_backing_file(journey: Journey, tmp_path: Path) -> None:
-    """Glance itself refuses it; tests/unit shows what the driver says where Glance does not."""
+    """Glance itself refuses it; tests/unit has the driver's message for a Glance that does not."""
     base, image = tmp_path / "base.raw", tmp_path / "backed.qcow2"
     base.write_bytes(bytes(MIB))
     subprocess.run(
@@ -114,7 +114,7 @@ def disk(storage: Node) -> Iterator[str]:
 
 
 def _agent(storage: Node, option: str) -> str:
-    """Start an agent with another pool; it must say why not, and exit with 1."""
+    """Start an agent with another pool; it must report why it refuses, and exit with 1."""
     settings = config.agent(storage.spec).replace("pool_device = /dev/ubdb", option)
     assert option in settings
     storage.write("/run/bad.conf", f"{settings}state_file = /run/bad-state.json\n", 0o600)

@@ -1,4 +1,4 @@
-"""The contract tests once more, on a kernel: in a node of their own, which has no agent."""
+"""Runs the contract tests on a kernel: in a node of their own, without an agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def node() -> Iterator[Node]:
 
 
 def test_the_kernel_keeps_the_contracts_that_the_fakes_keep(node: Node) -> None:
-    # On the data disk: what the tests fill is more than the node's root has room for.
+    # On the data disk: the tests need more space than the node's root has.
     node.run("mkfs.ext4 -q /dev/ubdb && mount /dev/ubdb /mnt")
     command = f"cd {TREE} && THUNDER_KERNEL=1 python -m pytest -p no:cacheprovider"
     command += " --basetemp=/mnt/tests tests/contract"

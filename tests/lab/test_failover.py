@@ -1,4 +1,4 @@
-"""A parent dies while a host reads from it: no error, the right bytes, and another parent."""
+"""A parent fails while a host reads from it: no error, correct bytes, and another parent."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_a_parent_that_dies_costs_no_error(scene: Scene) -> None:
     assert (kill.failed, kill.wrong) == (0, 0)
     assert kill.then != kill.parent
     wait_for(
-        "the tracker to know of the new parent",
+        "the tracker to record the new parent",
         lambda: _reads_from(scene, scene.child.name) == kill.then,
         timeout=20,
     )
     scene.restart_parent()
-    scene.below_again()  # it came back with other secrets, and can be read from again
+    scene.below_again()  # it came back with new credentials, and can be read from again
     assert scene.sources(scene.child)[0] == scene.parent.name
     status = scene.child.run(f"dmsetup status thunder-vol-{scene.volume}").stdout
     assert " F " not in status, status

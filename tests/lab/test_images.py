@@ -1,4 +1,4 @@
-"""Images that are deleted in Glance: their replicas go by themselves, once no volume needs them."""
+"""Images that are deleted in Glance: their replicas are removed once no volume needs them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(journey: Journey, folder: Path, name: str) -> Made:
 
 
 def replicas(journey: Journey, image: str) -> set[str]:
-    """Where an image is, to the tracker, to agents, and on the disks of storage hosts."""
+    """Where an image is: by the tracker, by the agents, and on the disks of storage hosts."""
 
     def rows() -> set[str]:
         found = Store(database_url("cinder")).locations(image)
@@ -57,7 +57,7 @@ def replicas(journey: Journey, image: str) -> set[str]:
 
 
 def marked(journey: Journey) -> set[str]:
-    """Images of which storage hosts know that Glance has them no more."""
+    """Images that the storage hosts have marked as deleted in Glance."""
 
     def images() -> set[str]:
         return {image.id for image in Store(database_url("cinder")).images() if image.gone}
@@ -66,7 +66,7 @@ def marked(journey: Journey) -> set[str]:
 
 
 def test_a_deleted_image_goes_when_no_volume_needs_it(journey: Journey, tmp_path: Path) -> None:
-    """And one of which there is a volume stays, and serves as before."""
+    """An image with a volume is kept, and serves as before."""
     node = journey.cluster.of_kind("compute")[0]
     with ThreadPoolExecutor() as threads:
         lost, used = threads.map(lambda name: make(journey, tmp_path, name), ("lost", "used"))
@@ -85,7 +85,7 @@ def test_a_deleted_image_goes_when_no_volume_needs_it(journey: Journey, tmp_path
     again = journey.attach_cached(node, used.volume)
     assert journey.digest(node, again.path, SIZE) == blocks.expected_digest(used.raw, ())
     journey.detach(node, used.volume)
-    journey.delete_volumes([used.volume])  # after which it goes, too
+    journey.delete_volumes([used.volume])  # then it is removed, too
 
 
 def await_gone(journey: Journey, image: str, timeout: float = 60) -> None:

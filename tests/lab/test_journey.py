@@ -1,4 +1,4 @@
-"""The main journey in small, and what must be true when its parts are not there."""
+"""A small version of the main journey, and its guarantees when parts of it fail."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lab.shell import wait_for
 
 MIB = 1 << 20
 GIB = 1 << 30
-#: No multiple of a pool's block, so that the last one is partial.
+#: Not a multiple of a pool's block, so that the last block is partial.
 SIZE = 40 * MIB + 3 * 512
-#: A page in the image, one at its very end, one that crosses nothing but the LUN.
+#: A page in the image, one at its very end, and one beyond it, on the LUN only.
 OFFSETS = (0, 17 * MIB, 39 * MIB, 700 * MIB)
 
 
@@ -66,15 +66,15 @@ def compute(journey: Journey, index: int) -> Node:
 
 
 def test_six_volumes_on_three_hosts_at_once(journey: Journey, image: Image) -> None:
-    """Contents right, one base a host, one host reading from another, the storage host last."""
+    """Correct contents, one base per host, one host reading from another, a storage host last."""
     source = ("--image", image.id)
-    with ThreadPoolExecutor(6) as threads:  # one download all the same
+    with ThreadPoolExecutor(6) as threads:  # still only one download
         names = [f"six-{i}" for i in range(6)]
         volumes = list(threads.map(lambda n: journey.create_volume(n, 1, *source), names))
     hosts = [node for node in journey.cluster.of_kind("compute") for _ in range(2)]
     with ThreadPoolExecutor(6) as threads:
         attached = list(threads.map(journey.attach, hosts, volumes))
-        # Where two volumes of a host wait for one base, the second may be cached a little later.
+        # When two volumes on a host wait for one base, the second may be cached a little later.
         cached = journey.await_caches(dict(zip(volumes, hosts, strict=True)), print)
         digests = list(threads.map(lambda n, a: journey.digest(n, a.path, SIZE), hosts, attached))
         assert digests == [image.digest] * 6
@@ -83,10 +83,10 @@ def test_six_volumes_on_three_hosts_at_once(journey: Journey, image: Image) -> N
         list(threads.map(journey.detach, hosts, volumes))
     allocated = journey.allocated(image.id)
     sources = {stack["source"] for stack in cached.values()}
-    assert sources & {node.name for node in hosts}, f"nobody reads from another host: {sources}"
+    assert sources & {node.name for node in hosts}, f"no host reads from another one: {sources}"
     for status in statuses:
         (base,) = [base for base in status["bases"] if base["image_id"] == image.id]
-        # Two volumes read all of the image: it came over the network once.
+        # Two volumes have read all of the image, which crossed the network once.
         assert base["from_network"] <= allocated * 1.2
     assert [journey.leftovers(node) for node in hosts[::2]] == [[], [], []]
     moved = journey.attach(hosts[-1], volumes[0])
@@ -101,7 +101,7 @@ def test_six_volumes_on_three_hosts_at_once(journey: Journey, image: Image) -> N
 def test_the_cache_answers_and_the_lun_is_current(
     journey: Journey, image: Image, volume: str
 ) -> None:
-    """Unmodified blocks are read locally; every write is on the LUN, of a fresh read of it too."""
+    """Unmodified blocks are read locally; every write reaches the LUN."""
     node = compute(journey, 0)
     attached = journey.attach_cached(node, volume)
     lun = journey.stack(node, volume)["device"].removeprefix("/dev/")
@@ -117,7 +117,7 @@ def test_the_cache_answers_and_the_lun_is_current(
     journey.write(node, attached.path, "w", OFFSETS)
     assert journey.differing(node, f"/dev/{lun}", "w", OFFSETS) == ""
     assert journey.differing(node, attached.path, "w", OFFSETS) == ""
-    # Buffered readers too: readahead over holes must not cost the volume its cache.
+    # Buffered reads, too: readahead over holes must not cost the volume its cache.
     node.run(f"dd if={attached.path} of=/dev/null bs=1M count=40")
     status = node.run(f"dmsetup status {Path(attached.path).name}").stdout
     assert " F " not in status, status
@@ -127,9 +127,9 @@ def test_the_cache_answers_and_the_lun_is_current(
 def test_an_agent_that_does_not_do_its_work_costs_no_attach(
     journey: Journey, image: Image, volume: str
 ) -> None:
-    """Plain iSCSI within the deadline plus 2 s, with a warning; detach works; content right.
+    """Plain iSCSI within the deadline plus 2 s, with a warning; detach works; correct contents.
 
-    The agent is hung (SIGSTOP), then stopped, then something else answers on its socket.
+    The agent hangs (SIGSTOP), then it is stopped, then another program answers on its socket.
     """
     node, deadline = compute(journey, 1), stretch(5)
     plain = journey.attach(node, volume, plain=True)
@@ -156,8 +156,8 @@ def test_an_agent_that_does_not_do_its_work_costs_no_attach(
             assert journey.leftovers(node) == []
     finally:
         node.run("pkill -f [g]arbage.py; rm -f /run/thunder/agent.sock", check=False)
-        node.service_start("thunder-agent")  # with the lab's own settings again
-    again = journey.attach_cached(node, volume)  # what was written past the agent is there
+        node.service_start("thunder-agent")  # with the lab's own settings
+    again = journey.attach_cached(node, volume)  # what was written without the agent is there
     assert journey.differing(node, again.path, trouble, OFFSETS) == ""
     journey.detach(node, volume)
 
@@ -192,16 +192,16 @@ def _make_trouble(node: Node, trouble: str) -> None:
         node.run("until ss -Hxl | grep -q agent.sock; do sleep 0.1; done", timeout=30)
 
 
-#: A guest reads the image and some more, and writes to its second half.
+#: A guest reads the image and a part beyond it, and writes to the second half.
 _WRITTEN, _CHURNED = 20 * MIB, 48 * MIB
-#: Seconds that the tracker says nothing; and in which the cache must be there after that.
+#: Seconds for which the tracker is silent; limit for the cache after that.
 _SILENT, _CACHED = 40.0, 60.0
 
 
 def test_a_tracker_that_says_nothing_costs_the_cache_for_a_while(
     journey: Journey, image: Image, volume: str, tmp_path: Path
 ) -> None:
-    """Handed out in time, over its LUN; cached under a guest that writes once the tracker answers.
+    """Attached in time over its LUN, then cached under a writing guest once the tracker answers.
 
     cinder-volume of the volume's host is stopped (SIGSTOP) after it has exported the volume.
     """
@@ -259,7 +259,7 @@ def test_a_tracker_that_says_nothing_costs_the_cache_for_a_while(
 def test_stored_connection_data_never_brings_old_blocks_back(
     journey: Journey, image: Image, volume: str
 ) -> None:
-    """Nova reconnects with what it stored. A map in there would be stale: all writes are there."""
+    """Nova reconnects with stored data, in which a map would be stale: no write may be lost."""
     first, second = compute(journey, 0), compute(journey, 2)
     attached = journey.attach_cached(first, volume)
     journey.write(first, attached.path, "before", OFFSETS[:2])
@@ -276,7 +276,7 @@ def test_stored_connection_data_never_brings_old_blocks_back(
     finally:
         first.start()
         first.service_start("thunder-agent")
-    # Back on the first host, which was away: what it cached before counts for nothing.
+    # Back on the first host: its earlier cache must not be used.
     back = journey.reconnect(first, volume, stored)
     patches = [("before", OFFSETS[0]), ("elsewhere", OFFSETS[1]), ("elsewhere", OFFSETS[2])]
     assert journey.digest(first, back.path, SIZE) == blocks.expected_digest(image.raw, patches)
@@ -289,11 +289,11 @@ def test_an_agent_that_is_killed_finds_everything_again(journey: Journey, volume
     attached = journey.attach_cached(node, volume)
     before = journey.agent(node)
     node.service_signal("thunder-agent", signal.SIGKILL)
-    journey.write(node, attached.path, "alone", OFFSETS)  # guests do not need the agent
+    journey.write(node, attached.path, "alone", OFFSETS)  # guests work without the agent
     node.service_start("thunder-agent")
     after = journey.agent(node)
     for stack in (*before["stacks"], *after["stacks"]):
-        del stack["cache"]  # its counters go on
+        del stack["cache"]  # its counters continue
     assert after["stacks"] == before["stacks"]
     assert [base["image_id"] for base in after["bases"]] == [
         base["image_id"] for base in before["bases"]
@@ -304,7 +304,7 @@ def test_an_agent_that_is_killed_finds_everything_again(journey: Journey, volume
 
 
 def test_a_second_attachment_is_direct(journey: Journey, volume: str) -> None:
-    """As in a live migration: while two hosts have a volume, the second has no cache."""
+    """As in a live migration: while two hosts have a volume attached, the second has no cache."""
     first, second = compute(journey, 0), compute(journey, 1)
     one: Attached = journey.attach_cached(first, volume)
     two: Attached = journey.attach(second, volume)
@@ -324,15 +324,15 @@ def test_a_second_attachment_is_direct(journey: Journey, volume: str) -> None:
     journey.detach(first, volume)
 
 
-#: Seconds for a volume that is alone to have its cache: some 10 in a lab that has two processors
-#: to itself, of which up to 5 until the next heartbeat.
+#: Seconds until a volume with a single attachment has its cache: about 10 in a lab that has two
+#: processors to itself, of which up to 5 pass until the next heartbeat.
 _SOON = 30.0
 
 
 def test_a_second_attachment_is_cached_when_it_is_alone(
     journey: Journey, image: Image, volume: str, tmp_path: Path
 ) -> None:
-    """There and back, as a guest that is migrated live and writes all the time."""
+    """There and back, like a live-migrated guest that writes all the time."""
     raw = tmp_path / "raw"
     shutil.copyfile(image.raw, raw)
     os.truncate(raw, _CHURNED)

@@ -1,4 +1,4 @@
-"""The lab itself: what it leaves behind, that labs do not meet, and that its links are real."""
+"""The lab itself: it leaves nothing behind, labs are isolated, and link limits are effective."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _UP = ("up", "--no-control-plane", "--storage", "0", "--compute", "2", "--memory
 
 @dataclasses.dataclass(frozen=True)
 class _Machine:
-    """What a lab could leave on the machine."""
+    """What a lab could leave behind on the machine."""
 
     processes: frozenset[str]
     links: frozenset[str]
@@ -49,7 +49,7 @@ class _Machine:
 
     @classmethod
     def now(cls, lab: Cluster) -> _Machine:
-        """Everything of the machine's, and of the labs' only this one's: others may be up."""
+        """The state of the machine, without that of other labs, which may be up."""
 
         def ours(line: str) -> bool:
             return lab.network.name in line or "thunder-" not in line
@@ -90,7 +90,7 @@ def _first_node(lab: Cluster) -> bool:
 def test_down_after_kill_leaves_nothing(moment: Callable[[Cluster], bool]) -> None:
     lab = _lab("test-kill", compute=2)
     lab.down()
-    # The network namespace folder stays mounted once there was any, lab or not.
+    # The folder of network namespaces remains mounted after its first use.
     run(["ip", "netns", "add", "thunder-test-kill"])
     run(["ip", "netns", "delete", "thunder-test-kill"])
     before = _Machine.now(lab)
@@ -165,7 +165,7 @@ time.sleep(600)
 def test_a_lab_that_was_left_behind_is_taken_down(
     moment: Callable[[Cluster], bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the next that comes up with its name, after a SIGKILL to all of the one that had it."""
+    """By the next lab of that name, after a SIGKILL to every process that held it."""
     lab = _lab("test-left")
     owner = subprocess.Popen(
         [sys.executable, "-c", _BOUND], cwd=TREE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -265,7 +265,7 @@ def test_a_link_is_capped_in_both_directions(pair: Cluster, capped: str) -> None
     assert 0.7 * rate < limited < 1.05 * rate
     sent = sender.counters().sent - before[0].sent
     received = receiver.counters().received - before[1].received
-    # Headers are counted once for what passes as one large segment, so the two may differ.
+    # Headers are counted once for a large segment, so the two may differ.
     assert 20 * 2**20 <= sent < 22 * 2**20
     assert 20 * 2**20 <= received < 22 * 2**20
 
@@ -322,9 +322,9 @@ def test_daemons_of_a_node(pair: Cluster) -> None:
     log = node.logs / "ticker.log"
     assert "started two words" in log.read_text()
     node.service_signal("ticker", signal.SIGSTOP)
-    time.sleep(0.5)  # a child that was being forked just then may still write a line
+    time.sleep(0.5)  # a child that was just being forked may still write a line
     size = log.stat().st_size
-    time.sleep(0.5)  # in which it would have written five
+    time.sleep(0.5)  # time for five more lines
     assert log.stat().st_size == size
     assert node.service_running("ticker")
     node.service_signal("ticker", signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Masters on two storage hosts: Glance is read once, the second one comes from the first."""
+"""Masters on two storage hosts: one download from Glance, the second is copied from the first."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def sent(node: Node) -> int:
 
 
 def place(journey: Journey, image: str, away_from: str | None) -> tuple[str, str]:
-    """Begin to make a volume, on another storage host than that of another one.
+    """Start to create a volume, on another storage host than that of ``away_from``.
 
-    :returns: its id, and the storage host that makes it
+    :returns: its id, and its storage host
     """
     hints = {"different_host": [away_from]} if away_from else {}
 
@@ -80,7 +80,7 @@ def test_the_second_master_is_copied_from_the_first(
     before = {name: sent(node) for name, node in storage.items()}
     placed: dict[str, str] = {}
     try:
-        for _ in range(2):  # the second one asks while the first one downloads
+        for _ in range(2):  # the second one starts while the first one downloads
             volume, host = place(journey, image_id, next(iter(placed), None))
             placed[volume] = host
         assert len(set(placed.values())) == 2, placed
@@ -89,7 +89,7 @@ def test_the_second_master_is_copied_from_the_first(
         assert journey.downloads(image_id) == 1
         copied = {name: sent(node) - before[name] for name, node in storage.items()}
         print(f"bytes sent while two masters were made: {copied}; allocated {ALLOCATED}")
-        # One of them sent the image to the other, its holes left out; the other sent no image.
+        # One of them sent the image, without its holes, to the other, which sent none.
         *others, giver = sorted(copied.values())
         assert ALLOCATED <= giver <= ALLOCATED * 1.2 + 2 * MIB
         assert max(others) < ALLOCATED / 2

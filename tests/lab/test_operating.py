@@ -1,4 +1,4 @@
-"""What an operator does: pre-cache, look, drain, and ask the doctor; and what a slip costs."""
+"""What an operator does: pre-cache, inspect, drain, run the doctor; and invalid input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def volume(journey: Journey, image: Image) -> Iterator[str]:
 
 
 def thunder(journey: Journey, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The operator's command where Cinder's configuration is, with credentials for Glance."""
+    """The operator's command on a host with Cinder's configuration, with credentials for Glance."""
     controller = journey.cluster.controller
     conf = str(controller.folder / "cinder/cinder.conf")
     command = [sys.executable, "-m", "cinder_thunder.cli.thunder", *arguments]
@@ -87,14 +87,14 @@ def test_a_precached_host_boots_from_its_own_disk(
         print(f"{node.name}: {came / MIB:.1f} MiB over its cable, image bytes: "
               f"{journey.from_network(node) - before}")  # fmt: skip
         assert journey.from_network(node) == before
-        assert came < 8 * MIB  # the API, RPC and iSCSI's own; not 24
+        assert came < 8 * MIB  # the API, RPC and iSCSI; not the image's 24 MiB
         if node is nodes[0]:
             _look(journey, node, image, volume)
         journey.detach(node, volume)
 
 
 def _look(journey: Journey, node: Node, image: Image, volume: str) -> None:
-    """What is shown of an attached volume, with the agent and without."""
+    """The output for an attached volume, with and without the agent."""
     found = shown(thunder(journey, "volume", "show", NAME, "-f", "json"))
     assert (found["id"], found["image"], found["hosts"]) == (volume, image.id, node.name)
     assert (found["mode"], found["agent"], found["coverage"]) == ("cached", "answers", "100.0%")
@@ -128,7 +128,7 @@ def test_a_drained_host_is_left_out(journey: Journey, image: Image, volume: str)
 
 
 def test_bad_input(journey: Journey, image: Image, volume: str) -> None:
-    """One line each, code 2, and nothing has changed."""
+    """One line each, exit code 2, and nothing was changed."""
     twins = [
         journey.cluster.ask(
             lambda cloud: str(
@@ -167,7 +167,7 @@ def test_bad_input(journey: Journey, image: Image, volume: str) -> None:
 
 def test_no_right_to_look(journey: Journey) -> None:
     node = journey.cluster.of_kind("compute")[0]
-    node.write("/tmp/thunder.conf", config.agent(node.spec))  # that one may read
+    node.write("/tmp/thunder.conf", config.agent(node.spec))  # readable by anyone
     done = node.run(
         "setpriv --reuid=65534 --regid=65534 --clear-groups "
         f"{_COMMAND} stack list --agent-config-file /tmp/thunder.conf",
@@ -184,7 +184,7 @@ def test_no_right_to_look(journey: Journey) -> None:
 
 
 def doctor(node: Node, *options: str, prefix: str = "") -> tuple[int, dict[str, dict[str, str]]]:
-    """Its exit code and its rows by name."""
+    """The doctor's exit code, and its rows by name."""
     done = node.run(f"{prefix}{_COMMAND} doctor {' '.join(options)} -f json", check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, {row["Check"]: row for row in json.loads(done.stdout)}
@@ -192,7 +192,7 @@ def doctor(node: Node, *options: str, prefix: str = "") -> tuple[int, dict[str, 
 
 @dataclass(frozen=True)
 class Fault:
-    """How a host is hurt and healed again, and the check that must find it."""
+    """How a fault is injected into a host and removed, and the check that must find it."""
 
     what: str
     inject: Callable[[Node], object]
@@ -201,7 +201,7 @@ class Fault:
     said: str
     options: tuple[str, ...] = ()
     prefix: str = ""
-    #: Others that cannot be right, then.
+    #: Other checks that cannot pass then.
     also: frozenset[str] = frozenset()
 
 
@@ -217,7 +217,7 @@ _COPY = "/tmp/doctor.conf"
 
 
 def copied(source: str, old: str, new: str, also: str = "") -> Callable[[Node], object]:
-    """A copy of a configuration with another value."""
+    """Copy a configuration file with another value of an option."""
     return script(
         f"sed 's|^{old} *=.*|{new}|' {source} > {_COPY}; chmod 644 {_COPY}; "
         f"cmp -s {source} {_COPY} && exit 1; {also or 'true'}"
@@ -305,7 +305,7 @@ OPTIONS = [
         options=_AS_COPY,
     ),
 ]
-#: The hosts that are hurt meanwhile may be late.
+#: Hosts with a fault may be late.
 _ELSEWHERE = frozenset({"hosts"})
 STORAGE = [
     Fault(
@@ -344,7 +344,7 @@ STORAGE = [
 
 
 def test_the_doctor(journey: Journey) -> None:
-    """All is well; then each fault is found, and nothing else is taken for one."""
+    """All checks pass; then each fault is found, and nothing else is reported."""
     computes = journey.cluster.of_kind("compute")
     storage = journey.cluster.of_kind("storage")[0]
     cinder = ("--config-file", _CINDER)

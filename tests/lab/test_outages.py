@@ -1,6 +1,6 @@
-"""What everything relies on goes away and comes back: guests notice nothing, attaches recover.
+"""Essential services fail and come back: guests notice nothing, attaches recover.
 
-``THUNDER_OUTAGE=300`` makes the outages of the control plane that long (seconds), by hand.
+Set ``THUNDER_OUTAGE=300`` for longer outages of the control plane, in seconds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lab.play.journey import Journey
 
 pytestmark = pytest.mark.long
 MIB = 1 << 20
-#: Bytes of the image, and of what is hashed of a volume: to a place that is its LUN's alone.
+#: Bytes of the image, and of a volume's digest, which extends beyond the image to its LUN.
 SIZE, HASHED = 40 * MIB + 3 * 512, 42 * MIB
 OFFSETS = (0, 17 * MIB, 41 * MIB, 700 * MIB)
 OUTAGE = float(os.environ.get("THUNDER_OUTAGE", "15"))
-#: Seconds after the end of an outage in which attaches are accelerated again.
+#: Seconds after the end of an outage within which attaches are accelerated again.
 RECOVERY = 60.0
 
 
@@ -41,7 +41,7 @@ class Image:
     raw: Path
 
     def digest(self, seed: str, offsets: Sequence[int]) -> str:
-        """Of a volume's first bytes, with pages written."""
+        """The digest of a volume's first bytes with these pages written."""
         patches = [(seed, offset) for offset in offsets if offset < HASHED]
         return blocks.expected_digest(self.raw, patches)
 
@@ -61,7 +61,7 @@ def image(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with open(raw, "r+b") as file:
         file.truncate(HASHED)
     yield Image(found, raw)
-    journey.cluster.openstack("image", "delete", found)  # its replicas go by themselves
+    journey.cluster.openstack("image", "delete", found)  # and with it all replicas
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_an_outage_of_the_control_plane(
     volumes: list[str],
     daemons: Callable[[Cluster], Daemons],
 ) -> None:
-    """Attached volumes go on; a reconnect (as Nova's) is direct at worst, and cached soon after."""
+    """Attached volumes keep working; a reconnect is direct at worst, and cached soon after."""
     cluster = journey.cluster
     busy, other = cluster.of_kind("compute")[:2]
     seed = daemons.__name__
@@ -110,7 +110,7 @@ def test_an_outage_of_the_control_plane(
             guest = threads.submit(_churn, busy, attached.path, OUTAGE)
             during = journey.reconnect(other, volumes[1], stored)
             connect_s = time.monotonic() - began
-            # Blocks in the cache, ones that the guest wrote, ones past the image.
+            # Blocks in the cache, blocks that the guest wrote, blocks beyond the image.
             wanted = image.digest(seed, OFFSETS)
             assert journey.digest(busy, attached.path, HASHED) == wanted
             assert journey.differing(busy, attached.path, seed, OFFSETS) == ""
@@ -134,7 +134,7 @@ def test_an_outage_of_the_control_plane(
 
 
 def _churn(node: Node, path: str, seconds: float) -> dict[str, float]:
-    """Writes past the image and the pages of the test, and reads of everything."""
+    """Write beyond the image and the pages of the test, and read everything."""
     done = node.run(
         f"python -m lab.inside.blocks churn {path} guest {seconds} {800 * MIB}",
         timeout=seconds + 120,
@@ -146,12 +146,12 @@ def _churn(node: Node, path: str, seconds: float) -> dict[str, float]:
 def test_a_rack_is_lost_while_others_fill_from_it(
     journey: Journey, image: Image, volumes: list[str]
 ) -> None:
-    """Both hosts of a rack lose power: their readers go on, and they come back as they were."""
+    """Both hosts of a rack lose power: their readers continue, and their state is restored."""
     cluster = journey.cluster
     compute = cluster.of_kind("compute")
     rack = [node for node in compute if node.spec.rack == compute[0].spec.rack]
     (reader,) = [node for node in compute if node not in rack]
-    journey.evict(reader, image.id)  # whatever other tests have left there
+    journey.evict(reader, image.id)  # remove what other tests have left there
     with ThreadPoolExecutor(3) as threads:
         attached = list(threads.map(journey.attach_cached, rack, volumes))
         list(threads.map(lambda n, a: journey.write(n, a.path, n.name, OFFSETS), rack, attached))
@@ -177,9 +177,9 @@ def test_a_rack_is_lost_while_others_fill_from_it(
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(_power_on, [node for node in rack if not node.running()]))
     journey.start_bricks()
-    for node in rack:  # nothing is left of what the power cut took
+    for node in rack:  # nothing is left of what the power cut interrupted
         assert audit.settle(cluster, node) == []
-    with ThreadPoolExecutor(2) as threads:  # as Nova does when its host is back
+    with ThreadPoolExecutor(2) as threads:  # as Nova does after its host's reboot
         again = list(threads.map(journey.reconnect, rack, volumes, stored))
     for node, volume, back in zip(rack, volumes, again, strict=False):
         journey.await_cached(node, volume)

@@ -1,8 +1,8 @@
-"""Servers through Nova's public APIs, unpatched: every way in which one gets, keeps and loses its
-volumes.
+"""Servers through the public APIs of an unpatched Nova: every operation that attaches, keeps or
+detaches volumes.
 
-Guests are tiny ones that write to their disk all the time, and check what is there. All of it takes
-some 20 minutes: `make server-tests`.
+The guests are tiny ones that write to their disk all the time, and verify its contents. All tests
+take about 20 minutes: `make server-tests`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lab.progress import Steps
 from lab.shell import wait_for
 
 PROMPT = "tiny login:"
-#: Seconds for a guest to reach its prompt, and for its checker to be heard of again.
+#: Seconds for a guest to reach its prompt, and for the next output of its checker.
 BOOT, HEARD = 120, 30
 
 
@@ -38,7 +38,7 @@ BOOT, HEARD = 120, 30
 def cloud(tiny_image: Path) -> Iterator[Servers]:
     """A cloud of one storage and three compute hosts, with a Nova that boots tiny guests.
 
-    ``THUNDER_TEST_CLOUD=name`` takes one that is up.
+    ``THUNDER_TEST_CLOUD=name`` uses one that is up.
     """
     if name := os.environ.get("THUNDER_TEST_CLOUD"):
         yield Servers(Cluster.load(name), ram=128)
@@ -69,7 +69,7 @@ def image(cloud: Servers, journey: Journey, tiny_image: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def clean(cloud: Servers, journey: Journey) -> Iterator[None]:
-    """Every test leaves a cloud without servers, and no host with anything of theirs."""
+    """After every test there are no servers, and no host has anything left of theirs."""
     yield
     cloud.delete(cloud.named(""))
     wait_for("volumes and snapshots to go", lambda: _delete_all(cloud), timeout=120)
@@ -78,7 +78,7 @@ def clean(cloud: Servers, journey: Journey) -> Iterator[None]:
 
 
 def _delete_all(cloud: Servers) -> bool:
-    """Delete the snapshots and volumes that can be deleted now; whether none are left."""
+    """Delete the snapshots and volumes that can be deleted now; returns whether none are left."""
 
     def ask(api: Any) -> bool:
         snapshots, volumes = list(api.block_storage.snapshots()), list(api.block_storage.volumes())
@@ -94,7 +94,7 @@ def _delete_all(cloud: Servers) -> bool:
 
 
 def await_clean(journey: Journey, node: Node, timeout: float = 60) -> None:
-    """Until volumes have left nothing on a node."""
+    """Wait until nothing of any volume is left on a node."""
     left: list[str] = []
 
     def look() -> bool:
@@ -111,21 +111,21 @@ def compute(cloud: Servers, index: int) -> Node:
 
 
 def boot(cloud: Servers, name: str, *mapping: dict[str, object], host: str = "") -> str:
-    """A server that has booted, for the first time from a disk of the image."""
+    """Create a server and wait for its first boot, from a disk with the image."""
     (server,) = cloud.create(name, *mapping, host=host)
     await_boot(cloud, server)
     return server
 
 
 def await_boot(cloud: Servers, server: str, number: int = 1) -> None:
-    """Until its prompt is there, and its disk has been booted so often."""
+    """Wait until its prompt appears and its disk has been booted ``number`` times."""
     cloud.await_console(server, PROMPT, BOOT)
     cloud.await_console(server, r"tiny: boot \d+", BOOT)
     assert boots(cloud.console(server)) == number
 
 
 def heard(cloud: Servers, server: str, after: int = -1, disk: str = "vda") -> Checked:
-    """What the checker says next, past a record; nothing that it read was wrong."""
+    """The checker's next output, beyond a record; it must not have found an error."""
     said = cloud.await_checked(server, after, disk, HEARD)
     assert said.wrong == 0, cloud.console(server)[-2000:]
     return said
@@ -138,14 +138,14 @@ def stacks(cloud: Servers, journey: Journey, server: str) -> list[str]:
 
 
 def await_cached(cloud: Servers, journey: Journey, server: str, volumes: int = 1) -> None:
-    """All of a server's volumes have caches, or get them while it runs."""
+    """Wait until all of a server's volumes have caches."""
     node, found = cloud.cluster.node(cloud.host(server)), cloud.volumes(server)
     assert len(found) == volumes
     journey.await_caches(dict.fromkeys(found, node))
 
 
 def same_disk(cloud: Servers, server: str, before: Checked, boot_number: int) -> Checked:
-    """The server has booted again from the disk that it had, and no acknowledged write is lost."""
+    """Check that the server has rebooted from the same disk, and no acknowledged write is lost."""
     wait_for(
         f"{server} to boot for the {boot_number}. time",
         lambda: (
@@ -161,13 +161,13 @@ def same_disk(cloud: Servers, server: str, before: Checked, boot_number: int) ->
 
 
 def after_failure(cloud: Servers, server: str) -> None:
-    """A migration has come to its end without arriving.
+    """Wait for the end of a failed migration, and reset the server.
 
-    Nova has rolled back, and calls the server, which runs, an error: an operator is to look at it.
+    After the rollback, Nova sets the running server to ERROR, for an operator to look at it.
     """
     ends = {f"live-migration {end}" for end in ("cancelled", "error", "failed")}
-    wait_for("the migration to end", lambda: cloud.migrations(server)[0] in ends, timeout=120)
-    wait_for("Nova to be done", lambda: not cloud.show(server).task_state, timeout=60)
+    wait_for("the end of the migration", lambda: cloud.migrations(server)[0] in ends, timeout=120)
+    wait_for("the end of Nova's task", lambda: not cloud.show(server).task_state, timeout=60)
     if cloud.show(server).status == "ERROR":
         cloud.action(server, "os-resetState", {"state": "active"})
     cloud.await_status(server)
@@ -254,9 +254,9 @@ def test_reboot_stop_start_shelve(cloud: Servers, journey: Journey, image: str) 
 
 @pytest.mark.long
 def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
-    """The volume gets the image's bytes again, and is not mistaken for what it was.
+    """The volume gets the image's bytes again, and its old cache is not used.
 
-    What is past the image's end stays: Cinder writes no more than the image over a volume.
+    Data past the image's end is kept: Cinder overwrites only as much as the image.
     """
     server = boot(cloud, "rebuilt", from_image(image))
     heard(cloud, server)
@@ -274,7 +274,7 @@ def test_rebuild(cloud: Servers, journey: Journey, image: str) -> None:
 
 @pytest.mark.long
 def test_resize(cloud: Servers, journey: Journey, image: str) -> None:
-    """To another host, and confirmed; then again, and reverted."""
+    """To another host, and confirmed; then once more, and reverted."""
     server = boot(cloud, "resized", from_image(image))
     first, last = cloud.host(server), heard(cloud, server)
     cloud.action(server, "resize", {"flavorRef": cloud.flavor("lab-160", 160)})
@@ -299,7 +299,7 @@ def test_resize(cloud: Servers, journey: Journey, image: str) -> None:
 
 
 def test_live_migration_there_and_back(cloud: Servers, journey: Journey, image: str) -> None:
-    """Of a guest that writes: nothing is wrong, and it is cached again where it arrives."""
+    """Of a guest that writes: no errors, and it is cached again at its destination."""
     server = boot(cloud, "moving", from_image(image))
     for _ in range(2):
         origin, last = cloud.host(server), heard(cloud, server)
@@ -308,21 +308,21 @@ def test_live_migration_there_and_back(cloud: Servers, journey: Journey, image: 
         assert journey.leftovers(cloud.cluster.node(origin)) == []
         await_cached(cloud, journey, server)
         heard(cloud, server, last.seq)
-    # What it wrote on both hosts, and with and without a cache, is there after all of it.
+    # All writes from both hosts, with and without a cache, are there.
     cloud.action(server, "reboot", {"type": "HARD"})
     same_disk(cloud, server, last, 2)
 
 
 @pytest.mark.long
 def test_a_migration_that_is_given_up(cloud: Servers, journey: Journey, image: str) -> None:
-    """While memory is copied; the server goes on where it is, and the other host is clean."""
+    """While memory is copied; the server keeps running on its host, and the other host is clean."""
     server = boot(cloud, "staying", from_image(image))
     origin, target = cloud.host(server), _other(cloud, server)
     last = heard(cloud, server)
     with _slow(cloud, origin):
         cloud.action(server, "os-migrateLive", {"host": target, "block_migration": "auto"})
         migration = _running_migration(cloud, server)
-        # By now the other host has the volume, too.
+        # By now the volume is attached to the other host, too.
         assert journey.leftovers(cloud.cluster.node(target)) != []
         (volume,) = cloud.volumes(server)
         assert journey.stack(cloud.cluster.node(target), volume)["mode"] == "direct"
@@ -337,11 +337,11 @@ def test_a_migration_that_is_given_up(cloud: Servers, journey: Journey, image: s
 
 @pytest.mark.long
 def test_a_migration_whose_destination_fails(cloud: Servers, journey: Journey, image: str) -> None:
-    """libvirt there refuses after the volume has been connected: rolled back, and clean."""
+    """libvirt there fails after the volume was connected: the rollback leaves nothing behind."""
     server = boot(cloud, "refused", from_image(image))
     origin, target = cloud.host(server), cloud.cluster.node(_other(cloud, server))
     last = heard(cloud, server)
-    # All ports on which QEMU would receive a guest are taken.
+    # Occupy all ports on which QEMU could receive a guest.
     blocked = target.run(
         "setsid python -c 'import socket, time\n"
         'held = [socket.create_server(("", p)) for p in range(49152, 49216)]\n'
@@ -367,7 +367,7 @@ def test_evacuation_after_a_node_is_lost(cloud: Servers, journey: Journey, image
     try:
         cloud.force_down(lost.name, True)
         cloud.action(server, "evacuate", {})
-        # Since 2.95 a server is left to its owner to start, who knows that it was evacuated.
+        # Since 2.95 Nova does not start an evacuated server: its owner does.
         wait_for("another host", lambda: cloud.host(server) != lost.name, timeout=120)
         cloud.await_status(server, "SHUTOFF")
         cloud.action(server, "os-start")
@@ -414,7 +414,7 @@ def test_a_node_reboots_and_resumes_its_guests(
 
 @pytest.mark.long
 def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, image: str) -> None:
-    """Volumes are plain iSCSI there, and servers come and go between it and the others."""
+    """Volumes are plain iSCSI there, and servers migrate between it and the others."""
     plain = compute(cloud, 2)
     ours = plain.catalog["nova-compute"]
     plain.service_stop("nova-compute", timeout=60)
@@ -439,11 +439,11 @@ def test_a_compute_host_without_our_connector(cloud: Servers, journey: Journey, 
         plain.service_start("nova-compute")
 
 
-# -- failures of the cloud's own ----------------------------------------------------------------
+# -- failures of the cloud itself ---------------------------------------------------------------
 
 
 def test_servers_that_cannot_be(cloud: Servers, journey: Journey, image: str) -> None:
-    """No host is large enough; no more volumes are allowed. Nothing is left of either."""
+    """No host is large enough; the volume quota is exhausted. Neither leaves anything behind."""
     (server,) = cloud.create(
         "huge", from_image(image), flavor=cloud.flavor("too-large", 40000), wait=False
     )
@@ -467,14 +467,14 @@ def test_servers_that_cannot_be(cloud: Servers, journey: Journey, image: str) ->
 
 
 def _other(cloud: Servers, server: str) -> str:
-    """A compute node that the server is not on."""
+    """Another compute node than the server's."""
     here = cloud.host(server)
     return next(n.name for n in cloud.cluster.of_kind("compute") if n.name != here)
 
 
 @contextlib.contextmanager
 def _slow(cloud: Servers, name: str) -> Iterator[None]:
-    """A cable over which a guest's memory takes half a minute."""
+    """A link so slow that copying a guest's memory takes half a minute."""
     before = cloud.cluster.node(name).spec.link
     cloud.cluster.set_link(name, Link("20mbit", before.delay))
     try:
@@ -484,7 +484,7 @@ def _slow(cloud: Servers, name: str) -> Iterator[None]:
 
 
 def _running_migration(cloud: Servers, server: str) -> int:
-    """The number of the migration that copies memory now."""
+    """The id of the migration that is copying memory."""
     numbers: list[int] = []
 
     def ask() -> bool:
@@ -496,7 +496,7 @@ def _running_migration(cloud: Servers, server: str) -> int:
 
 
 def _start(node: Node) -> None:
-    """Boot a node again, with its daemons."""
+    """Boot a node again, and start its daemons."""
     node.start()
     for name in node.catalog:
         node.service_start(name)

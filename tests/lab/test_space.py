@@ -1,6 +1,6 @@
-"""The local pool under writes at full speed: it stays below its mark, and no guest sees an error.
+"""The local pool under writes at full speed: it stays below its watermark without an I/O error.
 
-The pool is a whole data disk here, so the marks are put a little above what is in it.
+The pool is a whole data disk here, so the watermarks are set slightly above its present use.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lab.play import lowspace
 from lab.play.journey import Journey
 from lab.play.lowspace import MIB
 
-#: Image → its size, what of that is data, and how many volumes; least recently used first.
+#: Image → its size, its data, and the number of its volumes; least recently used first.
 IMAGES = {"space-a": (40, 40, 1), "space-b": (40, 40, 1), "space-c": (256, 8, 3)}
-#: What is written to each volume of the last image, one after the other, in MiB.
+#: MiB written to each volume of the last image, one after the other.
 WRITES = (30, 256, 200)
 
 
@@ -39,7 +39,7 @@ def images(journey: Journey, tmp_path: Path) -> Iterator[dict[str, list[str]]]:
     yield made
     volumes = [volume for each in made.values() for volume in each]
     node = journey.cluster.of_kind("compute")[0]
-    for volume in volumes:  # of a test that failed half-way
+    for volume in volumes:  # left by a test that failed half-way
         if journey.stack(node, volume):
             journey.detach(node, volume)
     journey.delete_volumes(volumes)
@@ -73,7 +73,7 @@ def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) ->
         assert space["low"] < watch.peak < space["high"]
         assert status["pool"]["used"] <= space["low"]
         bases = [each["id"] for each in given_up if each["what"] == "base"]
-        assert bases[-2:] == [first, second]  # other tests may have left some, used before
+        assert bases[-2:] == [first, second]  # other tests may have left some that were used before
         assert given_up[0]["what"] == "base"
         volumes = [each["id"] for each in given_up if each["what"] == "volume"]
         assert volumes in ([large], [large, middle])
@@ -85,7 +85,7 @@ def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) ->
             found = journey.digest(node, attached[volume].path, length * MIB)
             assert found == lowspace.expected(volume, length * MIB)
         journey.detach(node, large)
-    # Another agent's options, the same stacks: all of it goes as if nothing had been.
+    # With the original options and the same stacks, everything works as before.
     again = journey.attach_cached(node, large)
     written = lowspace.expected(large, WRITES[1] * MIB)
     assert journey.digest(node, again.path, WRITES[1] * MIB) == written
