@@ -2,8 +2,8 @@
 tree.
 
 Two trackers, each a process of its own with a thread for every attach, share one MariaDB. There are
-two masters; racks have ten hosts, zones five racks. A plan is what the tracker's store does for an
-attach: a heartbeat, then the plan itself with the volume's stack.
+two masters; racks have ten hosts, zones five racks. A plan is what the tracker does in its
+database for an attach: a heartbeat, then the plan itself with the volume's stack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import Image, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import Image
 from cinder_thunder.policy.ranking import MASTER, Limits, Location
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.wire import Topology
@@ -54,17 +55,19 @@ def compute(number: int) -> Topology:
     )
 
 
-def prepare(url: str) -> Store:
+def prepare(url: str) -> Database:
     """Create the tables, two storage hosts, and one image with a master on both of them."""
-    store = Store(url, heartbeat_timeout=TIMEOUT)
-    migration.upgrade(store.engine)
+    database = Database(url, heartbeat_timeout=TIMEOUT)
+    migration.upgrade(database.engine)
     step = GIB // RANGES // 65536 * 65536
     allocated = Extents.of((at * step, at * step + step // 2) for at in range(RANGES))
     for number in (1, 2):
         name = f"stor{number}@thunder"
-        store.heartbeat(Topology(name, f"10.0.0.{number}", "s", f"z{number}", "", "storage"))
-        store.add_master(Image(IMAGE, GIB, allocated), name)
-    return store
+        database.hosts.heartbeat(
+            Topology(name, f"10.0.0.{number}", "s", f"z{number}", "", "storage")
+        )
+        database.images.add_master(Image(IMAGE, GIB, allocated), name)
+    return database
 
 
 def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -> Result:
@@ -73,7 +76,7 @@ def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -
     :param url: URL of an empty database
     """
     limits = limits or Limits()
-    store = prepare(url)
+    database = prepare(url)
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "bench.plans", "--tracker", url, *map(str, part)],
@@ -97,7 +100,7 @@ def run(url: str, hosts: int, trackers: int = 2, limits: Limits | None = None) -
         assert child.returncode == 0
         answers += json.loads(out)
     seconds = max(ended for _host, _took, ended, _sources in answers) - began
-    locations = store.locations(IMAGE)
+    locations = database.locations.of(IMAGE)
     return Result(
         seconds,
         tuple(took for _host, took, _ended, _sources in answers),
@@ -147,12 +150,12 @@ def check(
 
 def tracker(url: str, first: int, step: int, end: int, fanout: int, storage_fanout: int) -> None:
     """Run one tracker: plans for its hosts, each in a thread, and prints the times."""
-    store = Store(url, heartbeat_timeout=TIMEOUT)
+    database = Database(url, heartbeat_timeout=TIMEOUT)
     limits = Limits(fanout=fanout, storage_fanout=storage_fanout)
-    store.locations(IMAGE)  # connect, and load all code
+    database.locations.of(IMAGE)  # connect, and load all code
     answers: list[tuple[str, float, float, list[str]]] = []
     threads = [
-        threading.Thread(target=_plan, args=[store, compute(number), limits, answers])
+        threading.Thread(target=_plan, args=[database, compute(number), limits, answers])
         for number in range(first, end, step)
     ]
     print("ready", flush=True)
@@ -164,10 +167,12 @@ def tracker(url: str, first: int, step: int, end: int, fanout: int, storage_fano
     print(json.dumps(answers))
 
 
-def _plan(store: Store, host: Topology, limits: Limits, answers: list[object]) -> None:
+def _plan(database: Database, host: Topology, limits: Limits, answers: list[object]) -> None:
     began = time.monotonic()
-    store.heartbeat(host)
-    planned = store.plan(IMAGE, host, limits, volume_id=f"volume of {host.host}", keep=True)
+    database.hosts.heartbeat(host)
+    planned = database.locations.plan(
+        IMAGE, host, limits, volume_id=f"volume of {host.host}", keep=True
+    )
     ended = time.monotonic()
     sources = [source.location_id for source in planned.sources] if planned else []
     answers.append((host.host, ended - began, ended, sources))

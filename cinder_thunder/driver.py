@@ -21,7 +21,8 @@ from oslo_log import log as logging
 
 from cinder_thunder import conf, privileged
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume
 from cinder_thunder.masters import masters as master
 from cinder_thunder.masters.cleaning import Cleaner
 from cinder_thunder.masters.exporter import Exporter
@@ -82,7 +83,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
     def do_setup(self, context: Any) -> None:
         """Runs in the process that serves: engines and threads do not survive a fork."""
         super().do_setup(context)
-        self._store = Store(
+        self._database = Database(
             conf.connection(cfg.CONF),
             heartbeat_timeout=self.configuration.thunder_heartbeat_timeout,
             **{name: cfg.CONF.database[name] for name in ENGINE_OPTIONS},
@@ -113,7 +114,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         )
         self._masters = master.Masters(
             self.host,
-            self._store,
+            self._database,
             self._volumes,
             pool,
             self.configuration.volume_dd_blocksize,
@@ -127,13 +128,13 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         exporter = Exporter(
             self.host,
             portal,
-            self._store,
+            self._database,
             _LockedExports(),
             self._masters.path,
             self._masters.remove,
             lambda: bool(self.initialized),
         )
-        tracker = Tracker(self.host, self._store, pool, self._limits(), _find_volume)
+        tracker = Tracker(self.host, self._database, pool, self._limits(), _find_volume)
         self._masters.reconcile()
         exporter.reconcile()
         self._forget_foreign_volumes()
@@ -141,7 +142,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         self._serve(tracker, exporter, room)
 
     def _check_tables(self) -> None:
-        found, wanted = migration.version(self._store.engine), migration.head()
+        found, wanted = migration.version(self._database.engine), migration.head()
         if found != wanted:
             raise _misconfigured(
                 f"thunder's tables are at revision {found}, this code needs {wanted}: "
@@ -162,13 +163,13 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             return bool(self.initialized)
 
         glance = Glance(cfg.CONF, cfg.CONF.config_file or (), cfg.CONF.config_dir or ())
-        cleaner = Cleaner(self.host, self._store, glance.present, exporter.evict)
+        cleaner = Cleaner(self.host, self._database, glance.present, exporter.evict)
         interval = self.configuration.thunder_clean_interval
         yield Task("thunder-clean", interval, cleaner.run, started)
         wanted = self.configuration.thunder_min_replicas
         if wanted > 1:
             grace = self.configuration.thunder_replica_grace
-            replicas = Replicas(self.host, self._store, wanted, grace, self._masters.replicate)
+            replicas = Replicas(self.host, self._database, wanted, grace, self._masters.replicate)
             yield Task("thunder-replicas", REPLICAS_INTERVAL, replicas.run, started)
 
     def _serve(self, tracker: Tracker, exporter: Exporter, room: Room) -> None:
@@ -196,13 +197,13 @@ class ThunderDriver(lvm.LVMVolumeDriver):
 
     def _forget_foreign_volumes(self) -> None:
         """Drop records of volumes that another driver deleted or took over."""
-        recorded = self._store.volumes(self.host)
+        recorded = self._database.volumes.ids_on(self.host)
         for volume_id in recorded:
             with contextlib.suppress(exception.VolumeNotFound):
                 volume = objects.Volume.get_by_id(cinder_context.get_admin_context(), volume_id)
                 if str(volume.host).split("#")[0] == self.host:
                     continue
-            self._store.drop_volume(volume_id)
+            self._database.volumes.drop(volume_id)
 
     # Volumes
 
@@ -233,7 +234,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
                 volume.id,
                 {"signature_verified": found.signature_verified},
             )
-        self._note(self._store.put_volume, Volume(volume.id, image_id, self.host))
+        self._note(self._database.volumes.put, ClonedVolume(volume.id, image_id, self.host))
         return {}, True
 
     def _snapshot(self, volume: Any, image_id: str, size: int) -> None:
@@ -255,21 +256,21 @@ class ThunderDriver(lvm.LVMVolumeDriver):
 
     def create_volume_from_snapshot(self, volume: Any, snapshot: Any) -> Any:
         update = super().create_volume_from_snapshot(volume, snapshot)
-        self._note(self._store.inherit, volume.id, snapshot.volume_id, self.host)
+        self._note(self._database.volumes.inherit, volume.id, snapshot.volume_id, self.host)
         return update
 
     def create_cloned_volume(self, volume: Any, src_vref: Any) -> Any:
         update = super().create_cloned_volume(volume, src_vref)
-        self._note(self._store.inherit, volume.id, src_vref["id"], self.host)
+        self._note(self._database.volumes.inherit, volume.id, src_vref["id"], self.host)
         return update
 
     def delete_volume(self, volume: Any) -> None:
         super().delete_volume(volume)
-        self._note(self._store.drop_volume, volume.id)
+        self._note(self._database.volumes.drop, volume.id)
 
     def unmanage(self, volume: Any) -> None:
         super().unmanage(volume)
-        self._note(self._store.drop_volume, volume.id)
+        self._note(self._database.volumes.drop, volume.id)
 
     def migrate_volume(
         self,
@@ -281,7 +282,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
     ) -> tuple[bool, dict[str, Any] | None]:
         moved, update = super().migrate_volume(ctxt, volume, host, thin, mirror_count)
         if moved:  # a copy in another volume group, which shares nothing with the master
-            self._note(self._store.drop_volume, volume.id)
+            self._note(self._database.volumes.drop, volume.id)
         return moved, update
 
     def update_migrated_volume(
@@ -290,7 +291,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         update: dict[str, Any] = super().update_migrated_volume(
             ctxt, volume, new_volume, original_volume_status
         )
-        self._note(self._store.drop_volume, volume.id)  # copied here, it shares nothing
+        self._note(self._database.volumes.drop, volume.id)  # copied here, it shares nothing
         return update
 
     def get_manageable_volumes(
@@ -338,7 +339,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         topology = _topology(connector)
         if topology is None or volume.multiattach:
             return None
-        record = self._store.volume(volume.id)
+        record = self._database.volumes.get(volume.id)
         if record is None or record.host != self.host:
             return None
         return wire.Payload(volume.id, record.image_id, self.host)
@@ -348,7 +349,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         shared = bool(super().terminate_connection(volume, connector, **kwargs))
         topology = _topology(connector)
         if topology is not None:  # the agent said so itself, unless it was down
-            self._note(self._store.release, volume.id, topology.host)
+            self._note(self._database.volumes.release_stack, volume.id, topology.host)
         return shared
 
     def _note(self, function: Callable[..., Any], *arguments: Any) -> Any:

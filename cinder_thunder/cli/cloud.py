@@ -12,7 +12,7 @@ from oslo_db import options as db_options
 
 from cinder_thunder import conf
 from cinder_thunder.cli.base import CINDER_CONFIG, ThunderCommand
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from os_brick_thunder.common.rpc import RpcTracker
 
 #: Seconds that a host may take to answer.
@@ -43,12 +43,12 @@ def engine(path: str) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine(conf.connection(configuration(path)))
 
 
-def store(path: str) -> Store:
+def database(path: str) -> Database:
     """The tracker's tables in that database."""
     config = configuration(path)
     timeout = conf.heartbeat_timeout(config)
     # An operator waits: a database that does not answer is an error at once.
-    return Store(conf.connection(config), timeout, max_retries=0)
+    return Database(conf.connection(config), timeout, max_retries=0)
 
 
 def hosts_rpc(path: str, timeout: float = RPC_TIMEOUT) -> RpcTracker:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from os_brick_thunder.common import errors
 
 #: Fewer characters than these are no beginning of an id, but a slip.
@@ -22,12 +22,12 @@ _CREDENTIALS = ("OS_CLOUD", "OS_AUTH_URL")
 Named = Callable[[str], list[str]]
 
 
-def image(store: Store, word: str, named: Named | None = None) -> str:
+def image(database: Database, word: str, named: Named | None = None) -> str:
     """The id of an image that has a replica, from its id, the beginning of that, or its name.
 
     :raises errors.InvalidRequest: there is none, or more than one
     """
-    known = [found.id for found in store.images()]
+    known = [found.id for found in database.images.all()]
     found = _find("image", word, known, named or images_named)
     if found not in known:
         raise errors.InvalidRequest(
@@ -37,12 +37,12 @@ def image(store: Store, word: str, named: Named | None = None) -> str:
     return found
 
 
-def volume(store: Store, word: str, named: Named | None = None) -> str:
+def volume(database: Database, word: str, named: Named | None = None) -> str:
     """The id of a volume that shares an image or has a stack: from its id, the beginning, a name.
 
     :raises errors.InvalidRequest: there is none, or more than one
     """
-    known = store.known_volumes()
+    known = database.volumes.known_ids()
     found = _find("volume", word, known, named or volumes_named)
     if found not in known:
         raise errors.InvalidRequest(

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-#: What alembic may look at and nothing else: the rest of the database is Cinder's.
+#: Prefix of the only tables that alembic may see: the rest of the database is Cinder's.
 TABLE_PREFIX = "thunder_"
 
 _ID = String(36)
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
     __table_args__: Any = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}  # noqa: RUF012
 
 
-class Host(Base):
+class HostRow(Base):
     """A host that reads or serves images: a compute host, or a storage backend."""
 
     __tablename__ = "thunder_hosts"
@@ -36,16 +36,16 @@ class Host(Base):
     zone: Mapped[str] = mapped_column(_NAME)
     address: Mapped[str] = mapped_column(_NAME)
     initiator: Mapped[str] = mapped_column(_NAME)
-    #: By its operator's wish nobody may read from it.
+    #: The operator has excluded it as a source.
     drained: Mapped[bool] = mapped_column(default=False)
     #: Bytes that a storage host can still allocate; None for a compute host.
     free: Mapped[int | None] = mapped_column(BigInteger)
     heartbeat_at: Mapped[datetime]
-    #: When it was heard of again after a silence; None if there was none.
+    #: When it was heard of again after a silence; None if it never was silent.
     back_at: Mapped[datetime | None]
 
 
-class Image(Base):
+class ImageRow(Base):
     """A Glance image as its masters hold it. Its row is the lock of its tree of locations."""
 
     __tablename__ = "thunder_images"
@@ -54,17 +54,17 @@ class Image(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     #: JSON, ``[[start, length], …]``: what is not a hole.
     allocated: Mapped[str] = mapped_column(_LONG_TEXT)
-    #: None: Cinder was not configured to verify signatures when the master was made.
+    #: None: Cinder was not configured to verify signatures when the first master was made.
     signature_verified: Mapped[bool | None]
-    #: JSON of wire.Manifest; None for a master made before there were manifests. Read only by who
-    #: asks for it: it has megabytes where the image has terabytes.
+    #: JSON of wire.Manifest; None for an image whose first master was made before there were
+    #: manifests. Deferred: it has megabytes where the image has terabytes.
     manifest: Mapped[str | None] = mapped_column(_LONG_TEXT, deferred=True)
-    #: Glance has it no more: its replicas go as soon as no volume needs them.
-    gone: Mapped[bool] = mapped_column(default=False)
+    #: Deleted in Glance: its replicas are removed as soon as no volume needs them.
+    deleted: Mapped[bool] = mapped_column("gone", default=False)
     created_at: Mapped[datetime]
 
 
-class Location(Base):
+class LocationRow(Base):
     """A replica of an image on one host, and what it reads from while it fills."""
 
     __tablename__ = "thunder_locations"
@@ -87,7 +87,7 @@ class Location(Base):
     updated_at: Mapped[datetime]
 
 
-class Volume(Base):
+class VolumeRow(Base):
     """A volume whose LV shares blocks with the master of an image on the same backend."""
 
     __tablename__ = "thunder_volumes"
@@ -97,20 +97,20 @@ class Volume(Base):
     host: Mapped[str] = mapped_column(_NAME)
 
 
-class Stack(Base):
+class StackRow(Base):
     """A host has (or is about to have) the devices of a volume."""
 
     __tablename__ = "thunder_stacks"
 
     volume_id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    #: Asked for by itself with every heartbeat.
+    #: Queried by itself with every heartbeat.
     host: Mapped[str] = mapped_column(_NAME, primary_key=True, index=True)
     mode: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
 
 
-class Lease(Base):
-    """Who does what only one storage host should do at a time, and until when that is believed."""
+class LeaseRow(Base):
+    """The storage host that does a piece of work that only one should do, and until when."""
 
     __tablename__ = "thunder_leases"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from oslo_log import log as logging
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from os_brick_thunder.common import errors
 
 LOG = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Cleaner:
     def __init__(
         self,
         host: str,
-        store: Store,
+        database: Database,
         present: Callable[[Iterable[str]], Mapping[str, bool]],
         remove: Callable[[str], object],
     ) -> None:
@@ -32,15 +32,17 @@ class Cleaner:
         :param remove: removes this host's master of an image with its export; absent is success
         """
         self._host = host
-        self._store = store
+        self._database = database
         self._present = present
         self._remove = remove
 
     def run(self) -> None:
-        for image_id, present in self._present(sorted(self._store.masters(self._host))).items():
-            if self._store.set_gone(image_id, not present):
+        for image_id, present in self._present(
+            sorted(self._database.images.mastered_on(self._host))
+        ).items():
+            if self._database.images.set_deleted(image_id, not present):
                 LOG.info("Image %s is %s Glance", image_id, "back in" if present else "gone from")
-        for image_id in self._store.useless_masters(self._host):
+        for image_id in self._database.images.useless_masters(self._host):
             try:
                 self._remove(image_id)
             except errors.ThunderError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from cinder_thunder.policy.ranking import MASTER
 from os_brick_thunder.common import errors
 
@@ -19,13 +19,13 @@ class Outcome:
     kept: str = ""
 
 
-def evict(store: Store, image_id: str, remove: Callable[[str, str], None]) -> list[Outcome]:
+def evict(database: Database, image_id: str, remove: Callable[[str, str], None]) -> list[Outcome]:
     """Remove every replica of an image that nothing uses.
 
     :param remove: asks the exporter on a host to remove its replica of an image
     :raises errors.InvalidRequest: there is no replica of such an image
     """
-    locations = store.locations(image_id)
+    locations = database.locations.of(image_id)
     if not locations:
         raise errors.InvalidRequest(
             f"there is no replica of an image {image_id}: give the id that Glance has for it"
@@ -38,7 +38,7 @@ def evict(store: Store, image_id: str, remove: Callable[[str, str], None]) -> li
         else:
             try:
                 remove(location.host, image_id)
-                store.drop_location(image_id, location.host)
+                database.locations.drop(image_id, location.host)
             except errors.ThunderError as error:
                 kept = str(error)
         outcomes.append(Outcome(location.host, location.kind, kept))

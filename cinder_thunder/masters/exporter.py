@@ -8,7 +8,7 @@ from typing import Protocol
 
 from oslo_log import log as logging
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.transport import lio
 
@@ -32,7 +32,7 @@ class Exporter:
         self,
         host: str,
         portal: str,
-        store: Store,
+        database: Database,
         exports: Exports,
         device: Callable[[str], str],
         remove: Callable[[str], None],
@@ -46,7 +46,7 @@ class Exporter:
         """
         self._host = host
         self._portal = portal
-        self._store = store
+        self._database = database
         self._exports = exports
         self._device = device
         self._remove = remove
@@ -58,7 +58,7 @@ class Exporter:
         :param wait: seconds to wait for cinder-volume to finish its start
         :raises errors.NoReplica: there is no such master here
         """
-        found = self._store.master(image_id, self._host)
+        found = self._database.images.master(image_id, self._host)
         if found is None:
             raise errors.NoReplica(f"{self._host} has no master of image {image_id}")
         until = time.monotonic() + wait
@@ -81,7 +81,7 @@ class Exporter:
 
         :raises errors.DeviceBusy: volumes here are made of it; it stays
         """
-        volumes = self._store.volumes_of(image_id, self._host)
+        volumes = self._database.volumes.count(image_id, self._host)
         if volumes:
             raise errors.DeviceBusy(f"master of image {image_id}", f"{volumes} volume(s)")
         self._exports.unexport(lio.iqn_of(self._host, image_id))
@@ -89,7 +89,10 @@ class Exporter:
 
     def reconcile(self) -> None:
         """Remove exports of masters that are gone."""
-        wanted = {lio.iqn_of(self._host, image_id) for image_id in self._store.masters(self._host)}
+        wanted = {
+            lio.iqn_of(self._host, image_id)
+            for image_id in self._database.images.mastered_on(self._host)
+        }
         for iqn in self._exports.exports(lio.iqn_of(self._host, "")):
             if iqn not in wanted:
                 LOG.warning("Removing %s, the export of a master that is gone", iqn)

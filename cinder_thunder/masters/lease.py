@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from oslo_log import log as logging
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 
 LOG = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ RENEWAL = 8.0
 class Lease:
     """``owner``'s lease of the name."""
 
-    def __init__(self, store: Store, name: str, owner: str) -> None:
-        self._store = store
+    def __init__(self, database: Database, name: str, owner: str) -> None:
+        self._database = database
         self._name = name
         self._owner = owner
 
     def acquire(self) -> bool:
         """:returns: False while somebody else has it"""
-        return self._store.acquire_lease(self._name, self._owner, LENGTH)
+        return self._database.leases.acquire(self._name, self._owner, LENGTH)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -47,14 +47,14 @@ class Lease:
             done.set()
             renewal.join()
             try:
-                self._store.release_lease(self._name, self._owner)
+                self._database.leases.release(self._name, self._owner)
             except Exception:  # of the database; the work itself has come to its end
                 LOG.exception("Lease %s could not be given back: it expires by itself", self._name)
 
     def _renew(self, done: threading.Event) -> None:
         while not done.wait(RENEWAL):
             try:
-                if not self._store.renew_lease(self._name, self._owner, LENGTH):
+                if not self._database.leases.renew(self._name, self._owner, LENGTH):
                     LOG.warning("Lease %s expired; its work may be done twice", self._name)
                     return
             except Exception:  # whatever the database does, the next renewal must be tried

@@ -21,7 +21,8 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from cinder_thunder import privileged
-from cinder_thunder.db.api import Image, Master, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.mechanism.lvm import ThinVolumes
@@ -110,7 +111,7 @@ class Masters:
     def __init__(
         self,
         host: str,
-        store: Store,
+        database: Database,
         volumes: ThinVolumes,
         pool: Pool,
         blocksize: str,
@@ -121,7 +122,7 @@ class Masters:
         :param peers: masters on other storage hosts
         """
         self.host = host
-        self._store = store
+        self._database = database
         self._volumes = volumes
         self._pool = pool
         self._blocksize = blocksize
@@ -140,7 +141,7 @@ class Masters:
             what it claims to be, or refers to other files; nothing was made
         """
         image_id = image_meta["id"]
-        found = self._store.master(image_id, self.host)
+        found = self._database.images.master(image_id, self.host)
         if found is None:
             made: Master = self._make(context, image_service, image_meta, image_id, gibibytes)
             return made
@@ -156,11 +157,11 @@ class Masters:
         image_id: str,
         gibibytes: int,
     ) -> Master:
-        found = self._store.master(image_id, self.host)
+        found = self._database.images.master(image_id, self.host)
         if found is not None:  # made by the request that held the lock before
             image_utils.check_virtual_size(found.size, gibibytes, image_id)
             return found
-        lease = Lease(self._store, f"image-{image_id}", self.host)
+        lease = Lease(self._database, f"image-{image_id}", self.host)
         failed: set[str] = set()
         until = time.monotonic() + PATIENCE
         while True:
@@ -192,7 +193,7 @@ class Masters:
 
         :raises errors.NoReplica: no other storage host that is alive has one that can be copied
         """
-        found = self._store.master(image_id, self.host)
+        found = self._database.images.master(image_id, self.host)
         if found is not None:
             return found
         failed: set[str] = set()
@@ -211,7 +212,7 @@ class Masters:
 
         :param failed: hosts whose masters could not be copied; they are not tried, and added to
         """
-        image = self._store.image(image_id)
+        image = self._database.images.get(image_id)
         if image is None:
             return None
         if gibibytes is not None:
@@ -232,17 +233,19 @@ class Masters:
 
     def _elsewhere(self, image_id: str) -> list[wire.Source]:
         """Masters on other storage hosts that are alive, the nearest first."""
-        hosts = {known.host: known for known in self._store.hosts()}
+        hosts = {known.host: known for known in self._database.hosts.all()}
 
-        def place(host: str) -> ranking.Host:
+        def place(host: str) -> ranking.HostState:
             known = hosts.get(host)
             return (
-                ranking.Host(host, known.rack, known.zone) if known else ranking.Host(host, "", "")
+                ranking.HostState(host, known.rack, known.zone)
+                if known
+                else ranking.HostState(host, "", "")
             )
 
         masters = [
             location
-            for location in self._store.locations(image_id)
+            for location in self._database.locations.of(image_id)
             if location.kind == ranking.MASTER
             and location.host != self.host
             and location.host in hosts
@@ -305,7 +308,7 @@ class Masters:
 
     def _expected(self, image_id: str, size: int) -> Manifest | None:
         """What other replicas say that an image is; they and this one must never differ."""
-        known = self._store.image(image_id)
+        known = self._database.images.get(image_id)
         if known is None:
             return None
         if known.size != size:
@@ -337,7 +340,9 @@ class Masters:
             # A crash between them leaves a volume without a row, which a restart removes.
             self._volumes.rename(filling, whole)
             made = whole
-            self._store.add_master(Image(image_id, size, allocated, verified, known), self.host)
+            self._database.images.add_master(
+                Image(image_id, size, allocated, verified, known), self.host
+            )
             undo.pop_all()
         LOG.info(
             "Made the master of image %(image)s: %(size)d bytes, %(allocated)d of them allocated",
@@ -354,7 +359,7 @@ class Masters:
 
         :raises errors.ProcessError: LVM refused
         """
-        self._store.drop_master(image_id, self.host)
+        self._database.images.drop_master(image_id, self.host)
         if MASTER + image_id in self._volumes.names():
             self._volumes.remove(MASTER + image_id)
 
@@ -363,7 +368,7 @@ class Masters:
         if MASTER + image_id in self._volumes.names():
             return False
         LOG.warning("The master of image %s has vanished and will be made again", image_id)
-        self._store.drop_master(image_id, self.host)
+        self._database.images.drop_master(image_id, self.host)
         return True
 
     def reconcile(self) -> None:
@@ -372,12 +377,12 @@ class Masters:
         Sessions to other storage hosts and leases that a crash left go, too.
         """
         self._peers.reconcile()
-        self._store.release_leases(self.host)
+        self._database.leases.release_all(self.host)
         names = {name for name in self._volumes.names() if is_ours(name)}
-        recorded = self._store.masters(self.host)
+        recorded = self._database.images.mastered_on(self.host)
         for image_id in recorded - {name.removeprefix(MASTER) for name in names}:
             LOG.warning("There is no master of image %s: forgetting it", image_id)
-            self._store.drop_master(image_id, self.host)
+            self._database.images.drop_master(image_id, self.host)
         for name in names - {MASTER + image_id for image_id in recorded}:
             LOG.warning("Removing %s, which is incomplete or unknown to the tracker", name)
             self._remove(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from oslo_log import log as logging
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from cinder_thunder.policy import placement, ranking
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
@@ -62,7 +62,7 @@ class Replicas:
     def __init__(
         self,
         host: str,
-        store: Store,
+        database: Database,
         wanted: int,
         grace: float,
         replicate: Callable[[str], object],
@@ -74,7 +74,7 @@ class Replicas:
             already, does nothing
         """
         self._host = host
-        self._store = store
+        self._database = database
         self._wanted = wanted
         self._grace = grace
         self._replicate = replicate
@@ -94,7 +94,7 @@ class Replicas:
                 LOG.exception("Could not make a master of image %s", image)
 
     def _mine(self) -> list[str]:
-        known = [host for host in self._store.hosts() if host.kind == "storage"]
+        known = [host for host in self._database.hosts.all() if host.kind == "storage"]
         hosts = {
             host.host: placement.StorageHost(host.host, host.rack, host.zone, host.free or 0)
             for host in known
@@ -107,7 +107,7 @@ class Replicas:
                 tuple(hosts[host] for host in sorted(master.hosts & hosts.keys())),
                 frozenset(master.hosts - hosts.keys()),
             )
-            for master in self._store.holders()
+            for master in self._database.images.holders()
         ]
         able = [
             hosts[host.host]

@@ -41,7 +41,7 @@ class Distance(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Host:
+class HostState:
     """A host that reads or serves images.
 
     :ivar state: "alive"; "suspect" when heartbeats are overdue: nobody new reads from it; "dead"
@@ -97,7 +97,7 @@ class Limits:
     sources: int = 3
 
 
-def distance(one: Host, other: Host) -> Distance:
+def distance(one: HostState, other: HostState) -> Distance:
     """Racks are named within their zone, so equal rack names in two zones are two racks."""
     if one.host == other.host:
         return Distance.HOST
@@ -117,8 +117,8 @@ def state_of(silent: float, timeout: float) -> str:
 
 
 def choose(
-    child: Host,
-    hosts: Mapping[str, Host],
+    child: HostState,
+    hosts: Mapping[str, HostState],
     locations: Iterable[Location],
     limits: Limits,
     keep: bool = False,
@@ -200,7 +200,9 @@ def depth_below(parent: Location) -> int:
     return parent.depth + 1
 
 
-def bereft(child: Location, parent: Location | None, hosts: Mapping[str, Host]) -> bool:
+def needs_new_parent(
+    child: Location, parent: Location | None, hosts: Mapping[str, HostState]
+) -> bool:
     """Whether a base that still fills has lost what it reads from, or is about to lose it.
 
     :param parent: None if it has none that is known
@@ -213,7 +215,7 @@ def bereft(child: Location, parent: Location | None, hosts: Mapping[str, Host]) 
     return host is None or not host.alive or host.drained or parent.state == DRAINING
 
 
-def _alive(name: str, hosts: Mapping[str, Host]) -> bool:
+def _alive(name: str, hosts: Mapping[str, HostState]) -> bool:
     host = hosts.get(name)
     return host is not None and host.alive
 
@@ -223,7 +225,7 @@ def _believed(location: Location, limits: Limits) -> bool:
     return location.state != CREATING or location.age <= limits.creating
 
 
-def _serves(location: Location, hosts: Mapping[str, Host], limits: Limits) -> bool:
+def _serves(location: Location, hosts: Mapping[str, HostState], limits: Limits) -> bool:
     return (
         _alive(location.host, hosts)
         and not hosts[location.host].drained
@@ -234,7 +236,7 @@ def _serves(location: Location, hosts: Mapping[str, Host], limits: Limits) -> bo
 
 def _served(
     locations: Iterable[Location],
-    hosts: Mapping[str, Host],
+    hosts: Mapping[str, HostState],
     own: Location | None,
     limits: Limits,
 ) -> Counter[str]:

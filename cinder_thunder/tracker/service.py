@@ -13,7 +13,8 @@ from typing import Protocol
 
 from oslo_log import log as logging
 
-from cinder_thunder.db.api import Planned, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import PlannedSources
 from cinder_thunder.masters import masters as master
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
@@ -46,7 +47,7 @@ class Tracker:
     def __init__(
         self,
         host: str,
-        store: Store,
+        database: Database,
         pool: Pool,
         limits: ranking.Limits,
         volumes: Callable[[str], CinderVolume | None],
@@ -55,7 +56,7 @@ class Tracker:
         :param volumes: finds a volume of Cinder's; None if there is no such volume
         """
         self._host = host
-        self._store = store
+        self._database = database
         self._pool = pool
         self._limits = limits
         self._volumes = volumes
@@ -65,8 +66,8 @@ class Tracker:
 
         :param free: bytes that it can still allocate for masters
         """
-        self._store.heartbeat(topology, free)
-        orders = self._store.orders(topology.host)
+        self._database.hosts.heartbeat(topology, free)
+        orders = self._database.locations.orders(topology.host)
         return replace(orders, recache=self._recache(topology.host))
 
     def _recache(self, host: str) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Tracker:
 
         By the records alone: the host asks for a plan, which decides, before it does anything.
         """
-        direct = self._store.direct(host)
+        direct = self._database.volumes.direct(host)
         if len(direct) > LOOKS:  # by lot, so that no volume bars another one's way for good
             direct = random.sample(direct, LOOKS)
         try:
@@ -100,17 +101,17 @@ class Tracker:
         The map is computed now, for this attach, between the volume and its master as they are
         on this host's disks: a map from an earlier attach may be stale, and stale is corrupt.
         """
-        self._store.heartbeat(topology)
+        self._database.hosts.heartbeat(topology)
         try:
             plan = self._cached(volume_id, topology)
         except (_Direct, errors.ThunderError) as reason:
             LOG.info("Volume %s goes to %s directly: %s", volume_id, topology.host, reason)
-            self._store.put_stack(volume_id, topology.host, "direct")
+            self._database.volumes.put_stack(volume_id, topology.host, "direct")
             return wire.Plan(volume_id, "direct", str(reason))
         return plan
 
     def _cached(self, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        record = self._store.volume(volume_id)
+        record = self._database.volumes.get(volume_id)
         if record is None or record.host != self._host:
             raise _Direct(f"the volume shares no image with a master on {self._host}")
         volume = self._volumes(volume_id)
@@ -118,7 +119,7 @@ class Tracker:
             raise _Direct("Cinder knows no such volume")
         self._check_alone(volume_id, volume, topology.host)
         modified = self._pool.modified(volume.name, master.MASTER + record.image_id)
-        planned = self._store.plan(
+        planned = self._database.locations.plan(
             record.image_id,
             topology,
             self._limits,
@@ -137,13 +138,13 @@ class Tracker:
             raise _Direct("the volume may be attached more than once")
         # Cinder's list counts also where the host seems dead to us: its guest may still write.
         others = set(volume.hosts - {host})
-        for stack in self._store.stacks(volume_id):
+        for stack in self._database.volumes.stacks(volume_id):
             if stack.host == host:
                 continue
             if stack.alive:
                 others.add(stack.host)
             elif stack.host not in others:
-                self._store.release(volume_id, stack.host)
+                self._database.volumes.release_stack(volume_id, stack.host)
         if others:
             raise _Direct(f"the volume is attached to {', '.join(sorted(others))} too")
 
@@ -154,8 +155,8 @@ class Tracker:
 
         :param exclude: hosts that do not work for the one that asks
         """
-        self._store.heartbeat(topology)
-        planned = self._store.plan(
+        self._database.hosts.heartbeat(topology)
+        planned = self._database.locations.plan(
             image_id, topology, self._limits, exclude=exclude, answering=self._host
         )
         if planned is None:
@@ -164,19 +165,19 @@ class Tracker:
 
     def manifest(self, image_id: str) -> wire.Manifest:
         """:raises errors.NoReplica: there is none, or no such image"""
-        found = self._store.manifest(image_id)
+        found = self._database.images.manifest(image_id)
         if found is None:
             raise errors.NoReplica(f"there is no manifest of image {image_id}")
         return found
 
     def release(self, volume_id: str, host: str) -> None:
-        self._store.release(volume_id, host)
+        self._database.volumes.release_stack(volume_id, host)
 
     def report(self, report: wire.LocationReport) -> None:
         """:raises errors.InvalidRequest: a state that no location can have"""
         if report.state not in _REPORTED:
             raise errors.InvalidRequest(f"a location cannot be {report.state!r}")
-        self._store.report(report)
+        self._database.locations.report(report)
 
 
 #: States that an agent may report of its base.
@@ -192,7 +193,7 @@ class _Direct(Exception):  # a decision, not an error
     """The volume's own LUN is to be its only path; says why."""
 
 
-def _plan(volume_id: str, planned: Planned, unmodified: Extents) -> wire.Plan:
+def _plan(volume_id: str, planned: PlannedSources, unmodified: Extents) -> wire.Plan:
     return wire.Plan(
         volume_id=volume_id,
         mode="cached",

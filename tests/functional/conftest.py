@@ -14,14 +14,14 @@ from tests.mariadb import ServerError, new_database, server
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a private server, less the database."""
     try:
-        with server(tmp_path_factory.mktemp("mariadb")) as url:
-            yield url
+        with server(tmp_path_factory.mktemp("mariadb")) as server_url:
+            yield server_url
     except ServerError as error:
         pytest.fail(str(error))
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of an empty database, once on SQLite and once on MariaDB."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'thunder.sqlite'}"

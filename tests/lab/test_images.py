@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cinder_thunder.db.api import Store
+from cinder_thunder.db.api import Database
 from lab.cloud.config import VOLUME_GROUP, database_url
 from lab.inside import blocks
 from lab.nodes.node import Node
@@ -37,7 +37,7 @@ def replicas(journey: Journey, image: str) -> set[str]:
     """Where an image is: by the tracker, by the agents, and on the disks of storage hosts."""
 
     def rows() -> set[str]:
-        found = Store(database_url("cinder")).locations(image)
+        found = Database(database_url("cinder")).locations.of(image)
         return {f"{location.kind} row of {location.host}" for location in found}
 
     def bases(node: Node) -> set[str]:
@@ -60,7 +60,9 @@ def marked(journey: Journey) -> set[str]:
     """Images that the storage hosts have marked as deleted in Glance."""
 
     def images() -> set[str]:
-        return {image.id for image in Store(database_url("cinder")).images() if image.gone}
+        return {
+            image.id for image in Database(database_url("cinder")).images.all() if image.deleted
+        }
 
     return journey.cluster.network.call(images)
 

@@ -9,7 +9,7 @@ from cliff.lister import Lister
 
 from cinder_thunder.cli import names
 from cinder_thunder.cli.base import FAILED
-from cinder_thunder.cli.cloud import CloudCommand, hosts_rpc, store
+from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
 from cinder_thunder.cli.commands.show import IMAGE_HELP
 from cinder_thunder.masters.eviction import evict
 from os_brick_thunder.common import errors
@@ -28,10 +28,10 @@ class ImageEvict(CloudCommand, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         image_id = names.image(found, parsed_args.image)
         rpc = hosts_rpc(parsed_args.config_file)
-        agents = {host.host for host in found.hosts() if host.kind == "compute"}
+        agents = {host.host for host in found.hosts.all() if host.kind == "compute"}
 
         def remove(host: str, image: str) -> None:
             rpc.evict(host, image, drain_timeout(rpc, host) if host in agents else DRAIN_TIMEOUT)
@@ -65,7 +65,7 @@ class _Drain(CloudCommand):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        store(parsed_args.config_file).set_drained(parsed_args.host, self.drained)
+        database(parsed_args.config_file).hosts.set_drained(parsed_args.host, self.drained)
         self.app.stdout.write(
             f"{parsed_args.host} is drained: hosts that read from it move to others at their next "
             "heartbeat, and pre-caching leaves it out\n"

@@ -15,10 +15,11 @@ from cliff.lister import Lister
 
 from cinder_thunder.cli import names
 from cinder_thunder.cli.base import FAILED
-from cinder_thunder.cli.cloud import CloudCommand, hosts_rpc, store
+from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
 from cinder_thunder.cli.commands.show import IMAGE_HELP, percent
 from cinder_thunder.cli.progress import Bars
-from cinder_thunder.db.api import KnownHost, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy.ranking import COMPLETE
 from os_brick_thunder.common import errors
 
@@ -82,10 +83,10 @@ class ImagePrecache(CloudCommand, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         image_id = names.image(found, parsed_args.image)
         wanted = choose(
-            found.hosts(), parsed_args.host, parsed_args.rack, parsed_args.zone, parsed_args.all
+            found.hosts.all(), parsed_args.host, parsed_args.rack, parsed_args.zone, parsed_args.all
         )
         if parsed_args.profile:
             raise errors.InvalidRequest(
@@ -152,7 +153,7 @@ def choose(
 
 
 def precache(
-    store: Store,
+    database: Database,
     rpc: Hosts,
     image_id: str,
     wanted: Sequence[KnownHost],
@@ -164,7 +165,7 @@ def precache(
 
     :param timeout: seconds to wait for them to be complete; None does not wait
     """
-    total = next(image.allocated.length for image in store.images() if image.id == image_id)
+    total = next(image.allocated.length for image in database.images.all() if image.id == image_id)
     skipped = {host.host: reason for host in wanted if (reason := _unfit(host))}
     for name, reason in skipped.items():
         sys.stderr.write(f"warning: {name} is left out: {reason}\n")
@@ -173,7 +174,7 @@ def precache(
     until = None if timeout is None else clock() + timeout
     with Bars(asked, total, sys.stderr) as bars:
         while True:
-            outcomes = _look(store, image_id, answers, total, bars)
+            outcomes = _look(database, image_id, answers, total, bars)
             open_ = [name for name in asked if outcomes[name].result in (ASKED, FILLING)]
             unanswered = [name for name in open_ if outcomes[name].result == ASKED]
             if not open_ or (until is None and not unanswered):
@@ -224,14 +225,14 @@ def _ask(hosts: Sequence[str], ask: Callable[[str], None]) -> dict[str, Future[N
 
 
 def _look(
-    store: Store, image_id: str, answers: dict[str, Future[None]], total: int, bars: Bars
+    database: Database, image_id: str, answers: dict[str, Future[None]], total: int, bars: Bars
 ) -> dict[str, Outcome]:
     """How far every host is, by what it answered and by what the tables say."""
     # The answers first: what a host reported before it answered is in the tables then.
     answered = {name: answer.done() for name, answer in answers.items()}
-    here = {location.host: location for location in store.locations(image_id)}
+    here = {location.host: location for location in database.locations.of(image_id)}
     by_id = {location.id: location for location in here.values()}
-    dead = {host.host for host in store.hosts() if not host.alive}
+    dead = {host.host for host in database.hosts.all() if not host.alive}
     outcomes = {}
     for name, answer in answers.items():
         location = here.get(name)

@@ -9,8 +9,9 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from cinder_thunder.cli import names
-from cinder_thunder.cli.cloud import CloudCommand, hosts_rpc, store
-from cinder_thunder.db.api import KnownHost, Store
+from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy.ranking import BASE, COMPLETE, MASTER, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.transport import lio
@@ -37,7 +38,7 @@ class HostList(CloudCommand, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> _List:
         rows = [
             (h.host, h.kind, h.rack, h.zone, h.address, round(h.silent, 1), h.state, h.drained)
-            for h in store(parsed_args.config_file).hosts()
+            for h in database(parsed_args.config_file).hosts.all()
         ]
         columns = ("Host", "Kind", "Rack", "Zone", "Address", "Silent (s)", "State", "Drained")
         return columns, rows
@@ -55,9 +56,9 @@ class HostShow(CloudCommand, ShowOne):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         host = known_host(found, parsed_args.host)
-        here = [loc for image in found.images() for loc in found.locations(image.id)]
+        here = [loc for image in found.images.all() for loc in found.locations.of(image.id)]
         here = [location for location in here if location.host == host.host]
         says, trouble = _agent(parsed_args.config_file, host)
         pool = says.get("pool", {})
@@ -81,9 +82,9 @@ class HostShow(CloudCommand, ShowOne):
         )
 
 
-def known_host(found: Store, name: str) -> KnownHost:
+def known_host(found: Database, name: str) -> KnownHost:
     """:raises errors.InvalidRequest: there is no such host"""
-    hosts = {host.host: host for host in found.hosts()}
+    hosts = {host.host: host for host in found.hosts.all()}
     if name not in hosts:
         raise errors.InvalidRequest(
             f"there is no host {name}: known are {', '.join(hosts) or 'none'}"
@@ -107,10 +108,10 @@ class ImageList(CloudCommand, Lister):
     """List images that have a replica; sizes in bytes."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> _List:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         rows = []
-        for image in found.images():
-            locations = found.locations(image.id)
+        for image in found.images.all():
+            locations = found.locations.of(image.id)
             masters = sum(location.kind == MASTER for location in locations)
             bases = len(locations) - masters
             rows.append((image.id, image.size, image.allocated.length, masters, bases))
@@ -128,10 +129,10 @@ class ImageShow(_ImageCommand, ShowOne):
     """Show an image: its size, where its masters are, how many hosts have it; sizes in bytes."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         image_id = names.image(found, parsed_args.image)
-        (image,) = [image for image in found.images() if image.id == image_id]
-        locations = found.locations(image_id)
+        (image,) = [image for image in found.images.all() if image.id == image_id]
+        locations = found.locations.of(image_id)
         masters = sorted(loc.host for loc in locations if loc.kind == MASTER)
         bases = [location for location in locations if location.kind == BASE]
         verified = image.signature_verified
@@ -141,7 +142,7 @@ class ImageShow(_ImageCommand, ShowOne):
             allocated=image.allocated.length,
             signature={None: "not asked for", True: "verified"}.get(verified, "not verified"),
             masters=", ".join(masters),
-            volumes=sum(found.volumes_of(image_id, host) for host in masters),
+            volumes=sum(found.volumes.count(image_id, host) for host in masters),
             bases=len(bases),
             complete=sum(location.state == COMPLETE for location in bases),
             depth=max((location.depth for location in locations), default=0),
@@ -152,10 +153,10 @@ class ImageTree(_ImageCommand):
     """Draw who reads an image from whom."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         image_id = names.image(found, parsed_args.image)
-        allocated = {image.id: image.allocated.length for image in found.images()}
-        lines = draw(found.locations(image_id), allocated[image_id])
+        allocated = {image.id: image.allocated.length for image in found.images.all()}
+        lines = draw(found.locations.of(image_id), allocated[image_id])
         self.app.stdout.write("\n".join(lines) + "\n")
 
 
@@ -201,12 +202,12 @@ class LocationList(CloudCommand, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _List:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         word = parsed_args.image
-        wanted = [names.image(found, word)] if word else [image.id for image in found.images()]
+        wanted = [names.image(found, word)] if word else [image.id for image in found.images.all()]
         rows = []
         for image in wanted:
-            locations = {location.id: location for location in found.locations(image)}
+            locations = {location.id: location for location in found.locations.of(image)}
             for location in sorted(locations.values(), key=lambda loc: (loc.depth, loc.host)):
                 parent = locations.get(location.parent or "")
                 rows.append(
@@ -236,11 +237,11 @@ class LocationShow(CloudCommand, ShowOne):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         everywhere = {
             location.id: (image, location)
-            for image in found.images()
-            for location in found.locations(image.id)
+            for image in found.images.all()
+            for location in found.locations.of(image.id)
         }
         word = parsed_args.location
         match = names.only("location", word, names.beginning(word, everywhere))
@@ -249,7 +250,7 @@ class LocationShow(CloudCommand, ShowOne):
                 f"there is no location {word}: thunder location list shows all of them"
             )
         image, location = everywhere[match]
-        address = {host.host: host.address for host in found.hosts()}.get(location.host, "")
+        address = {host.host: host.address for host in found.hosts.all()}.get(location.host, "")
         parent = everywhere.get(location.parent or "")
         children = sorted(loc.host for _, loc in everywhere.values() if loc.parent == location.id)
         return _shown(
@@ -286,10 +287,10 @@ class VolumeShow(CloudCommand, ShowOne):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
-        found = store(parsed_args.config_file)
+        found = database(parsed_args.config_file)
         volume_id = names.volume(found, parsed_args.volume)
-        volume, stacks = found.volume(volume_id), found.stacks(volume_id)
-        hosts = {host.host: host for host in found.hosts()}
+        volume, stacks = found.volumes.get(volume_id), found.volumes.stacks(volume_id)
+        hosts = {host.host: host for host in found.hosts.all()}
         entry: dict[str, Any] = {}
         troubles = []
         for stack in stacks:

@@ -17,7 +17,7 @@ from cinder_thunder.cli import cloud
 from cinder_thunder.cli.doctor import compute as doctor
 from cinder_thunder.cli.doctor.compute import Check, Doubt, Fault, NotHere
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import KnownHost
+from cinder_thunder.db.values import KnownHost
 from cinder_thunder.mechanism.thinpool import ThinPool
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors
@@ -117,7 +117,7 @@ class ThisCloud(CinderConf):
         self._file = config_file
 
     def hosts(self) -> list[KnownHost]:
-        return cloud.store(self._file).hosts()
+        return cloud.database(self._file).hosts.all()
 
     def database_clock(self) -> float | None:
         engine = self.engine()

@@ -22,8 +22,8 @@ def revisions() -> list[str]:
     ]
 
 
-def test_models_are_what_the_migrations_make(database: str) -> None:
-    engine = sa.create_engine(database)
+def test_models_are_what_the_migrations_make(url: str) -> None:
+    engine = sa.create_engine(url)
     with engine.begin() as connection:  # a table of Cinder's, in the same database
         connection.execute(sa.text("CREATE TABLE volumes (id INTEGER PRIMARY KEY)"))
     migration.upgrade(engine)
@@ -34,8 +34,8 @@ def test_models_are_what_the_migrations_make(database: str) -> None:
     assert names == {*models.Base.metadata.tables, "volumes", "thunder_alembic_version"}
 
 
-def test_walk(database: str) -> None:
-    engine = sa.create_engine(database)
+def test_walk(url: str) -> None:
+    engine = sa.create_engine(url)
     assert migration.version(engine) is None
     assert revisions(), "no migrations found"
     for revision in revisions():

@@ -23,7 +23,7 @@ from cinder.image import image_utils  # noqa: E402, F401 - registers its options
 
 from cinder_thunder import privileged  # noqa: E402
 from cinder_thunder.db import migration  # noqa: E402
-from cinder_thunder.db.api import Store  # noqa: E402
+from cinder_thunder.db.api import Database  # noqa: E402
 from cinder_thunder.masters.peers import Peers  # noqa: E402
 from os_brick_thunder.common.wire import Topology  # noqa: E402
 from tests.fake_storage import FileVolumes, StorageNetwork  # noqa: E402
@@ -55,11 +55,11 @@ def admin() -> Any:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(f"sqlite:///{tmp_path / 'thunder.sqlite'}")
-    migration.upgrade(store.engine)
-    store.heartbeat(Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
-    return store
+def database(tmp_path: Path) -> Database:
+    database = Database(f"sqlite:///{tmp_path / 'thunder.sqlite'}")
+    migration.upgrade(database.engine)
+    database.hosts.heartbeat(Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
+    return database
 
 
 @dataclass

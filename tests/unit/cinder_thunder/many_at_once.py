@@ -19,7 +19,7 @@ from cinder import context, coordination  # noqa: E402
 from oslo_config import cfg  # noqa: E402
 
 from cinder_thunder.db import migration  # noqa: E402
-from cinder_thunder.db.api import Store  # noqa: E402
+from cinder_thunder.db.api import Database  # noqa: E402
 from cinder_thunder.masters.masters import Masters  # noqa: E402
 from cinder_thunder.masters.peers import Peers  # noqa: E402
 from tests.fake_storage import FileVolumes, StorageNetwork  # noqa: E402
@@ -33,12 +33,12 @@ def main(folder: Path, image: Path) -> None:
     cfg.CONF.set_override("lock_path", str(folder / "locks"), group="oslo_concurrency")
     cfg.CONF.set_override("backend_url", f"file://{folder}/coordination", group="coordination")
     coordination.COORDINATOR.start()
-    store = Store(f"sqlite:///{folder / 'many.sqlite'}")
-    migration.upgrade(store.engine)
+    database = Database(f"sqlite:///{folder / 'many.sqlite'}")
+    migration.upgrade(database.engine)
     volumes = FileVolumes(folder / "many")
     nobody = StorageNetwork()
     peers = Peers(nobody, nobody, folder / "peers")
-    masters = Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+    masters = Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
     glance = Glance()
     meta = glance.add(image, "raw")
     admin = context.get_admin_context()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.cleaning import Cleaner
 from cinder_thunder.masters.replicas import Replicas, Room
 from os_brick_thunder.common import errors
@@ -81,14 +82,14 @@ def test_a_pool_that_cannot_be_looked_at() -> None:
 class World:
     """Three storage hosts, one tracker each; what they copy appears at once."""
 
-    def __init__(self, store: Store, wanted: int = 2) -> None:
-        self.store = store
+    def __init__(self, database: Database, wanted: int = 2) -> None:
+        self.database = database
         self.copied: list[tuple[str, str]] = []
         self.broken: dict[str, Exception] = {}
         for name, rack in ((STORAGE, "r0"), (OTHER, "r0"), (THIRD, "r1")):
-            store.heartbeat(storage(name, rack), free=100 * MIB)
+            database.hosts.heartbeat(storage(name, rack), free=100 * MIB)
         self.trackers = {
-            name: Replicas(name, store, wanted, 600, lambda i, n=name: self.replicate(i, n))  # type: ignore[misc]
+            name: Replicas(name, database, wanted, 600, lambda i, n=name: self.replicate(i, n))  # type: ignore[misc]
             for name in (STORAGE, OTHER, THIRD)
         }
 
@@ -96,8 +97,8 @@ class World:
         self.copied.append((image_id, host))
         if image_id in self.broken:
             raise self.broken[image_id]
-        [image] = [image for image in self.store.images() if image.id == image_id]
-        self.store.add_master(image, host)
+        [image] = [image for image in self.database.images.all() if image.id == image_id]
+        self.database.images.add_master(image, host)
 
     def run(self) -> list[tuple[str, str]]:
         self.copied = []
@@ -106,58 +107,58 @@ class World:
         return self.copied
 
 
-def add(store: Store, image_id: str, size: int = MIB) -> None:
-    store.add_master(Image(image_id, size, Extents.of([(0, size)])), STORAGE)
+def add(database: Database, image_id: str, size: int = MIB) -> None:
+    database.images.add_master(Image(image_id, size, Extents.of([(0, size)])), STORAGE)
 
 
-def test_missing_masters_are_made_once(store: Store) -> None:
-    world = World(store)
+def test_missing_masters_are_made_once(database: Database) -> None:
+    world = World(database)
     for name in ("i", "j"):
-        add(store, name)
+        add(database, name)
     assert world.run() == [("i", THIRD), ("j", THIRD)]  # the other rack
     assert world.run() == []
 
 
-def test_a_host_without_room_is_given_none(store: Store) -> None:
-    world = World(store)
-    add(store, "big", 90 * MIB)
-    add(store, "small", 20 * MIB)
+def test_a_host_without_room_is_given_none(database: Database) -> None:
+    world = World(database)
+    add(database, "big", 90 * MIB)
+    add(database, "small", 20 * MIB)
     # Each would fit on the third host, in another rack, but not both.
     assert world.run() == [("big", OTHER), ("small", THIRD)]
 
 
-def test_a_drained_host_does_not_count_and_is_given_none(store: Store) -> None:
-    world = World(store)
-    add(store, "i")
-    store.set_drained(THIRD, True)
+def test_a_drained_host_does_not_count_and_is_given_none(database: Database) -> None:
+    world = World(database)
+    add(database, "i")
+    database.hosts.set_drained(THIRD, True)
     assert world.run() == [("i", OTHER)]
-    store.set_drained(OTHER, True)
-    store.set_drained(THIRD, False)
+    database.hosts.set_drained(OTHER, True)
+    database.hosts.set_drained(THIRD, False)
     assert world.run() == [("i", THIRD)]
 
 
-def test_one_that_cannot_be_copied_keeps_none_from_the_others(store: Store) -> None:
-    world = World(store)
+def test_one_that_cannot_be_copied_keeps_none_from_the_others(database: Database) -> None:
+    world = World(database)
     for name in ("i", "j", "k"):
-        add(store, name)
+        add(database, name)
     world.broken = {"i": errors.NoReplica("nobody answered"), "j": RuntimeError("a bug")}
     assert world.run() == [("i", THIRD), ("j", THIRD), ("k", THIRD)]
     world.broken.popitem()
     assert world.run() == [("i", THIRD), ("j", THIRD)]  # are tried again the next time
-    assert store.masters(THIRD) == {"j", "k"}
+    assert database.images.mastered_on(THIRD) == {"j", "k"}
 
 
-def test_an_image_that_glance_lost_is_not_copied(store: Store) -> None:
-    world = World(store)
-    add(store, "i")
-    store.set_gone("i", True)
+def test_an_image_that_glance_lost_is_not_copied(database: Database) -> None:
+    world = World(database)
+    add(database, "i")
+    database.images.set_deleted("i", True)
     assert world.run() == []
 
 
 # Images that Glance lost
 
 
-def test_masters_go_when_glance_says_so_and_nobody_needs_them(store: Store) -> None:
+def test_masters_go_when_glance_says_so_and_nobody_needs_them(database: Database) -> None:
     answers: dict[str, bool] = {}
     asked: list[list[str]] = []
     removed: list[str] = []
@@ -170,38 +171,38 @@ def test_masters_go_when_glance_says_so_and_nobody_needs_them(store: Store) -> N
         removed.append(image_id)
         if image_id == "busy":
             raise errors.DeviceBusy("master", "1 volume(s)")
-        store.drop_master(image_id, STORAGE)
+        database.images.drop_master(image_id, STORAGE)
 
     for name in ("busy", "kept", "lost", "unclear", "used"):
-        add(store, name)
-    store.put_volume(Volume("v", "used", STORAGE))
-    cleaner = Cleaner(STORAGE, store, present, remove)
+        add(database, name)
+    database.volumes.put(ClonedVolume("v", "used", STORAGE))
+    cleaner = Cleaner(STORAGE, database, present, remove)
     cleaner.run()
     assert asked == [["busy", "kept", "lost", "unclear", "used"]]
     assert removed == []
     answers.update(kept=True, lost=False, busy=False, used=False)
     cleaner.run()
     assert removed == ["busy", "lost"]
-    assert store.masters(STORAGE) == {"busy", "kept", "unclear", "used"}
-    store.drop_volume("v")
+    assert database.images.mastered_on(STORAGE) == {"busy", "kept", "unclear", "used"}
+    database.volumes.drop("v")
     cleaner.run()
-    assert store.masters(STORAGE) == {"busy", "kept", "unclear"}
-    assert {image.id for image in store.images() if image.gone} == {"busy"}
+    assert database.images.mastered_on(STORAGE) == {"busy", "kept", "unclear"}
+    assert {image.id for image in database.images.all() if image.deleted} == {"busy"}
 
 
-def test_masters_wait_for_bases(store: Store) -> None:
-    add(store, "i")
-    store.heartbeat(Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1"))
-    store.report(LocationReport("l", "i", "c1", "filling", 0, "p", "iqn", 0, STORAGE))
+def test_masters_wait_for_bases(database: Database) -> None:
+    add(database, "i")
+    database.hosts.heartbeat(Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1"))
+    database.locations.report(LocationReport("l", "i", "c1", "filling", 0, "p", "iqn", 0, STORAGE))
     gone = Cleaner(
         STORAGE,
-        store,
+        database,
         lambda ids: dict.fromkeys(ids, False),
-        lambda i: store.drop_master(i, STORAGE),
+        lambda i: database.images.drop_master(i, STORAGE),
     )
     gone.run()
-    assert store.masters(STORAGE) == {"i"}
-    assert store.orders("c1").remove == ("i",)
-    store.report(LocationReport("l", "i", "c1", "gone", 0, "p", "iqn", 0))
+    assert database.images.mastered_on(STORAGE) == {"i"}
+    assert database.locations.orders("c1").remove == ("i",)
+    database.locations.report(LocationReport("l", "i", "c1", "gone", 0, "p", "iqn", 0))
     gone.run()
-    assert store.images() == []
+    assert database.images.all() == []

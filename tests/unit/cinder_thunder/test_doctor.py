@@ -17,7 +17,7 @@ from cinder_thunder.cli.doctor import storage as cinder_doctor
 from cinder_thunder.cli.doctor.compute import FAIL, OK, SKIP, WARN, Check
 from cinder_thunder.cli.doctor.storage import Backend, CinderHost
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import KnownHost
+from cinder_thunder.db.values import KnownHost
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from tests.unit.os_brick_thunder.test_doctor import FakeHost

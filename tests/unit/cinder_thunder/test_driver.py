@@ -16,7 +16,8 @@ from oslo_config import cfg
 
 from cinder_thunder import driver as thunder
 from cinder_thunder.cli.doctor import upgrade
-from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.driver import ThunderDriver
 from cinder_thunder.masters.masters import MASTER, Masters
 from cinder_thunder.masters.peers import Peers
@@ -53,13 +54,15 @@ def make_driver(conf: cfg.ConfigOpts, **options: Any) -> ThunderDriver:
 
 
 @pytest.fixture
-def driver(cinder_conf: cfg.ConfigOpts, store: Store, volumes: FileVolumes, peers: Peers) -> Any:
+def driver(
+    cinder_conf: cfg.ConfigOpts, database: Database, volumes: FileVolumes, peers: Peers
+) -> Any:
     """As after a successful start, over files instead of LVM."""
     driver: Any = make_driver(cinder_conf)
     driver.db = CinderDb()
-    driver._store = store
+    driver._database = database
     driver._volumes = volumes
-    driver._masters = Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+    driver._masters = Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
     return driver
 
 
@@ -68,7 +71,7 @@ def clone(driver: Any, admin: Any, glance: Glance, meta: dict[str, Any], volume:
 
 
 def test_clones_have_the_asked_size_and_one_download(
-    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
 ) -> None:
     glance = Glance()
     meta = glance.add(raw_image, "raw")
@@ -79,7 +82,7 @@ def test_clones_have_the_asked_size_and_one_download(
         assert path.stat().st_size == volume.size * GIB
         with path.open("rb") as content:
             assert content.read(raw_image.stat().st_size) == raw_image.read_bytes()
-        assert store.volume(volume.id) == Volume(volume.id, meta["id"], STORAGE)
+        assert database.volumes.get(volume.id) == ClonedVolume(volume.id, meta["id"], STORAGE)
         assert driver.db.metadata[volume.id] == {"signature_verified": False}
     assert glance.downloads == [meta["id"]]
 
@@ -100,7 +103,7 @@ def test_an_image_as_large_as_the_volume_is_not_extended(
 
 @pytest.mark.parametrize("verb", ["snapshot", "extend"])
 def test_a_failing_clone_leaves_no_volume(
-    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store, verb: str
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database, verb: str
 ) -> None:
     glance = Glance()
     meta = glance.add(raw_image, "raw")
@@ -109,7 +112,7 @@ def test_a_failing_clone_leaves_no_volume(
     with pytest.raises(exception.VolumeBackendAPIException, match=f"{verb} refused"):
         clone(driver, admin, glance, meta, volume)
     assert volumes.names() == {MASTER + meta["id"]}
-    assert store.volume(volume.id) is None
+    assert database.volumes.get(volume.id) is None
 
 
 def test_a_master_that_vanished_is_made_again(
@@ -124,12 +127,12 @@ def test_a_master_that_vanished_is_made_again(
 
 
 def test_without_its_records_a_clone_is_made_all_the_same(
-    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, store: Store
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
 ) -> None:
     glance = Glance()
     meta = glance.add(raw_image, "raw")
     clone(driver, admin, glance, meta, cinder_volume(1))
-    with store.engine.begin() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE thunder_volumes")
     volume = cinder_volume(1)
     assert clone(driver, admin, glance, meta, volume)[1] is True
@@ -142,7 +145,7 @@ def connector(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def attached(driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
+def attached(driver: Any, database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A volume that shares an image; the target answers as Cinder's does."""
     monkeypatch.setattr(
         driver.target_driver,
@@ -151,7 +154,7 @@ def attached(driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setattr(driver.target_driver, "terminate_connection", lambda *a, **k: None)
     volume = cinder_volume(1)
-    store.put_volume(Volume(volume.id, "image", STORAGE))
+    database.volumes.put(ClonedVolume(volume.id, "image", STORAGE))
     return volume
 
 
@@ -159,7 +162,7 @@ def test_the_payload_is_small_and_carries_neither_map_nor_secret(
     driver: Any, attached: Any
 ) -> None:
     attached.id = str(uuid.uuid4())
-    driver._store.put_volume(Volume(attached.id, str(uuid.uuid4()), STORAGE))
+    driver._database.volumes.put(ClonedVolume(attached.id, str(uuid.uuid4()), STORAGE))
     info = driver.initialize_connection(attached, connector())
     payload = wire.parse(wire.Payload, info["data"]["thunder"])
     assert (payload.volume_id, payload.tracker) == (attached.id, STORAGE)
@@ -192,9 +195,9 @@ def test_volumes_without_an_image_or_attached_twice_get_plain_iscsi(
 
 
 def test_a_broken_database_does_not_fail_an_attach(
-    driver: Any, attached: Any, store: Store
+    driver: Any, attached: Any, database: Database
 ) -> None:
-    with store.engine.begin() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE thunder_volumes")
         connection.exec_driver_sql("DROP TABLE thunder_stacks")
     assert "thunder" not in driver.initialize_connection(attached, connector())["data"]
@@ -202,52 +205,52 @@ def test_a_broken_database_does_not_fail_an_attach(
 
 
 def test_terminate_releases_and_says_whether_the_export_is_shared(
-    driver: Any, attached: Any, store: Store
+    driver: Any, attached: Any, database: Database
 ) -> None:
-    store.put_stack(attached.id, "c1", "cached")
-    store.put_stack(attached.id, "c2", "direct")
+    database.volumes.put_stack(attached.id, "c1", "cached")
+    database.volumes.put_stack(attached.id, "c2", "direct")
     attached.volume_attachment = [SimpleNamespace(connector=None) for _ in range(2)]
     assert driver.terminate_connection(attached, connector()) is True
-    assert [stack.host for stack in store.stacks(attached.id)] == ["c2"]
+    assert [stack.host for stack in database.volumes.stacks(attached.id)] == ["c2"]
     attached.volume_attachment.pop()
     assert driver.terminate_connection(attached, connector()) is False
 
 
 def test_copies_and_snapshots_inherit_the_image(
-    driver: Any, store: Store, volumes: FileVolumes, monkeypatch: pytest.MonkeyPatch
+    driver: Any, database: Database, volumes: FileVolumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for method in ("create_volume_from_snapshot", "create_cloned_volume", "delete_volume"):
         monkeypatch.setattr(lvm.LVMVolumeDriver, method, lambda *a: None)
-    store.put_volume(Volume("v", "i", STORAGE))
+    database.volumes.put(ClonedVolume("v", "i", STORAGE))
     one, other = cinder_volume(1), cinder_volume(1)
     driver.create_cloned_volume(one, {"id": "v", "name": "volume-v", "size": 1})
     driver.create_volume_from_snapshot(other, SimpleNamespace(volume_id="v"))
     for volume in (one, other):
-        assert store.volume(volume.id) == Volume(volume.id, "i", STORAGE)
+        assert database.volumes.get(volume.id) == ClonedVolume(volume.id, "i", STORAGE)
         driver.delete_volume(volume)
-        assert store.volume(volume.id) is None
+        assert database.volumes.get(volume.id) is None
 
 
 def test_a_migrated_volume_shares_nothing(
-    driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    driver: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lvm.LVMVolumeDriver, "update_migrated_volume", lambda *a: {"x": None})
     monkeypatch.setattr(lvm.LVMVolumeDriver, "migrate_volume", lambda *a: (a[3]["moves"], None))
     old, new = cinder_volume(1), cinder_volume(1)
-    store.put_volume(Volume(old.id, "i", "stor2@thunder"))
+    database.volumes.put(ClonedVolume(old.id, "i", "stor2@thunder"))
     assert driver.update_migrated_volume(None, old, new, "available") == {"x": None}
-    assert store.volume(old.id) is None
-    store.put_volume(Volume(new.id, "i", STORAGE))
+    assert database.volumes.get(old.id) is None
+    database.volumes.put(ClonedVolume(new.id, "i", STORAGE))
     assert driver.migrate_volume(None, new, {"moves": False}) == (False, None)
-    assert store.volume(new.id) is not None
+    assert database.volumes.get(new.id) is not None
     assert driver.migrate_volume(None, new, {"moves": True}) == (True, None)
-    assert store.volume(new.id) is None
+    assert database.volumes.get(new.id) is None
 
 
 def test_masters_cannot_be_managed(
-    driver: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    driver: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.add_master(Image("i", 1, Extents()), STORAGE)
+    database.images.add_master(Image("i", 1, Extents()), STORAGE)
     lvs = [MASTER + "i", "thunder-filling-j", "mine", "other"]
     monkeypatch.setattr(
         lvm.LVMVolumeDriver,
@@ -279,7 +282,7 @@ def test_what_it_cannot_work_with_is_refused_at_start(
 
 def test_tables_that_are_not_there(driver: Any, tmp_path: Path) -> None:
     driver._check_tables()
-    driver._store = Store(f"sqlite:///{tmp_path / 'empty.sqlite'}")
+    driver._database = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
     with pytest.raises(
         exception.VolumeBackendAPIException,
         match="tables are at revision None, this code needs 0005: run thunder db upgrade",
@@ -288,10 +291,10 @@ def test_tables_that_are_not_there(driver: Any, tmp_path: Path) -> None:
 
 
 def test_background_work_waits_for_cinders_start(
-    cinder_conf: cfg.ConfigOpts, store: Store, volumes: FileVolumes
+    cinder_conf: cfg.ConfigOpts, database: Database, volumes: FileVolumes
 ) -> None:
     driver: Any = make_driver(cinder_conf, thunder_clean_interval=7.0, thunder_min_replicas=2)
-    driver._store = store
+    driver._database = database
     driver._masters = SimpleNamespace(replicate=lambda image_id: None)
     try:
         tasks = list(driver._tasks(SimpleNamespace(evict=lambda image_id: None)))

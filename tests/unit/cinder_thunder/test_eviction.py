@@ -8,7 +8,8 @@ import pytest
 
 from cinder_thunder.cli import thunder
 from cinder_thunder.cli.commands import change
-from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.eviction import Outcome, evict
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors, wire
@@ -22,36 +23,39 @@ def topology(host: str, kind: str = "compute") -> wire.Topology:
 
 
 @pytest.fixture
-def chain(store: Store) -> Store:
+def chain(database: Database) -> Database:
     """stor1 → c1 → c2."""
-    store.heartbeat(topology(STORAGE, "storage"))
-    store.add_master(Image("i", 1 << 20, Extents.of([(0, 4096)])), STORAGE)
+    database.hosts.heartbeat(topology(STORAGE, "storage"))
+    database.images.add_master(Image("i", 1 << 20, Extents.of([(0, 4096)])), STORAGE)
     for host in ("c1", "c2"):
-        store.heartbeat(topology(host))
-        assert store.plan("i", topology(host), Limits(fanout=1, storage_fanout=1)) is not None
-    return store
+        database.hosts.heartbeat(topology(host))
+        assert (
+            database.locations.plan("i", topology(host), Limits(fanout=1, storage_fanout=1))
+            is not None
+        )
+    return database
 
 
-def test_the_deepest_goes_first_and_the_image_last(chain: Store) -> None:
+def test_the_deepest_goes_first_and_the_image_last(chain: Database) -> None:
     asked: list[str] = []
     outcomes = evict(chain, "i", lambda host, image: asked.append(host))
     assert asked == ["c2", "c1", STORAGE]
     assert outcomes == [Outcome("c2", "base"), Outcome("c1", "base"), Outcome(STORAGE, "master")]
-    assert chain.locations("i") == []
+    assert chain.locations.of("i") == []
     with pytest.raises(errors.InvalidRequest, match="no replica of an image i"):
         evict(chain, "i", lambda host, image: None)
 
 
-def test_masters_go_last_though_a_complete_base_is_as_deep(chain: Store) -> None:
+def test_masters_go_last_though_a_complete_base_is_as_deep(chain: Database) -> None:
     for host in ("c1", "c2"):
-        chain.report(wire.LocationReport("", "i", host, "complete", 4096, "p", "iqn", 0))
+        chain.locations.report(wire.LocationReport("", "i", host, "complete", 4096, "p", "iqn", 0))
     asked: list[str] = []
     evict(chain, "i", lambda host, image: asked.append(host))
     assert sorted(asked[:2]) == ["c1", "c2"]
     assert asked[2:] == [STORAGE]
 
 
-def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Store) -> None:
+def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Database) -> None:
     def remove(host: str, image: str) -> None:
         if host == "c1":
             raise errors.DeviceBusy("thunder-base-i", "a volume of this host")
@@ -63,7 +67,7 @@ def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Store) -> N
         (STORAGE, True),
     ]
     assert "a volume of this host" in outcomes[1].kept
-    assert {location.host for location in chain.locations("i")} == {"c1", STORAGE}
+    assert {location.host for location in chain.locations.of("i")} == {"c1", STORAGE}
 
 
 class Rpc:
@@ -82,17 +86,17 @@ class Rpc:
 
 
 def test_a_host_is_waited_for_as_long_as_its_own_option_says(
-    chain: Store, monkeypatch: pytest.MonkeyPatch
+    chain: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rpc = Rpc()
-    monkeypatch.setattr(change, "store", lambda file: chain)
+    monkeypatch.setattr(change, "database", lambda file: chain)
     monkeypatch.setattr(change, "hosts_rpc", lambda file: rpc)
     assert thunder.main(["image", "evict", "i"]) == 0
     assert rpc.drains == {"c1": 90, "c2": 30, STORAGE: 30}
 
 
-def test_a_master_with_volumes_stays(store: Store) -> None:
-    store.add_master(Image("i", 1 << 20, Extents()), STORAGE)
-    store.put_volume(Volume("v", "i", STORAGE))
-    assert store.volumes_of("i", STORAGE) == 1
-    assert store.volumes_of("other", STORAGE) == 0
+def test_a_master_with_volumes_stays(database: Database) -> None:
+    database.images.add_master(Image("i", 1 << 20, Extents()), STORAGE)
+    database.volumes.put(ClonedVolume("v", "i", STORAGE))
+    assert database.volumes.count("i", STORAGE) == 1
+    assert database.volumes.count("other", STORAGE) == 0

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from cinder import exception
 
-from cinder_thunder.db.api import Image, Master, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters.masters import FILLING, MASTER, Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors
@@ -21,16 +22,16 @@ from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
 
 
 @pytest.fixture
-def masters(cinder_conf: Any, store: Store, volumes: FileVolumes, peers: Peers) -> Masters:
-    return Masters(STORAGE, store, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+def masters(cinder_conf: Any, database: Database, volumes: FileVolumes, peers: Peers) -> Masters:
+    return Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
 
 
-def leftovers(volumes: FileVolumes, store: Store, conf: Any) -> list[str]:
+def leftovers(volumes: FileVolumes, database: Database, conf: Any) -> list[str]:
     """Everything that a failure might leave behind."""
     files = Path(conf.image_conversion_dir)
     return [
         *sorted(volumes.names()),
-        *sorted(store.masters(STORAGE)),
+        *sorted(database.images.mastered_on(STORAGE)),
         *(path.name for path in (files.iterdir() if files.exists() else ())),
     ]
 
@@ -39,7 +40,7 @@ def leftovers(volumes: FileVolumes, store: Store, conf: Any) -> list[str]:
 def test_a_master_is_the_image(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     raw_image: Path,
     disk_format: str,
@@ -57,7 +58,7 @@ def test_a_master_is_the_image(
     assert volumes.protected == {name}
     # Nothing but data was written: the hole between is not on disk.
     assert (volumes.folder / name).stat().st_blocks * 512 <= 400 << 10
-    assert leftovers(volumes, store, cinder_conf) == [name, meta["id"]]
+    assert leftovers(volumes, database, cinder_conf) == [name, meta["id"]]
 
 
 def test_one_download_for_many(raw_image: Path, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_one_download_for_many(raw_image: Path, tmp_path: Path) -> None:
 def test_image_larger_than_the_volume(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     tmp_path: Path,
     cinder_conf: Any,
@@ -91,11 +92,11 @@ def test_image_larger_than_the_volume(
         f"Image {meta['id']} is unacceptable: "
         "Image virtual size is 3GB and doesn't fit in a volume of size 2GB."
     )
-    assert leftovers(volumes, store, cinder_conf) == []
+    assert leftovers(volumes, database, cinder_conf) == []
 
 
-def test_image_larger_than_a_later_volume(masters: Masters, store: Store, admin: Any) -> None:
-    store.add_master(Image("i", 3 << 30, Extents()), STORAGE)
+def test_image_larger_than_a_later_volume(masters: Masters, database: Database, admin: Any) -> None:
+    database.images.add_master(Image("i", 3 << 30, Extents()), STORAGE)
     with pytest.raises(exception.ImageUnacceptable, match="3GB and doesn't fit in a volume of"):
         masters.ensure(admin, Glance(), {"id": "i"}, 2)
 
@@ -103,7 +104,7 @@ def test_image_larger_than_a_later_volume(masters: Masters, store: Store, admin:
 def test_qcow2_with_a_backing_file(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     tmp_path: Path,
     cinder_conf: Any,
@@ -122,13 +123,13 @@ def test_qcow2_with_a_backing_file(
         "An image must be one file: a qcow2 with a backing file or an external data file is not. "
         "Flatten it (qemu-img convert) and upload it again"
     )
-    assert leftovers(volumes, store, cinder_conf) == []
+    assert leftovers(volumes, database, cinder_conf) == []
 
 
 def test_qcow2_with_a_data_file(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     tmp_path: Path,
     cinder_conf: Any,
@@ -143,13 +144,13 @@ def test_qcow2_with_a_data_file(
     with pytest.raises(exception.ImageUnacceptable) as error:
         masters.ensure(admin, glance.per_request(), meta, 1)
     assert "Cinder's safety check refused its format" in str(error.value)
-    assert leftovers(volumes, store, cinder_conf) == []
+    assert leftovers(volumes, database, cinder_conf) == []
 
 
 def test_data_that_does_not_match_its_hash(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     raw_image: Path,
     cinder_conf: Any,
@@ -163,13 +164,13 @@ def test_data_that_does_not_match_its_hash(
         masters.ensure(admin, glance.per_request(), meta, 1)
     assert f"its data does not match its hash: sha512 should be {right}, is " in str(error.value)
     assert "upload it again" in str(error.value)
-    assert leftovers(volumes, store, cinder_conf) == []
+    assert leftovers(volumes, database, cinder_conf) == []
 
 
 def test_incomplete_signature_is_refused(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     raw_image: Path,
     cinder_conf: Any,
@@ -180,7 +181,7 @@ def test_incomplete_signature_is_refused(
         meta = glance.add(raw_image, "raw", properties={"img_signature": "c2ln"})
         with pytest.raises(exception.InvalidSignatureImage):
             masters.ensure(admin, glance.per_request(), meta, 1)
-        assert leftovers(volumes, store, cinder_conf) == []
+        assert leftovers(volumes, database, cinder_conf) == []
         plain = glance.add(raw_image, "raw")
         assert masters.ensure(admin, glance.per_request(), plain, 1).signature_verified is False
     finally:
@@ -191,7 +192,7 @@ def test_incomplete_signature_is_refused(
 def test_a_failing_step_leaves_nothing(
     masters: Masters,
     volumes: FileVolumes,
-    store: Store,
+    database: Database,
     admin: Any,
     raw_image: Path,
     cinder_conf: Any,
@@ -202,7 +203,7 @@ def test_a_failing_step_leaves_nothing(
     volumes.fail = verb
     with pytest.raises(errors.ProcessError, match=f"{verb} refused"):
         masters.ensure(admin, glance.per_request(), meta, 1)
-    assert leftovers(volumes, store, cinder_conf) == []
+    assert leftovers(volumes, database, cinder_conf) == []
     volumes.fail = None
     masters.ensure(admin, glance.per_request(), meta, 1)
 
@@ -217,11 +218,13 @@ def test_what_an_earlier_attempt_left_is_no_obstacle(
     assert volumes.names() == {MASTER + meta["id"]}
 
 
-def test_reconcile_after_a_crash(masters: Masters, volumes: FileVolumes, store: Store) -> None:
+def test_reconcile_after_a_crash(
+    masters: Masters, volumes: FileVolumes, database: Database
+) -> None:
     for name in (FILLING + "a", MASTER + "b", MASTER + "c", "volume-1"):
         volumes.create(name, 1)
     for image_id in ("c", "d"):
-        store.add_master(Image(image_id, 1, Extents()), STORAGE)
+        database.images.add_master(Image(image_id, 1, Extents()), STORAGE)
     masters.reconcile()
     assert volumes.names() == {MASTER + "c", "volume-1"}
-    assert store.masters(STORAGE) == {"c"}
+    assert database.images.mastered_on(STORAGE) == {"c"}

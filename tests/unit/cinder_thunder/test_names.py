@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,13 +15,10 @@ ABSENT = "99999999-cccc-4ccc-8ccc-333333333333"
 
 
 class Known:
-    """A store with two images and one volume."""
+    """A database with two images and one volume."""
 
-    def images(self) -> list[Any]:
-        return [SimpleNamespace(id=ONE), SimpleNamespace(id=TWO)]
-
-    def known_volumes(self) -> set[str]:
-        return {ONE}
+    images = SimpleNamespace(all=lambda: [SimpleNamespace(id=ONE), SimpleNamespace(id=TWO)])
+    volumes = SimpleNamespace(known_ids=lambda: {ONE})
 
 
 def image(word: str, **named: list[str]) -> str:

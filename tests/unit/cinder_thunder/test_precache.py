@@ -16,7 +16,8 @@ from cinder_thunder.cli import progress, thunder
 from cinder_thunder.cli.commands import precache
 from cinder_thunder.cli.commands.precache import Outcome, choose
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import Image, KnownHost, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import Image, KnownHost
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -31,10 +32,10 @@ class World:
 
     def __init__(self, url: str) -> None:
         self.now = datetime(2026, 1, 1)
-        self.store = Store(url, clock=lambda: self.now)
-        migration.upgrade(self.store.engine)
+        self.database = Database(url, clock=lambda: self.now)
+        migration.upgrade(self.database.engine)
         self.heartbeat(STORAGE, "r0", kind="storage")
-        self.store.add_master(IMAGE, STORAGE)
+        self.database.images.add_master(IMAGE, STORAGE)
         for host, rack, zone in (("c1", "r1", "z1"), ("c2", "r1", "z2"), ("c3", "r2", "z2")):
             self.heartbeat(host, rack, zone)
         #: What an agent does when it is asked; makes a base and fills nothing unless told.
@@ -43,10 +44,12 @@ class World:
         self._lock = threading.Lock()
 
     def heartbeat(self, host: str, rack: str, zone: str = "z1", kind: str = "compute") -> None:
-        self.store.heartbeat(wire.Topology(host, "10.0.0.1", rack, zone, f"iqn.x:{host}", kind))
+        self.database.hosts.heartbeat(
+            wire.Topology(host, "10.0.0.1", rack, zone, f"iqn.x:{host}", kind)
+        )
 
     def beat(self) -> None:
-        for host in self.store.hosts():
+        for host in self.database.hosts.all():
             if not host.alive:
                 continue
             self.heartbeat(host.host, host.rack, host.zone, host.kind)
@@ -62,15 +65,15 @@ class World:
         return {}
 
     def make(self, host: str, state: str = "filling", filled: int = 0) -> None:
-        known = {each.host: each for each in self.store.hosts()}[host]
+        known = {each.host: each for each in self.database.hosts.all()}[host]
         topology = wire.Topology(host, "10.0.0.1", known.rack, known.zone, f"iqn.x:{host}")
-        planned = self.store.plan("i", topology, Limits())
+        planned = self.database.locations.plan("i", topology, Limits())
         assert planned is not None
         self.report(host, state, filled)
 
     def report(self, host: str, state: str, filled: int = 0) -> None:
-        (location,) = [each for each in self.store.locations("i") if each.host == host]
-        self.store.report(
+        (location,) = [each for each in self.database.locations.of("i") if each.host == host]
+        self.database.locations.report(
             wire.LocationReport(location.id, "i", host, state, filled, "", "", 0, STORAGE)
         )
 
@@ -80,7 +83,9 @@ class World:
         The threads that ask run in real time: they are waited for before the first step.
         """
         left, began = iter(steps), self.now
-        fit = {host.host for host in self.store.hosts() if host.alive and host.kind == "compute"}
+        fit = {
+            host.host for host in self.database.hosts.all() if host.alive and host.kind == "compute"
+        }
 
         def sleep(seconds: float) -> None:
             for _ in range(1000):
@@ -92,10 +97,10 @@ class World:
             next(left)()
 
         return precache.precache(
-            self.store,
+            self.database,
             self,
             "i",
-            choose(self.store.hosts(), (), None, None, True),
+            choose(self.database.hosts.all(), (), None, None, True),
             timeout,
             sleep,
             lambda: (self.now - began).total_seconds(),
@@ -112,7 +117,7 @@ def hosts(found: list[KnownHost]) -> list[str]:
 
 
 def test_which_hosts(world: World) -> None:
-    known = world.store.hosts()
+    known = world.database.hosts.all()
     assert hosts(choose(known, (), None, None, True)) == ["c1", "c2", "c3"]
     assert hosts(choose(known, ("c3", "c1", "c3"), None, None, False)) == ["c1", "c3"]
     assert hosts(choose(known, (), "r2", None, False)) == ["c3"]
@@ -145,7 +150,7 @@ def test_bad_options(
     said: str,
 ) -> None:
     """One line, code 2, and nobody was asked for anything."""
-    monkeypatch.setattr(precache, "store", lambda file: world.store)
+    monkeypatch.setattr(precache, "database", lambda file: world.database)
     monkeypatch.setattr(precache, "hosts_rpc", lambda file: world)
     assert thunder.main(["image", "precache", "i", *options]) == 2
     (line,) = [r.message for r in caplog.records if r.levelname == "ERROR"]
@@ -156,7 +161,7 @@ def test_bad_options(
 def test_an_image_without_a_master(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(precache, "store", lambda file: world.store)
+    monkeypatch.setattr(precache, "database", lambda file: world.database)
     assert thunder.main(["image", "precache", "other", "--all"]) == 2
     assert "there is no replica of an image other" in caplog.text
 
@@ -164,7 +169,7 @@ def test_an_image_without_a_master(
 def test_the_command(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(precache, "store", lambda file: world.store)
+    monkeypatch.setattr(precache, "database", lambda file: world.database)
     monkeypatch.setattr(precache, "hosts_rpc", lambda file: world)
     for host in ("c1", "c2"):
         world.agents[host] = lambda host=host: world.make(host, "complete", 4 * MIB)  # type: ignore[misc]
@@ -212,9 +217,9 @@ def test_one_that_is_dead_is_left_out(world: World, capsys: pytest.CaptureFixtur
 
 
 def test_one_that_is_drained_is_left_out(world: World) -> None:
-    world.store.set_drained("c2", True)
-    found = choose(world.store.hosts(), ("c2",), None, None, False)
-    (outcome,) = precache.precache(world.store, world, "i", found, 10)
+    world.database.hosts.set_drained("c2", True)
+    found = choose(world.database.hosts.all(), ("c2",), None, None, False)
+    (outcome,) = precache.precache(world.database, world, "i", found, 10)
     assert outcome == Outcome("c2", "skipped", 0, "it is drained: thunder host undrain c2")
     assert world.asked == []
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cinder_thunder.policy import ranking
-from cinder_thunder.policy.ranking import Distance, Host, Limits, Location
+from cinder_thunder.policy.ranking import Distance, HostState, Limits, Location
 
 STORES = ("stor1@thunder", "stor2@thunder")
 HOSTS = st.integers(1, 24)
 
-Cloud = tuple[dict[str, Host], list[Location], Limits]
+Cloud = tuple[dict[str, HostState], list[Location], Limits]
 
 
 @st.composite
@@ -24,10 +24,12 @@ def clouds(draw: st.DrawFn) -> Cloud:
     drained. The first store is alive, and others may read from it."""
     limits = Limits(fanout=draw(st.integers(1, 3)), storage_fanout=draw(st.integers(1, 3)))
     stores = STORES[: draw(st.integers(1, 2))]
-    hosts = {name: Host(name, f"r{n}", "z0") for n, name in enumerate(stores)}
+    hosts = {name: HostState(name, f"r{n}", "z0") for n, name in enumerate(stores)}
     locations = [Location(f"m{name}", name, "master", "complete", filled=100) for name in stores]
     for number in range(draw(HOSTS)):
-        host = Host(f"c{number:02}", f"r{draw(st.integers(0, 2))}", f"z{draw(st.integers(0, 1))}")
+        host = HostState(
+            f"c{number:02}", f"r{draw(st.integers(0, 2))}", f"z{draw(st.integers(0, 1))}"
+        )
         hosts[host.host] = host
         sources = ranking.choose(host, hosts, locations, limits)
         state = draw(st.sampled_from(["creating", "filling", "complete", "draining"]))
@@ -57,7 +59,7 @@ def clouds(draw: st.DrawFn) -> Cloud:
 
 
 def reparent(
-    location: Location, hosts: dict[str, Host], locations: list[Location], limits: Limits
+    location: Location, hosts: dict[str, HostState], locations: list[Location], limits: Limits
 ) -> None:
     """As the tracker does it: the depth stays."""
     if location.kind == "master" or location.state == "complete":
@@ -67,7 +69,7 @@ def reparent(
 
 
 CHILDREN = st.builds(
-    Host,
+    HostState,
     st.sampled_from([f"c{n:02}" for n in range(26)]),
     st.sampled_from(["r0", "r1", "r2"]),
     st.sampled_from(["z0", "z1"]),
@@ -75,7 +77,9 @@ CHILDREN = st.builds(
 EXCLUDED = st.frozensets(st.sampled_from([*STORES, *(f"c{n:02}" for n in range(24))]), max_size=6)
 
 
-def served(hosts: dict[str, Host], locations: list[Location], child: Host, of: str) -> int:
+def served(
+    hosts: dict[str, HostState], locations: list[Location], child: HostState, of: str
+) -> int:
     return sum(
         1
         for loc in locations
@@ -87,7 +91,10 @@ def served(hosts: dict[str, Host], locations: list[Location], child: Host, of: s
 
 
 def usable(
-    hosts: dict[str, Host], location: Location, child: Host, exclude: frozenset[str] = frozenset()
+    hosts: dict[str, HostState],
+    location: Location,
+    child: HostState,
+    exclude: frozenset[str] = frozenset(),
 ) -> bool:
     """Whether somebody may be sent there at all."""
     host = hosts[location.host]
@@ -101,7 +108,7 @@ def usable(
 
 
 def bases_with_room(
-    cloud: Cloud, child: Host, exclude: frozenset[str] = frozenset()
+    cloud: Cloud, child: HostState, exclude: frozenset[str] = frozenset()
 ) -> list[Location]:
     hosts, locations, limits = cloud
     own = next((loc for loc in locations if loc.host == child.host), None)
@@ -117,7 +124,7 @@ def bases_with_room(
 
 @given(clouds(), CHILDREN, EXCLUDED)
 def test_only_fit_sources_and_a_storage_host_last(
-    cloud: Cloud, child: Host, exclude: frozenset[str]
+    cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
     chosen = ranking.choose(child, hosts, locations, limits, exclude=exclude)
@@ -150,7 +157,7 @@ def test_only_fit_sources_and_a_storage_host_last(
 
 @given(clouds(), CHILDREN, EXCLUDED)
 def test_without_a_living_master_only_what_is_complete(
-    cloud: Cloud, child: Host, exclude: frozenset[str]
+    cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
     hosts = {
@@ -169,7 +176,7 @@ def test_without_a_living_master_only_what_is_complete(
 
 @given(clouds(), CHILDREN, st.booleans(), EXCLUDED)
 def test_no_chain_of_sources_closes_a_circle(
-    cloud: Cloud, child: Host, keep: bool, exclude: frozenset[str]
+    cloud: Cloud, child: HostState, keep: bool, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
     chosen = ranking.choose(child, hosts, locations, limits, keep, exclude)
@@ -191,7 +198,9 @@ def test_no_chain_of_sources_closes_a_circle(
 
 
 @given(clouds(), CHILDREN, EXCLUDED, st.booleans())
-def test_fanout_is_kept(cloud: Cloud, child: Host, exclude: frozenset[str], keep: bool) -> None:
+def test_fanout_is_kept(
+    cloud: Cloud, child: HostState, exclude: frozenset[str], keep: bool
+) -> None:
     hosts, locations, limits = cloud
     chosen = ranking.choose(child, hosts, locations, limits, keep, exclude)
     if not chosen:
@@ -213,7 +222,7 @@ def test_fanout_is_kept(cloud: Cloud, child: Host, exclude: frozenset[str], keep
 
 @given(clouds(), CHILDREN, EXCLUDED)
 def test_the_nearest_with_room_is_chosen(
-    cloud: Cloud, child: Host, exclude: frozenset[str]
+    cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
     chosen = ranking.choose(child, hosts, locations, limits, exclude=exclude)
@@ -226,26 +235,26 @@ def test_the_nearest_with_room_is_chosen(
 
 
 @given(clouds(), CHILDREN)
-def test_the_choice_does_not_depend_on_order(cloud: Cloud, child: Host) -> None:
+def test_the_choice_does_not_depend_on_order(cloud: Cloud, child: HostState) -> None:
     hosts, locations, limits = cloud
     one = ranking.choose(child, hosts, locations, limits)
     assert one == ranking.choose(child, hosts, list(reversed(locations)), limits)
 
 
 def test_distance() -> None:
-    here = Host("a", "r1", "z1")
+    here = HostState("a", "r1", "z1")
     assert ranking.distance(here, here) is Distance.HOST
-    assert ranking.distance(here, Host("b", "r1", "z1")) is Distance.RACK
-    assert ranking.distance(here, Host("b", "r2", "z1")) is Distance.ZONE
-    assert ranking.distance(here, Host("b", "r1", "z2")) is Distance.ELSEWHERE
+    assert ranking.distance(here, HostState("b", "r1", "z1")) is Distance.RACK
+    assert ranking.distance(here, HostState("b", "r2", "z1")) is Distance.ZONE
+    assert ranking.distance(here, HostState("b", "r1", "z2")) is Distance.ELSEWHERE
 
 
 def test_hosts_that_come_one_by_one_relay() -> None:
     hosts = {
-        "stor1@thunder": Host("stor1@thunder", "r0", "z"),
-        "c1": Host("c1", "r1", "z"),
-        "c2": Host("c2", "r1", "z"),
-        "c3": Host("c3", "r2", "z"),
+        "stor1@thunder": HostState("stor1@thunder", "r0", "z"),
+        "c1": HostState("c1", "r1", "z"),
+        "c2": HostState("c2", "r1", "z"),
+        "c3": HostState("c3", "r2", "z"),
     }
     master = Location("m", "stor1@thunder", "master", "complete")
     tree = [master]
@@ -265,16 +274,16 @@ def test_hosts_that_come_one_by_one_relay() -> None:
 
 
 def test_without_a_master_a_complete_base_serves() -> None:
-    hosts = {"s": Host("s", "r", "z", state="dead"), "c": Host("c", "r", "z")}
+    hosts = {"s": HostState("s", "r", "z", state="dead"), "c": HostState("c", "r", "z")}
     master, base = Location("m", "s", "master", "complete"), Location("b", "c", "base", "filling")
-    asking = Host("d", "r", "z")
+    asking = HostState("d", "r", "z")
     assert ranking.choose(asking, hosts, [master, base], Limits()) == ()
     whole = replace(base, state="complete")
     assert ranking.choose(asking, hosts, [master, whole], Limits()) == (whole,)
 
 
 def test_a_base_keeps_its_parent_while_it_is_fit() -> None:
-    hosts = {n: Host(n, "r", "z") for n in ("s", "a", "b", "c")}
+    hosts = {n: HostState(n, "r", "z") for n in ("s", "a", "b", "c")}
     tree = [
         Location("m", "s", "master", "complete"),
         Location("a", "a", "base", "complete", None, 0, filled=9),
@@ -290,16 +299,16 @@ def test_a_base_keeps_its_parent_while_it_is_fit() -> None:
     hosts["b"] = replace(hosts["b"], state="suspect")
     assert kept() == "b"
     for change in ({"state": "dead"}, {"drained": True}):
-        hosts["b"] = replace(Host("b", "r", "z"), **change)
+        hosts["b"] = replace(HostState("b", "r", "z"), **change)
         assert kept() == "a"
-    hosts["b"] = Host("b", "r", "z")
+    hosts["b"] = HostState("b", "r", "z")
     tree[2] = replace(tree[2], state="draining")
     assert kept() == "a"
 
 
 def test_a_base_that_is_complete_reads_from_masters_alone_when_it_is_built_again() -> None:
     """Others chose it as one that reads from nobody: whatever reads from it may not feed it."""
-    hosts = {n: Host(n, "r", "z") for n in ("s", "a", "b", "c")}
+    hosts = {n: HostState(n, "r", "z") for n in ("s", "a", "b", "c")}
     tree = [
         Location("m", "s", "master", "complete"),
         Location("a", "a", "base", "complete"),
@@ -341,6 +350,6 @@ def test_who_needs_another_parent(
 ) -> None:
     base = Location("c", "c", "base", "filling", "a", 2)
     above = Location("a", "a", "base", "filling", "m", 1)
-    hosts = {"a": replace(Host("a", "r", "z"), **host), "c": Host("c", "r", "z")}
+    hosts = {"a": replace(HostState("a", "r", "z"), **host), "c": HostState("c", "r", "z")}
     found = None if parent is None else replace(above, **parent)
-    assert ranking.bereft(replace(base, **child), found, hosts) is wanted
+    assert ranking.needs_new_parent(replace(base, **child), found, hosts) is wanted

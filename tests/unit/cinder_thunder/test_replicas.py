@@ -16,7 +16,8 @@ import pytest
 from cinder import exception
 
 from cinder_thunder import privileged
-from cinder_thunder.db.api import Image, Master, Store
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import lease as leases
 from cinder_thunder.masters import masters as masters_module
 from cinder_thunder.masters.lease import Lease
@@ -37,9 +38,9 @@ PLACES = {FAR: ("r9", "z9"), NEAR: ("r2", "z1"), HERE: ("r1", "z1")}
 
 @dataclass
 class Cloud:
-    """Storage hosts over one store and one Glance."""
+    """Storage hosts over one database and one Glance."""
 
-    store: Store
+    database: Database
     admin: Any
     folder: Path
     glance: Glance = field(default_factory=Glance)
@@ -47,12 +48,12 @@ class Cloud:
 
     def masters(self, host: str) -> Masters:
         rack, zone = PLACES[host]
-        self.store.heartbeat(Topology(host, "10.0.0.1", rack, zone, "", "storage"))
+        self.database.hosts.heartbeat(Topology(host, "10.0.0.1", rack, zone, "", "storage"))
         if host not in self.network.backends:
             self.network.backends[host] = FileVolumes(self.folder / host)
         volumes: Any = self.network.backends[host]
         peers = Peers(self.network, self.network, self.folder / f"{host}-peers")
-        return Masters(host, self.store, volumes, volumes, "1M", peers)
+        return Masters(host, self.database, volumes, volumes, "1M", peers)
 
     def ensure(self, host: str, meta: dict[str, Any], gibibytes: int = 1) -> Master:
         return self.masters(host).ensure(self.admin, self.glance.per_request(), meta, gibibytes)
@@ -66,15 +67,15 @@ class Cloud:
         assert [*self.folder.glob("*-peers/*")] == []
         for volumes in self.network.backends.values():
             assert not [name for name in volumes.names() if name.startswith(FILLING)]
-        assert self.store.acquire_lease("image-x", "t", 1)
-        with self.store.engine.connect() as connection:
+        assert self.database.leases.acquire("image-x", "t", 1)
+        with self.database.engine.connect() as connection:
             rows = connection.exec_driver_sql("SELECT name FROM thunder_leases").all()
         assert [row[0] for row in rows] == ["image-x"]
 
 
 @pytest.fixture
-def cloud(cinder_conf: Any, store: Store, admin: Any, tmp_path: Path) -> Iterator[Cloud]:
-    cloud = Cloud(store, admin, tmp_path)
+def cloud(cinder_conf: Any, database: Database, admin: Any, tmp_path: Path) -> Iterator[Cloud]:
+    cloud = Cloud(database, admin, tmp_path)
     yield cloud
     cloud.check_nothing_is_open()
 
@@ -87,7 +88,7 @@ def meta(cloud: Cloud, raw_image: Path) -> dict[str, Any]:
 def test_the_first_master_has_a_manifest(cloud: Cloud, meta: Any, raw_image: Path) -> None:
     cloud.ensure(NEAR, meta)
     data = raw_image.read_bytes()
-    found = cloud.store.manifest(meta["id"])
+    found = cloud.database.images.manifest(meta["id"])
     assert found is not None
     wanted = [manifests.digest(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20)]
     assert Manifest.parse(len(data), found.chunk, found.digests).digests == b"".join(wanted)
@@ -111,7 +112,7 @@ def test_an_image_that_is_larger_than_the_volume_is_not_copied(
     cloud: Cloud, meta: Any, tmp_path: Path
 ) -> None:
     cloud.masters(NEAR)
-    cloud.store.add_master(Image(meta["id"], 3 << 30, Extents()), NEAR)
+    cloud.database.images.add_master(Image(meta["id"], 3 << 30, Extents()), NEAR)
     with pytest.raises(exception.ImageUnacceptable, match="doesn't fit in a volume of size 2GB"):
         cloud.ensure(HERE, meta, 2)
     assert cloud.network.said == []
@@ -142,7 +143,7 @@ def test_a_master_that_cannot_be_copied_is_passed_over(
             file.write(b"X" if verb == "wrong bytes" else bytes(100))
     elif verb == "dead":
         long_ago = "UPDATE thunder_hosts SET heartbeat_at='2001-01-01 00:00:00' WHERE host = ?"
-        with cloud.store.engine.begin() as connection:
+        with cloud.database.engine.begin() as connection:
             connection.exec_driver_sql(long_ago, (NEAR,))
     else:
         path.unlink()
@@ -183,20 +184,20 @@ def test_glance_may_not_contradict_the_replicas(
         cloud.glance.images[meta["id"]] = (changed, other)
         with pytest.raises(exception.ImageUnacceptable, match="is not what its replicas have"):
             cloud.ensure(HERE, changed)
-        assert cloud.store.masters(HERE) == set()
+        assert cloud.database.images.mastered_on(HERE) == set()
 
 
 def test_nobody_hears_of_a_master_before_it_can_be_opened(
     cloud: Cloud, meta: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = cloud.masters(NEAR)
-    add_master = cloud.store.add_master
+    add_master = cloud.database.images.add_master
 
     def check(image: Image, host: str) -> None:
         assert cloud.network.backends[NEAR].names() == {MASTER + image.id}
         add_master(image, host)
 
-    monkeypatch.setattr(cloud.store, "add_master", check)
+    monkeypatch.setattr(cloud.database.images, "add_master", check)
     near.ensure(cloud.admin, cloud.glance.per_request(), meta, 1)
 
 
@@ -222,12 +223,12 @@ def test_an_image_without_a_manifest_is_copied_all_the_same(
     cloud: Cloud, meta: Any, raw_image: Path
 ) -> None:
     cloud.ensure(NEAR, meta)
-    with cloud.store.engine.begin() as connection:
+    with cloud.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE thunder_images SET manifest = NULL")
     cloud.masters(HERE).replicate(meta["id"])
     size = raw_image.stat().st_size
     assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
-    assert cloud.store.manifest(meta["id"]) is None
+    assert cloud.database.images.manifest(meta["id"]) is None
 
 
 @pytest.mark.parametrize("verb", ["create", "protect", "rename"])
@@ -238,7 +239,7 @@ def test_a_failing_step_leaves_nothing(cloud: Cloud, meta: Any, verb: str) -> No
     with pytest.raises(errors.NoReplica):
         here.replicate(meta["id"])
     assert cloud.network.backends[HERE].names() == set()
-    assert cloud.store.masters(HERE) == set()
+    assert cloud.database.images.mastered_on(HERE) == set()
     cloud.network.backends[HERE].fail = None
     here.replicate(meta["id"])
 
@@ -273,10 +274,10 @@ def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Pat
             pass
         assert len(cloud.network.admitted) == 1
         cloud.network.backends[HERE].create(FILLING + meta["id"], 1)
-        cloud.store.acquire_lease("image-y", HERE, 60)
+        cloud.database.leases.acquire("image-y", HERE, 60)
         here.reconcile()
         cloud.check_nothing_is_open()
-        cloud.store.release_lease("image-x", "t")
+        cloud.database.leases.release("image-x", "t")
 
 
 def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any) -> None:
@@ -294,27 +295,31 @@ def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any)
 
 @pytest.fixture
 def quick(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    cloud.store = OneAtATime(cloud.store)  # type: ignore[assignment]
+    cloud.database = OneAtATime(cloud.database)  # type: ignore[assignment]
     monkeypatch.setattr(masters_module, "LOOK", 0.02)
     monkeypatch.setattr(leases, "LENGTH", 0.5)
     monkeypatch.setattr(leases, "RENEWAL", 0.05)
 
 
 class OneAtATime:
-    """A store for threads: SQLite refuses those that write at once (MariaDB lets them wait)."""
+    """A database for threads: SQLite refuses those that write at once (MariaDB lets them wait)."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.RLock()
+    def __init__(self, wrapped: Any, lock: threading.RLock | None = None) -> None:
+        self._wrapped = wrapped
+        self._lock = lock or threading.RLock()
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
+        found = getattr(self._wrapped, name)
+        if name == "engine":
+            return found
+        if not callable(found):  # the tables of one subject
+            return OneAtATime(found, self._lock)
 
         def call(*arguments: Any, **named: Any) -> Any:
             with self._lock:
-                return method(*arguments, **named)
+                return found(*arguments, **named)
 
-        return call if callable(method) else method
+        return call
 
 
 def test_hosts_that_ask_at_once_make_one_download(
@@ -357,7 +362,7 @@ def test_hosts_that_ask_at_once_make_one_download(
 
 
 def test_a_holder_that_died_is_waited_for_no_longer(cloud: Cloud, meta: Any, quick: None) -> None:
-    assert Lease(cloud.store, f"image-{meta['id']}", "dead@thunder").acquire()
+    assert Lease(cloud.database, f"image-{meta['id']}", "dead@thunder").acquire()
     began = time.monotonic()
     cloud.ensure(HERE, meta)
     assert time.monotonic() - began >= 0.4
@@ -368,7 +373,7 @@ def test_a_holder_that_never_ends_is_not_waited_for_forever(
     cloud: Cloud, meta: Any, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(masters_module, "PATIENCE", 0.2)
-    lease = Lease(cloud.store, f"image-{meta['id']}", FAR)
+    lease = Lease(cloud.database, f"image-{meta['id']}", FAR)
     assert lease.acquire()
     with (
         lease.kept(),

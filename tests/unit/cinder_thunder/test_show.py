@@ -11,7 +11,8 @@ import pytest
 from cinder_thunder.cli import thunder
 from cinder_thunder.cli.commands import show
 from cinder_thunder.db import migration
-from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -35,18 +36,20 @@ def option(tmp_path: Path) -> list[str]:
     """Two compute hosts in a row below a master, and the option that names their database."""
     url = f"sqlite:///{tmp_path}/cinder.sqlite"
     (tmp_path / "cinder.conf").write_text(f"[database]\nconnection = {url}\n")
-    store = Store(url)
-    migration.upgrade(store.engine)
-    store.heartbeat(wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
-    store.add_master(Image("i", 8 * MIB, Extents.of([(0, 4 * MIB)])), STORAGE)
+    database = Database(url)
+    migration.upgrade(database.engine)
+    database.hosts.heartbeat(wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
+    database.images.add_master(Image("i", 8 * MIB, Extents.of([(0, 4 * MIB)])), STORAGE)
     for host in ("c1", "c2"):
         topology = wire.Topology(host, "10.0.0.2", "r1", "z1", f"iqn.2026-11.org.example:{host}")
-        store.heartbeat(topology)
-        assert store.plan("i", topology, Limits(fanout=1, storage_fanout=1)) is not None
-    (location,) = [found.id for found in store.locations("i") if found.host == "c2"]
-    store.put_volume(Volume(VOLUME, "i", STORAGE))
-    store.put_stack(VOLUME, "c1", "cached")
-    store.report(
+        database.hosts.heartbeat(topology)
+        assert (
+            database.locations.plan("i", topology, Limits(fanout=1, storage_fanout=1)) is not None
+        )
+    (location,) = [found.id for found in database.locations.of("i") if found.host == "c2"]
+    database.volumes.put(ClonedVolume(VOLUME, "i", STORAGE))
+    database.volumes.put_stack(VOLUME, "c1", "cached")
+    database.locations.report(
         wire.LocationReport(location, "i", "c2", "filling", MIB, "10.0.0.2:3260", "iqn", 0, "c1")
     )
     return ["--config-file", str(tmp_path / "cinder.conf")]

@@ -1,4 +1,4 @@
-"""The tracker's decisions, on a real store and a pool of files."""
+"""The tracker's decisions, on a real database and a pool of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import oslo_messaging
 import pytest
 
-from cinder_thunder.db.api import Image, Store, Volume
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.exporter import Exporter
 from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy.ranking import Limits
@@ -32,7 +33,7 @@ def host(name: str, rack: str = "r1") -> Topology:
 @dataclasses.dataclass
 class World:
     tracker: Tracker
-    store: Store
+    database: Database
     volumes: FileVolumes
     cinder: dict[str, CinderVolume]
 
@@ -41,15 +42,17 @@ class World:
 
 
 @pytest.fixture
-def world(store: Store, volumes: FileVolumes) -> World:
+def world(database: Database, volumes: FileVolumes) -> World:
     """Volume ``v`` is a clone of image ``i``; Cinder says that it is attached to ``c1``."""
     volumes.create(MASTER + "i", SIZE)
     (volumes.folder / (MASTER + "i")).write_bytes(b"i" * SIZE)
     volumes.snapshot("volume-v", MASTER + "i")
-    store.add_master(Image("i", SIZE, Extents.of([(0, SIZE)])), STORAGE)
-    store.put_volume(Volume("v", "i", STORAGE))
+    database.images.add_master(Image("i", SIZE, Extents.of([(0, SIZE)])), STORAGE)
+    database.volumes.put(ClonedVolume("v", "i", STORAGE))
     cinder: dict[str, CinderVolume] = {}
-    world = World(Tracker(STORAGE, store, volumes, Limits(), cinder.get), store, volumes, cinder)
+    world = World(
+        Tracker(STORAGE, database, volumes, Limits(), cinder.get), database, volumes, cinder
+    )
     world.attached("c1")
     return world
 
@@ -60,7 +63,7 @@ def test_a_fresh_clone_is_all_image(world: World) -> None:
     assert plan.image == wire.ImageInfo("i", SIZE, ((0, SIZE),))
     assert plan.unmodified == ((0, SIZE),)
     assert [source.exporter for source in plan.sources] == [STORAGE]
-    assert [stack.mode for stack in world.store.stacks("v")] == ["cached"]
+    assert [stack.mode for stack in world.database.volumes.stacks("v")] == ["cached"]
     assert wire.parse(wire.Plan, plan.to_wire()) == plan
 
 
@@ -93,8 +96,11 @@ def test_a_map_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda w: w.store.drop_volume("v"), "the volume shares no image with a master on"),
-        (lambda w: w.store.put_volume(Volume("v", "i", "stor2@thunder")), "shares no image"),
+        (lambda w: w.database.volumes.drop("v"), "the volume shares no image with a master on"),
+        (
+            lambda w: w.database.volumes.put(ClonedVolume("v", "i", "stor2@thunder")),
+            "shares no image",
+        ),
         (lambda w: w.cinder.clear(), "Cinder knows no such volume"),
         (lambda w: w.attached("c1", multiattach=True), "may be attached more than once"),
         (lambda w: w.attached("c1", "c2"), "the volume is attached to c2 too"),
@@ -107,11 +113,11 @@ def test_direct(world: World, change: Any, reason: str) -> None:
     assert plan.mode == "direct"
     assert reason in plan.reason
     assert (plan.image, plan.sources, plan.unmodified) == (None, (), ())
-    assert [stack.mode for stack in world.store.stacks("v")] == ["direct"]
+    assert [stack.mode for stack in world.database.volumes.stacks("v")] == ["direct"]
 
 
 def test_no_live_storage_host(world: World) -> None:
-    world.store.drop_master("i", STORAGE)
+    world.database.images.drop_master("i", STORAGE)
     plan = world.tracker.plan_attach("v", host("c1"))
     assert (plan.mode, plan.reason) == ("direct", "no storage host with image i is alive")
     assert world.tracker.plan_sources("i", host("c1")).mode == "direct"
@@ -120,9 +126,9 @@ def test_no_live_storage_host(world: World) -> None:
 def test_a_storage_host_that_answers_is_alive_however_late_its_heartbeats_are(
     world: World,
 ) -> None:
-    with world.store.engine.begin() as connection:
+    with world.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE thunder_hosts SET heartbeat_at = '2020-01-01 00:00:00'")
-    assert [host.state for host in world.store.hosts()] == ["dead"]
+    assert [host.state for host in world.database.hosts.all()] == ["dead"]
     plan = world.tracker.plan_attach("v", host("c1"))
     assert [source.host for source in plan.sources] == [STORAGE]
 
@@ -159,7 +165,7 @@ def test_a_direct_volume_is_ordered_to_have_a_cache_when_it_is_alone(world: Worl
     assert world.tracker.plan_attach("v", host("c2")).mode == "cached"
     world.attached("c2", "c3")
     assert world.tracker.plan_attach("v", host("c3")).mode == "direct"
-    assert {stack.host: stack.mode for stack in world.store.stacks("v")} == {
+    assert {stack.host: stack.mode for stack in world.database.volumes.stacks("v")} == {
         "c2": "cached",
         "c3": "direct",
     }
@@ -170,7 +176,7 @@ def test_what_is_not_ordered(world: World, caplog: pytest.LogCaptureFixture) -> 
     """Others' volumes, those that may be attached more than once, and what nobody can answer."""
     orders = world.tracker.heartbeat
     assert orders(host("c1")) == Orders()  # plain iSCSI: there is no stack
-    world.store.put_stack("v", "c1", "direct")
+    world.database.volumes.put_stack("v", "c1", "direct")
     assert orders(host("c1")) == Orders(recache=("v",))
     world.attached("c1", multiattach=True)
     assert orders(host("c1")) == Orders()
@@ -193,8 +199,8 @@ def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
     world.tracker._volumes = volumes
     wanted = {f"v{number}" for number in range(LOOKS + 4)}
     for volume_id in wanted:
-        world.store.put_volume(Volume(volume_id, "i", STORAGE))
-        world.store.put_stack(volume_id, "c1", "direct")
+        world.database.volumes.put(ClonedVolume(volume_id, "i", STORAGE))
+        world.database.volumes.put_stack(volume_id, "c1", "direct")
     assert len(world.tracker.heartbeat(host("c1")).recache) == len(asked) == LOOKS
     for _ in range(200):
         world.tracker.heartbeat(host("c1"))
@@ -205,16 +211,16 @@ def test_a_stack_that_was_not_released(world: World) -> None:
     """A live host's stack counts though Cinder has forgotten it; a dead host's does not."""
     assert world.tracker.plan_attach("v", host("c9")).mode == "direct"  # Cinder says c1
     world.attached("c9")
-    world.store.put_stack("v", "never-heard-of", "cached")
+    world.database.volumes.put_stack("v", "never-heard-of", "cached")
     assert world.tracker.plan_attach("v", host("c9")).mode == "cached"
-    assert {stack.host for stack in world.store.stacks("v")} == {"c9"}
+    assert {stack.host for stack in world.database.volumes.stacks("v")} == {"c9"}
     world.attached("c1")
     assert world.tracker.plan_attach("v", host("c1")).reason == "the volume is attached to c9 too"
 
 
 def test_a_dead_host_that_cinder_lists_still_counts(world: World) -> None:
     """Its agent is silent, but its guest may be alive and writing."""
-    world.store.put_stack("v", "silent", "cached")
+    world.database.volumes.put_stack("v", "silent", "cached")
     world.attached("c1", "silent")
     assert world.tracker.plan_attach("v", host("c1")).mode == "direct"
 
@@ -235,7 +241,7 @@ def test_manifest(world: World) -> None:
         endpoint.manifest({}, "i")
     assert isinstance(error.value.exc_info[1], errors.NoReplica)
     manifest = wire.Manifest("i", 1 << 20, "digests")
-    world.store.add_master(Image("i", SIZE, Extents(), None, manifest), "stor2@thunder")
+    world.database.images.add_master(Image("i", SIZE, Extents(), None, manifest), "stor2@thunder")
     assert wire.parse(wire.Manifest, endpoint.manifest({}, "i")) == manifest
 
 
@@ -249,7 +255,7 @@ def test_rpc_is_plain_json(world: World) -> None:
     assert endpoint.report({}, report.to_wire()) == {}
     assert endpoint.plan_sources({}, "i", host("c2").to_wire())["sources"][0]["host"] == "c1"
     assert endpoint.release({}, "v", "c1") == {}
-    assert world.store.stacks("v") == []
+    assert world.database.volumes.stacks("v") == []
 
 
 def test_rpc_nonsense_is_the_callers_error(world: World) -> None:
@@ -288,18 +294,18 @@ class Targets:
         return [iqn for iqn in self.devices if iqn.startswith(prefix)]
 
 
-def exporter(store: Store, targets: Targets, ready: bool = True) -> Exporter:
+def exporter(database: Database, targets: Targets, ready: bool = True) -> Exporter:
     def remove(image_id: str) -> None:
-        store.drop_master(image_id, STORAGE)
+        database.images.drop_master(image_id, STORAGE)
 
     device = "/dev/{}".format
-    return Exporter(STORAGE, "10.0.0.1:3260", store, targets, device, remove, lambda: ready)
+    return Exporter(STORAGE, "10.0.0.1:3260", database, targets, device, remove, lambda: ready)
 
 
-def test_open_and_close(store: Store) -> None:
-    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+def test_open_and_close(database: Database) -> None:
+    database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
-    endpoint = ExporterEndpoint(exporter(store, targets))
+    endpoint = ExporterEndpoint(exporter(database, targets))
     answer = endpoint.open_export({}, "i", "iqn.x:c1", 0)
     export = wire.parse(wire.Export, answer)
     iqn = "iqn.2026-11.org.thunder:stor1.thunder:i"
@@ -312,42 +318,42 @@ def test_open_and_close(store: Store) -> None:
     assert targets.admitted[iqn] == {}
 
 
-def test_no_such_master(store: Store) -> None:
+def test_no_such_master(database: Database) -> None:
     targets = Targets()
     with pytest.raises(errors.NoReplica, match=f"{STORAGE} has no master of image i"):
-        exporter(store, targets).open_export("i", "iqn.x:c1", 0)
+        exporter(database, targets).open_export("i", "iqn.x:c1", 0)
     assert targets.devices == {}
 
 
-def test_nothing_is_exported_before_cinder_is_ready(store: Store) -> None:
-    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+def test_nothing_is_exported_before_cinder_is_ready(database: Database) -> None:
+    database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
     with pytest.raises(errors.NoReplica, match="still starting"):
-        exporter(store, targets, ready=False).open_export("i", "iqn.x:c1", 0.2)
+        exporter(database, targets, ready=False).open_export("i", "iqn.x:c1", 0.2)
     assert targets.devices == {}
 
 
-def test_exports_of_masters_that_are_gone(store: Store) -> None:
-    store.add_master(Image("i", SIZE, Extents()), STORAGE)
+def test_exports_of_masters_that_are_gone(database: Database) -> None:
+    database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
     for image, backend in (("i", STORAGE), ("old", STORAGE), ("old", "stor1@other")):
         targets.export("/dev/x", lio.iqn_of(backend, image), "p")
-    exporter(store, targets).reconcile()
+    exporter(database, targets).reconcile()
     assert set(targets.devices) == {lio.iqn_of(STORAGE, "i"), lio.iqn_of("stor1@other", "old")}
 
 
-def test_a_master_is_evicted_when_no_volume_is_made_of_it(store: Store) -> None:
-    store.add_master(Image("i", SIZE, Extents()), STORAGE)
-    store.put_volume(Volume("v", "i", STORAGE))
+def test_a_master_is_evicted_when_no_volume_is_made_of_it(database: Database) -> None:
+    database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
+    database.volumes.put(ClonedVolume("v", "i", STORAGE))
     targets = Targets()
-    endpoint = ExporterEndpoint(exporter(store, targets))
+    endpoint = ExporterEndpoint(exporter(database, targets))
     endpoint.open_export({}, "i", "iqn.x:c1", 0)
     with pytest.raises(oslo_messaging.ExpectedException) as caught:
         endpoint.evict({}, "i")
     assert "master of image i is in use by 1 volume(s)" in str(caught.value.exc_info[1])
     assert len(targets.devices) == 1
-    store.drop_volume("v")
+    database.volumes.drop("v")
     endpoint.evict({}, "i")
     endpoint.evict({}, "i")  # absent is success
     assert targets.devices == {}
-    assert store.masters(STORAGE) == set()
+    assert database.images.mastered_on(STORAGE) == set()

@@ -1,0 +1,189 @@
+"""Images and their masters."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+
+from cinder_thunder.db import models
+from cinder_thunder.db.engine import Transactions, retried
+from cinder_thunder.db.hosts import host_states
+from cinder_thunder.db.locations import delete_location, location_on, lock_tree, new_location
+from cinder_thunder.db.values import Image, Master, MasterHolders
+from cinder_thunder.policy import ranking, tree
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.extents import Extents
+
+
+class Images:
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    def all(self) -> list[Image]:
+        """Every image that has a replica, without its manifest; the oldest first."""
+        row = models.ImageRow
+        with self._transactions.read() as session:
+            return [
+                _image(found) for found in session.scalars(sa.select(row).order_by(row.created_at))
+            ]
+
+    def get(self, image_id: str) -> Image | None:
+        """An image that has a replica, its manifest included."""
+        with self._transactions.read() as session:
+            row = session.get(models.ImageRow, image_id)
+            return row and _image(row, _manifest(row.manifest))
+
+    def manifest(self, image_id: str) -> wire.Manifest | None:
+        """The digests of an image; None if there are none, or no such image."""
+        row = models.ImageRow
+        with self._transactions.read() as session:
+            return _manifest(session.scalar(sa.select(row.manifest).where(row.id == image_id)))
+
+    @retried
+    def set_deleted(self, image_id: str, deleted: bool) -> bool:
+        """Record whether an image was deleted in Glance.
+
+        :returns: whether that is a change
+        """
+        row = models.ImageRow
+        with self._transactions.write() as session:
+            done = session.execute(
+                sa.update(row)
+                .where(row.id == image_id, row.deleted != deleted)
+                .values(deleted=deleted)
+            )
+            return bool(done.rowcount)
+
+    # Masters
+
+    @retried
+    def add_master(self, image: Image, host: str) -> None:
+        """Record that ``host`` (a backend) holds the whole image as a master.
+
+        What the image's first master recorded of it stays.
+        """
+        now = self._transactions.now()
+        with self._transactions.write() as session:
+            known = session.get(models.ImageRow, image.id)
+            if known is None:
+                known = models.ImageRow(
+                    id=image.id,
+                    size=image.size,
+                    allocated=_json(image.allocated.to_wire()),
+                    signature_verified=image.signature_verified,
+                    manifest=None,
+                    created_at=now,
+                )
+                session.add(known)
+                session.flush()
+            if known.manifest is None and image.manifest is not None:
+                known.manifest = _json(image.manifest.to_wire())
+            row = location_on(session, image.id, host)
+            if row is None:
+                row = new_location(image.id, host, str(uuid.uuid4()))
+            row.kind, row.state, row.parent_id = ranking.MASTER, ranking.COMPLETE, None
+            row.depth, row.filled = 0, image.allocated.length
+            row.portal, row.iqn, row.lun = "", "", 0
+            row.updated_at = now
+            session.add(row)
+
+    @retried
+    def drop_master(self, image_id: str, host: str) -> None:
+        """Forget a master that was removed; absent is success."""
+        with self._transactions.write() as session:
+            lock_tree(session, image_id)
+            row = location_on(session, image_id, host)
+            if row is not None and row.kind == ranking.MASTER:
+                delete_location(session, row)
+
+    def master(self, image_id: str, host: str) -> Master | None:
+        """The master of the image on ``host``; None if it holds none."""
+        image, location = models.ImageRow, models.LocationRow
+        with self._transactions.read() as session:
+            row = session.execute(
+                sa.select(image.size, image.signature_verified)
+                .join(location, location.image_id == image.id)
+                .where(
+                    image.id == image_id,
+                    location.host == host,
+                    location.kind == ranking.MASTER,
+                )
+            ).one_or_none()
+            return row and Master(row.size, row.signature_verified)
+
+    def mastered_on(self, host: str) -> set[str]:
+        """Ids of the images of which ``host`` holds a master, by the records."""
+        location = models.LocationRow
+        with self._transactions.read() as session:
+            return set(
+                session.scalars(
+                    sa.select(location.image_id).where(
+                        location.host == host, location.kind == ranking.MASTER
+                    )
+                )
+            )
+
+    def holders(self) -> list[MasterHolders]:
+        """The masters of all images that were not deleted in Glance."""
+        image, location = models.ImageRow, models.LocationRow
+        with self._transactions.read() as session:
+            rows = session.execute(
+                sa.select(location.image_id, location.host, location.filled)
+                .join(image, image.id == location.image_id)
+                .where(location.kind == ranking.MASTER, ~image.deleted)
+            ).all()
+        sizes = {image_id: filled for image_id, _host, filled in rows}
+        hosts: dict[str, set[str]] = {image_id: set() for image_id in sizes}
+        for image_id, host, _filled in rows:
+            hosts[image_id].add(host)
+        return [
+            MasterHolders(found, size, frozenset(hosts[found])) for found, size in sizes.items()
+        ]
+
+    def useless_masters(self, host: str) -> list[str]:
+        """Images that were deleted in Glance and whose masters on ``host`` can be removed."""
+        image, location, volume = models.ImageRow, models.LocationRow, models.VolumeRow
+        cloned = sa.exists().where(volume.image_id == location.image_id, volume.host == host)
+        with self._transactions.read() as session:
+            bases = sa.select(location.host).where(location.kind == ranking.BASE)
+            hosts = host_states(self._transactions, session, bases)
+            deleted = session.execute(
+                sa.select(location.image_id, cloned)
+                .join(image, image.id == location.image_id)
+                .where(location.host == host, location.kind == ranking.MASTER, image.deleted)
+                .order_by(location.image_id)
+            ).all()
+            readers: dict[str, set[str]] = {image_id: set() for image_id, _cloned in deleted}
+            for image_id, reader in session.execute(
+                sa.select(location.image_id, location.host).where(
+                    location.image_id.in_(readers), location.kind == ranking.BASE
+                )
+            ):
+                readers[image_id].add(reader)
+        masters = [
+            tree.HeldMaster(image_id, True, is_cloned, frozenset(readers[image_id]))
+            for image_id, is_cloned in deleted
+        ]
+        return tree.useless_masters(masters, hosts)
+
+
+def _image(row: models.ImageRow, manifest: wire.Manifest | None = None) -> Image:
+    return Image(
+        row.id,
+        row.size,
+        Extents.from_wire(json.loads(row.allocated)),
+        row.signature_verified,
+        manifest,
+        row.deleted,
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _manifest(text: str | None) -> wire.Manifest | None:
+    return None if text is None else wire.parse(wire.Manifest, json.loads(text))

@@ -1,0 +1,236 @@
+"""Locations: the trees of replicas.
+
+The row of an image is the lock of its tree: a plan takes it (``SELECT … FOR UPDATE``), so that two
+trackers that plan at once see each other's load. What is planned, what a report changes and what a
+host is ordered to do is decided in :mod:`cinder_thunder.policy.tree`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, aliased
+
+from cinder_thunder.db import models
+from cinder_thunder.db.engine import Transactions, retried
+from cinder_thunder.db.hosts import host_states
+from cinder_thunder.db.values import Image, PlannedSources
+from cinder_thunder.db.volumes import write_stack
+from cinder_thunder.policy import ranking, tree
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.extents import Extents
+
+
+class Locations:
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    @retried
+    def plan(
+        self,
+        image_id: str,
+        child: wire.Topology,
+        limits: ranking.Limits,
+        volume_id: str | None = None,
+        keep: bool = False,
+        exclude: Collection[str] = (),
+        answering: str = "",
+    ) -> PlannedSources | None:
+        """Choose the sources of ``child``'s replica, and record it as a child of the first one.
+
+        With ``volume_id`` its stack is recorded in the same transaction. The other parameters and
+        the cases are those of :func:`cinder_thunder.policy.tree.assign`.
+
+        :returns: None if there is nothing that it could read from
+        """
+        with self._transactions.write() as session:
+            # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
+            # sees what the last holder of the lock wrote.
+            image = session.execute(
+                sa.select(models.ImageRow.size, models.ImageRow.allocated)
+                .where(models.ImageRow.id == image_id)
+                .with_for_update()
+            ).one_or_none()
+            if image is None:
+                return None
+            row = models.LocationRow
+            holders = sa.select(row.host).where(row.image_id == image_id)
+            assignment = tree.assign(
+                ranking.HostState(child.host, child.rack, child.zone),
+                host_states(self._transactions, session, holders),
+                self._of(session, image_id),
+                limits,
+                for_volume=volume_id is not None,
+                keep=keep,
+                exclude=exclude,
+                answering=answering,
+            )
+            if assignment is None:
+                return None
+            location_id = self._put_assignment(session, image_id, child.host, assignment)
+            if volume_id is not None:
+                write_stack(self._transactions, session, volume_id, child.host, "cached")
+        return PlannedSources(
+            Image(image_id, image.size, Extents.from_wire(json.loads(image.allocated))),
+            location_id,
+            tuple(wire.Source(loc.id, loc.host, loc.kind, loc.host) for loc in assignment.sources),
+        )
+
+    def _put_assignment(
+        self, session: Session, image_id: str, host: str, assignment: tree.Assignment
+    ) -> str:
+        """:returns: the id of the host's location"""
+        own, parent = assignment.own, assignment.parent
+        if own is None:
+            row = new_location(image_id, host, str(uuid.uuid4()))
+            row.kind, row.state = ranking.BASE, ranking.CREATING
+            row.parent_id, row.depth = parent, assignment.depth
+            row.updated_at = self._transactions.now()
+            session.add(row)
+            return row.id
+        if parent is not None:
+            session.execute(
+                sa.update(models.LocationRow)
+                .where(models.LocationRow.id == own.id)
+                .values(parent_id=parent, updated_at=self._transactions.now())
+            )
+        return own.id
+
+    @retried
+    def report(self, report: wire.LocationReport) -> None:
+        """Record what an agent says of its base. One whose row was lost is recorded again."""
+        now = self._transactions.now()
+        with self._transactions.write() as session:
+            known = lock_tree(session, report.image_id)
+            row = location_on(session, report.image_id, report.host)
+            if report.state == tree.GONE:
+                if row is not None:
+                    delete_location(session, row)
+                return
+            if not known:
+                return  # nothing can use it: the image has neither a master nor a volume
+            source = report.source and location_on(session, report.image_id, report.source)
+            if row is None:
+                own = tree.found_again(report, self._of(session, report.image_id))
+                row = new_location(report.image_id, report.host, own.id or str(uuid.uuid4()))
+                row.kind = own.kind
+            else:
+                own = _location(row, now)
+            base = tree.reported(own, report, _location(source, now) if source else None)
+            row.state, row.filled = base.state, base.filled
+            row.parent_id, row.depth = base.parent, base.depth
+            row.portal, row.iqn, row.lun = report.portal, report.iqn, report.lun
+            row.updated_at = now
+            session.add(row)
+
+    def of(self, image_id: str) -> list[ranking.Location]:
+        """Every known replica of the image."""
+        with self._transactions.read() as session:
+            return self._of(session, image_id)
+
+    def _of(self, session: Session, image_id: str) -> list[ranking.Location]:
+        now = self._transactions.now()
+        row = models.LocationRow
+        rows = session.execute(
+            sa.select(
+                row.id, row.host, row.kind, row.state, row.parent_id, row.depth, row.filled,
+                row.updated_at,
+            ).where(row.image_id == image_id)
+        )  # fmt: skip
+        return [_location(found, now) for found in rows]
+
+    @retried
+    def drop(self, image_id: str, host: str) -> None:
+        """Forget the host's replica, of whatever kind; absent is success."""
+        with self._transactions.write() as session:
+            lock_tree(session, image_id)
+            row = location_on(session, image_id, host)
+            if row is not None:
+                delete_location(session, row)
+
+    def orders(self, host: str) -> wire.Orders:
+        """What should change on a host that has just sent a heartbeat."""
+        now = self._transactions.now()
+        location, parent = models.LocationRow, aliased(models.LocationRow)
+        here = (location.host == host, location.kind == ranking.BASE)
+        needed = sa.exists().where(models.VolumeRow.image_id == location.image_id)
+        with self._transactions.read() as session:
+            rows = session.execute(
+                sa.select(location, parent, models.ImageRow.deleted, needed)
+                .join(models.ImageRow, models.ImageRow.id == location.image_id)
+                .join(parent, parent.id == location.parent_id, isouter=True)
+                .where(*here)
+                .order_by(location.image_id)
+            ).all()
+            if not rows:
+                return wire.Orders()
+            parents = sa.select(location.parent_id).where(*here)
+            among = sa.select(parent.host).where(parent.id.in_(parents))
+            hosts = host_states(self._transactions, session, among)
+            back_at = session.scalar(
+                sa.select(models.HostRow.back_at).where(models.HostRow.host == host)
+            )
+        bases = [
+            tree.HeldBase(
+                base.image_id, _location(base, now), above and _location(above, now), *image
+            )
+            for base, above, *image in rows
+        ]
+        returned = None if back_at is None else (now - back_at).total_seconds()
+        return tree.orders(bases, hosts, returned, self._transactions.heartbeat_timeout)
+
+
+# What several subjects do with rows of locations
+
+
+def lock_tree(session: Session, image_id: str) -> bool:
+    """Take the lock of an image's tree until the transaction ends.
+
+    :returns: False if there is no such image
+    """
+    found = session.scalar(
+        sa.select(models.ImageRow.id).where(models.ImageRow.id == image_id).with_for_update()
+    )
+    return found is not None
+
+
+def location_on(session: Session, image_id: str, host: str) -> models.LocationRow | None:
+    row = models.LocationRow
+    return session.scalar(sa.select(row).where(row.image_id == image_id, row.host == host))
+
+
+def new_location(image_id: str, host: str, location_id: str) -> models.LocationRow:
+    """A row of which kind, state, parent and depth are still missing."""
+    return models.LocationRow(
+        id=location_id, image_id=image_id, host=host, filled=0, portal="", iqn="", lun=0
+    )
+
+
+def delete_location(session: Session, row: models.LocationRow) -> None:
+    """Delete a location, and the image with its last one. Its children lose their parent."""
+    location, image = models.LocationRow, models.ImageRow
+    session.execute(sa.update(location).where(location.parent_id == row.id).values(parent_id=None))
+    session.delete(row)
+    session.flush()
+    others = sa.select(location.id).where(location.image_id == row.image_id)
+    if session.scalars(others).first() is None:
+        session.execute(sa.delete(image).where(image.id == row.image_id))
+
+
+def _location(row: Any, now: datetime) -> ranking.Location:
+    """:param row: a location, or its columns"""
+    return ranking.Location(
+        id=row.id,
+        host=row.host,
+        kind=row.kind,
+        state=row.state,
+        parent=row.parent_id,
+        depth=row.depth,
+        filled=row.filled,
+        age=(now - row.updated_at).total_seconds(),
+    )

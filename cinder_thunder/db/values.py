@@ -1,0 +1,95 @@
+"""What the tables hold, as plain values. Sizes are in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cinder_thunder.policy import ranking
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.extents import Extents
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as its masters hold it.
+
+    :ivar signature_verified: None if Cinder was not configured to verify signatures
+    :ivar manifest: None if the image has none, or the query leaves it out
+    :ivar deleted: it was deleted in Glance
+    """
+
+    id: str
+    size: int
+    allocated: Extents
+    signature_verified: bool | None = None
+    manifest: wire.Manifest | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True)
+class KnownHost:
+    """A host and the time since its last heartbeat.
+
+    :ivar state: "alive", "suspect" or "dead"
+    :ivar drained: the operator has excluded it as a source
+    :ivar free: bytes that a storage host can still allocate; None if it did not say
+    """
+
+    host: str
+    kind: str
+    rack: str
+    zone: str
+    address: str
+    silent: float
+    state: str
+    drained: bool = False
+    free: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.state != ranking.DEAD
+
+
+@dataclass(frozen=True)
+class Master:
+    """What a clone of a master needs: the image's size in bytes, and its signature."""
+
+    size: int
+    signature_verified: bool | None
+
+
+@dataclass(frozen=True)
+class MasterHolders:
+    """The storage hosts that hold a master of an image; ``size`` in bytes of each master."""
+
+    image_id: str
+    size: int
+    hosts: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ClonedVolume:
+    """A volume that shares blocks with its image's master on ``host`` (a backend)."""
+
+    id: str
+    image_id: str
+    host: str
+
+
+@dataclass(frozen=True)
+class RecordedStack:
+    """``host`` has devices for a volume; ``alive``: its heartbeats are not overdue."""
+
+    volume_id: str
+    host: str
+    mode: str
+    alive: bool
+
+
+@dataclass(frozen=True)
+class PlannedSources:
+    """Where a host reads an image from: its own location, and its sources, best first."""
+
+    image: Image
+    location_id: str
+    sources: tuple[wire.Source, ...]

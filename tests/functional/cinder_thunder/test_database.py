@@ -1,0 +1,535 @@
+"""The tracker's database, on the databases that Cinder runs on."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bench import plans
+from cinder_thunder.db import migration
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image, Master, PlannedSources
+from cinder_thunder.policy.ranking import Limits, Location
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.wire import LocationReport, Manifest, Orders, Topology
+from tests.mariadb import new_database
+
+STORAGE = "stor1@thunder"
+MIB = 1 << 20
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 1)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database(url: str, clock: Clock) -> Database:
+    database = Database(url, heartbeat_timeout=60, clock=clock)
+    migration.upgrade(database.engine)
+    return database
+
+
+def topology(host: str, rack: str = "r1", kind: str = "compute") -> Topology:
+    return Topology(host, "10.0.0.1", rack, "z1", f"iqn.2026-11.org.example:{host}", kind)
+
+
+@pytest.fixture
+def image(database: Database) -> str:
+    """An image with its master on the storage host."""
+    image_id = str(uuid.uuid4())
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    database.images.add_master(
+        Image(image_id, 8 * MIB, Extents.of([(0, MIB), (4 * MIB, 5 * MIB)])), STORAGE
+    )
+    return image_id
+
+
+def plan(database: Database, image_id: str, host: str, **kwargs: Any) -> PlannedSources:
+    database.hosts.heartbeat(topology(host))
+    planned = database.locations.plan(image_id, topology(host), Limits(), **kwargs)
+    assert planned is not None
+    return planned
+
+
+def hosts(planned: PlannedSources) -> list[str]:
+    return [source.host for source in planned.sources]
+
+
+def test_master(database: Database, image: str) -> None:
+    assert database.images.master(image, STORAGE) == Master(8 * MIB, None)
+    assert database.images.master(image, "stor2@thunder") is None
+    assert database.images.mastered_on(STORAGE) == {image}
+    database.images.drop_master(image, STORAGE)
+    database.images.drop_master(image, STORAGE)
+    assert database.images.mastered_on(STORAGE) == set()
+
+
+def test_long_map_survives(database: Database) -> None:
+    """Far more than the 64 KiB of a TEXT column."""
+    allocated = Extents.of((n * 131072, n * 131072 + 65536) for n in range(50_000))
+    database.hosts.heartbeat(topology(STORAGE))
+    database.images.add_master(Image("big", 50_000 * 131072, allocated), STORAGE)
+    assert plan(database, "big", "c1").image.allocated == allocated
+
+
+def test_a_manifest_stays_what_the_first_master_said(database: Database, image: str) -> None:
+    assert database.images.manifest(image) is None
+    assert database.images.manifest("unknown") is None
+    assert database.images.get("unknown") is None
+    first, other = (Manifest(image, MIB, text * 100_000) for text in ("abcd", "efgh"))
+    for manifest in (first, other):
+        database.images.add_master(
+            Image(image, 8 * MIB, Extents(), None, manifest), "stor2@thunder"
+        )
+        assert database.images.manifest(image) == first
+    found = database.images.get(image)
+    assert found is not None
+    assert (found.size, found.allocated.length, found.manifest) == (8 * MIB, 2 * MIB, first)
+    assert [known.manifest for known in database.images.all()] == [None]  # not for lists: too long
+
+
+def test_plan_records_the_edge(database: Database, image: str) -> None:
+    first = plan(database, image, "c1", volume_id="v1")
+    assert hosts(first) == [STORAGE]
+    assert first.image.allocated.length == 2 * MIB
+    assert [(s.host, s.mode, s.alive) for s in database.volumes.stacks("v1")] == [
+        ("c1", "cached", True)
+    ]
+    second = plan(database, image, "c2", volume_id="v2")
+    assert hosts(second) == ["c1", STORAGE]
+    by_host = {location.host: location for location in database.locations.of(image)}
+    assert by_host["c2"].parent == first.location_id == by_host["c1"].id
+    assert [by_host[h].depth for h in (STORAGE, "c1", "c2")] == [0, 1, 2]
+
+
+def test_planning_again_is_the_same_location(database: Database, image: str) -> None:
+    one = plan(database, image, "c1", volume_id="v1")
+    two = plan(database, image, "c1", volume_id="v2", keep=True)
+    assert one.location_id == two.location_id
+    assert hosts(one) == hosts(two)
+    assert len(database.locations.of(image)) == 2
+
+
+def test_dead_hosts_are_no_sources_and_come_back(
+    database: Database, image: str, clock: Clock
+) -> None:
+    plan(database, image, "c1")
+    clock.passes(61)
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    assert hosts(plan(database, image, "c2")) == [STORAGE]
+    database.hosts.heartbeat(topology("c1"))
+    location = plan(database, image, "c1").location_id
+    filling = ("filling", 5, "10.0.0.1:3260", "iqn", 0, STORAGE)
+    database.locations.report(LocationReport(location, image, "c1", *filling))
+    assert "c1" in hosts(plan(database, image, "c3"))
+
+
+def test_no_live_master_no_plan(database: Database, image: str, clock: Clock) -> None:
+    clock.passes(61)
+    assert database.locations.plan(image, topology("c1"), Limits()) is None
+    assert database.locations.plan("unknown", topology("c1"), Limits()) is None
+
+
+def test_report_completes_and_goes(database: Database, image: str) -> None:
+    location = plan(database, image, "c1").location_id
+    report = LocationReport(location, image, "c1", "complete", 2 * MIB, "p", "iqn", 0)
+    database.locations.report(report)
+    [base] = [loc for loc in database.locations.of(image) if loc.kind == "base"]
+    assert (base.state, base.parent, base.filled) == ("complete", None, 2 * MIB)
+    child = plan(database, image, "c2")
+    assert hosts(child)[0] == "c1"
+    database.locations.report(LocationReport(location, image, "c1", "gone", 0, "", "", 0))
+    [left] = [loc for loc in database.locations.of(image) if loc.kind == "base"]
+    assert (left.host, left.parent) == ("c2", None)
+
+
+def test_a_base_whose_row_was_lost_is_deeper_than_all(database: Database, image: str) -> None:
+    plan(database, image, "c1")
+    plan(database, image, "c2")
+    database.locations.report(
+        LocationReport("lost", image, "c9", "filling", 7, "p", "iqn", 0, "c1")
+    )
+    [found] = [loc for loc in database.locations.of(image) if loc.host == "c9"]
+    assert found.id == "lost"
+    assert found.depth > max(loc.depth for loc in database.locations.of(image) if loc.host != "c9")
+    [parent] = [loc for loc in database.locations.of(image) if loc.host == "c1"]
+    assert found.parent == parent.id
+
+
+def fills(
+    database: Database, image_id: str, host: str, source: str | None, state: str = "filling"
+) -> None:
+    """What the agent of ``host`` says of its base, with its heartbeat."""
+    database.hosts.heartbeat(topology(host))
+    database.locations.report(LocationReport("", image_id, host, state, 5, "p", "iqn", 0, source))
+
+
+def test_children_of_a_dead_host_are_to_find_another_parent(
+    database: Database, image: str, clock: Clock
+) -> None:
+    plan(database, image, "c1")
+    plan(database, image, "c2")
+    fills(database, image, "c1", STORAGE)
+    fills(database, image, "c2", "c1")
+    assert database.locations.orders("c2") == Orders()
+    for _ in range(12):
+        clock.passes(5)
+        database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+        fills(database, image, "c2", "c1")
+        assert database.locations.orders("c2") == Orders()  # c1 is merely late
+    clock.passes(5)
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert hosts(plan(database, image, "c2", exclude=["c1"])) == [STORAGE]
+    assert database.locations.orders("c2") == Orders()
+    fills(database, image, "c2", None, "complete")
+    [base] = [loc for loc in database.locations.of(image) if loc.host == "c2"]
+    assert (base.parent, base.depth) == (None, 0)
+
+
+def test_who_was_silent_itself_is_told_of_no_dead_parent_at_once(
+    database: Database, image: str, clock: Clock
+) -> None:
+    """The tracker, or what carries its messages, was away: others come back as it did."""
+    plan(database, image, "c1")
+    fills(database, image, "c1", STORAGE)
+    clock.passes(300)
+    database.hosts.heartbeat(topology("c1"))
+    assert database.locations.orders("c1") == Orders()
+    for _ in range(13):
+        clock.passes(5)
+        database.hosts.heartbeat(topology("c1"))
+    assert database.locations.orders("c1") == Orders(reparent=(image,))
+
+
+def test_suspects_are_for_nobody_new(database: Database, image: str, clock: Clock) -> None:
+    plan(database, image, "c1")
+    fills(database, image, "c1", STORAGE)
+    plan(database, image, "c2")
+    fills(database, image, "c2", "c1")
+    clock.passes(31)
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    assert {h.host: h.state for h in database.hosts.all()} == {
+        STORAGE: "alive",
+        "c1": "suspect",
+        "c2": "suspect",
+    }
+    assert all(host.alive for host in database.hosts.all())
+    assert hosts(plan(database, image, "c3")) == [STORAGE]
+    assert hosts(plan(database, image, "c2", keep=True)) == ["c1", "c3", STORAGE]
+    assert database.locations.orders("c2") == Orders()
+
+
+def test_a_drained_host_loses_its_children(database: Database, image: str) -> None:
+    for host, source in (("c1", STORAGE), ("c2", "c1")):
+        plan(database, image, host)
+        fills(database, image, host, source)
+    database.hosts.set_drained("c1", True)
+    assert {h.host: h.drained for h in database.hosts.all()}["c1"] is True
+    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert "c1" not in hosts(plan(database, image, "c3"))
+    database.hosts.heartbeat(topology("c1"))  # which changes nothing of it
+    database.hosts.set_drained(STORAGE, True)
+    assert database.locations.plan(image, topology("c4"), Limits(), exclude=["c2", "c3"]) is None
+    database.hosts.set_drained("c1", False)
+    database.hosts.set_drained(STORAGE, False)
+    assert database.locations.orders("c2") == Orders()
+
+
+def test_draining_a_host_that_is_not_there(database: Database, image: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        database.hosts.set_drained("c7", True)
+    assert str(caught.value) == f"there is no host c7: known are {STORAGE}"
+
+
+def test_a_base_that_drains(database: Database, image: str) -> None:
+    plan(database, image, "c1")
+    fills(database, image, "c1", None, "complete")
+    plan(database, image, "c2")
+    fills(database, image, "c2", "c1")
+    fills(database, image, "c1", None, "draining")
+    assert database.locations.orders("c1") == Orders()  # it holds everything
+    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert hosts(plan(database, image, "c2")) == [STORAGE]
+    assert database.locations.orders("c2") == Orders()
+    fills(database, image, "c1", None, "gone")
+    fills(database, image, "c2", "c1")  # late news
+    assert database.locations.orders("c2") == Orders()
+
+
+def test_a_parent_that_is_gone(database: Database, image: str) -> None:
+    for host, source in (("c1", STORAGE), ("c2", "c1")):
+        plan(database, image, host)
+        fills(database, image, host, source)
+    database.locations.drop(image, "c1")
+    assert database.locations.orders("c2") == Orders(reparent=(image,))
+
+
+def test_a_volume_on_a_host_with_a_complete_base_needs_no_source(
+    database: Database, image: str
+) -> None:
+    plan(database, image, "c1")
+    fills(database, image, "c1", None, "complete")
+    database.hosts.set_drained(STORAGE, True)
+    assert plan(database, image, "c1", volume_id="v1").sources == ()
+    assert database.locations.plan(image, topology("c1"), Limits()) is None
+    assert [stack.host for stack in database.volumes.stacks("v1")] == ["c1"]
+
+
+def test_a_storage_host_that_dies_costs_no_image_that_another_has(
+    database: Database, image: str, clock: Clock
+) -> None:
+    """Volumes of the one that lives are attached as ever."""
+    other = "stor2@thunder"
+    database.hosts.heartbeat(topology(STORAGE, "r1", "storage"))
+    database.hosts.heartbeat(topology(other, "r9", "storage"))
+    database.images.add_master(database.images.all()[0], other)
+    assert hosts(plan(database, image, "c1", volume_id="v1")) == [STORAGE, other]
+    fills(database, image, "c1", STORAGE)
+    clock.passes(61)
+    database.hosts.heartbeat(topology(other, "r9", "storage"))
+    database.hosts.heartbeat(topology("c1"))
+    assert hosts(plan(database, image, "c2", volume_id="v2")) == ["c1", other]
+    for _ in range(13):
+        clock.passes(5)
+        database.hosts.heartbeat(topology(other, "r9", "storage"))
+        database.hosts.heartbeat(topology("c1"))
+    assert database.locations.orders("c1") == Orders(reparent=(image,))
+    assert hosts(plan(database, image, "c1")) == [other]
+    assert [found.hosts for found in database.images.holders()] == [{STORAGE, other}]
+
+
+def test_direct_volumes_of_a_host(database: Database, image: str) -> None:
+    for volume_id, host, mode in (
+        ("v1", "c1", "direct"),
+        ("v2", "c1", "cached"),
+        ("v3", "c2", "direct"),
+        ("v4", "c1", "direct"),
+        ("v5", "c1", "direct"),
+    ):
+        database.volumes.put(ClonedVolume(volume_id, image, STORAGE))
+        database.volumes.put_stack(volume_id, host, mode)
+    database.volumes.put_stack("v6", "c1", "direct")  # shares no image
+    database.volumes.release_stack("v5", "c1")
+    assert database.volumes.direct("c1") == ["v1", "v4"]
+    database.volumes.put_stack("v1", "c1", "cached")
+    assert database.volumes.direct("c1") == ["v4"]
+    assert database.volumes.direct("c9") == []
+
+
+def test_an_image_that_glance_lost(database: Database, image: str, clock: Clock) -> None:
+    """Volumes are needed for its bases to stay, bases for its masters, unless their host died."""
+    other = "stor2@thunder"
+    database.images.add_master(database.images.all()[0], other)
+    for number in (1, 2):
+        database.volumes.put(ClonedVolume(f"v{number}", image, STORAGE))
+        plan(database, image, f"c{number}", volume_id=f"v{number}")
+        fills(database, image, f"c{number}", None, "complete")
+    assert database.images.set_deleted(image, True)
+    assert not database.images.set_deleted(image, True)
+    assert not database.images.set_deleted("unknown", True)
+    assert database.images.holders() == []
+    assert [found.deleted for found in database.images.all()] == [True]
+    assert database.locations.orders("c1") == Orders()
+    assert [database.images.useless_masters(host) for host in (STORAGE, other)] == [[], []]
+    database.volumes.drop("v1")
+    assert database.locations.orders("c1") == Orders()
+    database.volumes.drop("v2")
+    assert (
+        database.locations.orders("c1")
+        == database.locations.orders("c2")
+        == Orders(remove=(image,))
+    )
+    assert database.images.useless_masters(STORAGE) == []
+    fills(database, image, "c1", None, "gone")
+    assert database.images.useless_masters(STORAGE) == []
+    clock.passes(61)  # c2 has died, and will be told when it is back
+    assert (
+        database.images.useless_masters(STORAGE)
+        == database.images.useless_masters(other)
+        == [image]
+    )
+    for host in (STORAGE, other):
+        database.images.drop_master(image, host)
+    database.hosts.heartbeat(topology("c2"))
+    assert database.locations.orders("c2") == Orders(remove=(image,))
+    fills(database, image, "c2", None, "gone")
+    assert database.images.all() == []
+
+
+def test_an_image_that_is_back_after_all(database: Database, image: str) -> None:
+    database.images.set_deleted(image, True)
+    assert database.images.useless_masters(STORAGE) == [image]
+    assert database.images.set_deleted(image, False)
+    assert database.images.useless_masters(STORAGE) == []
+    assert [(found.image_id, found.size) for found in database.images.holders()] == [
+        (image, 2 * MIB)
+    ]
+
+
+def test_free_space(database: Database) -> None:
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"), free=7 << 40)
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    assert [host.free for host in database.hosts.all()] == [7 << 40]
+
+
+def test_volumes(database: Database) -> None:
+    database.volumes.put(ClonedVolume("v1", "i1", STORAGE))
+    database.volumes.put(ClonedVolume("v1", "i1", STORAGE))
+    database.volumes.inherit("v2", "v1", STORAGE)
+    database.volumes.inherit("v3", "v1", "stor2@thunder")  # copied to another host: shares nothing
+    database.volumes.inherit("v4", "unknown", STORAGE)
+    assert database.volumes.get("v2") == ClonedVolume("v2", "i1", STORAGE)
+    assert database.volumes.get("v3") is None
+    assert database.volumes.get("v4") is None
+    database.volumes.put_stack("v1", "c1", "direct")
+    database.volumes.drop("v1")
+    database.volumes.drop("v1")
+    assert database.volumes.get("v1") is None
+    assert database.volumes.stacks("v1") == []
+
+
+def test_release(database: Database) -> None:
+    database.volumes.put_stack("v1", "c1", "cached")
+    database.volumes.put_stack("v1", "c1", "direct")
+    assert [stack.mode for stack in database.volumes.stacks("v1")] == ["direct"]
+    database.volumes.release_stack("v1", "c1")
+    database.volumes.release_stack("v1", "c1")
+    assert database.volumes.stacks("v1") == []
+
+
+def test_a_failed_plan_leaves_nothing(database: Database, image: str, clock: Clock) -> None:
+    clock.passes(61)
+    assert database.locations.plan(image, topology("c1"), Limits(), volume_id="v1") is None
+    assert database.volumes.stacks("v1") == []
+    assert len(database.locations.of(image)) == 1
+
+
+def at_once(work: list[Callable[[], object]]) -> list[object]:
+    with ThreadPoolExecutor(len(work)) as pool:
+        return [future.result() for future in [pool.submit(one) for one in work]]
+
+
+def test_trackers_that_plan_at_once_keep_the_fanout(mariadb: str, clock: Clock) -> None:
+    """Each thread is a tracker of its own, with its own engine, on one real database."""
+    url = new_database(mariadb)
+    trackers = [Database(url, clock=clock) for _ in range(8)]
+    migration.upgrade(trackers[0].engine)
+    trackers[0].hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    trackers[0].images.add_master(Image("i", MIB, Extents.of([(0, MIB)])), STORAGE)
+    limits = Limits(fanout=1, storage_fanout=2)
+
+    def attach(number: int) -> PlannedSources | None:
+        tracker = trackers[number % len(trackers)]
+        host = topology(f"c{number:02}")
+        tracker.hosts.heartbeat(host)
+        return tracker.locations.plan("i", host, limits, volume_id=f"v{number}")
+
+    planned = at_once([lambda n=n: attach(n) for n in range(16)])  # type: ignore[misc]
+    assert all(planned)
+    locations = trackers[0].locations.of("i")
+    assert len(locations) == 17
+    children: dict[str | None, int] = {}
+    for location in locations:
+        children[location.parent] = children.get(location.parent, 0) + 1
+    [master] = [location.id for location in locations if location.kind == "master"]
+    assert children.pop(None) == 1  # the master itself
+    assert children.pop(master) <= 2
+    assert max(children.values()) == 1
+
+
+def test_a_lease_has_one_owner(database: Database, clock: Clock) -> None:
+    assert database.leases.acquire("image-i", "stor1", 30)
+    assert not database.leases.acquire("image-i", "stor2", 30)
+    assert database.leases.acquire("image-j", "stor2", 30)
+    clock.passes(20)
+    assert database.leases.renew("image-i", "stor1", 30)
+    assert not database.leases.renew("image-i", "stor2", 30)
+    assert not database.leases.renew("unknown", "stor1", 30)
+    clock.passes(20)
+    assert not database.leases.acquire("image-i", "stor2", 30)
+    database.leases.release("image-i", "stor2")  # not its own
+    assert not database.leases.acquire("image-i", "stor2", 30)
+    database.leases.release("image-i", "stor1")
+    database.leases.release("image-i", "stor1")
+    assert database.leases.acquire("image-i", "stor2", 30)
+
+
+def test_the_lease_of_one_that_died_is_taken_over(database: Database, clock: Clock) -> None:
+    assert database.leases.acquire("image-i", "stor1", 30)
+    clock.passes(30)
+    assert database.leases.acquire("image-i", "stor2", 30)
+    assert not database.leases.renew("image-i", "stor1", 30)
+    assert database.leases.acquire("image-i", "stor2", 30)  # again: its own
+    assert not database.leases.acquire("image-i", "stor1", 30)
+
+
+def test_of_many_that_want_a_lease_at_once_one_gets_it(mariadb: str, clock: Clock) -> None:
+    url = new_database(mariadb)
+    databases = [Database(url, clock=clock) for _ in range(8)]
+    migration.upgrade(databases[0].engine)
+    for _ in range(5):  # first without a row, then with one that has expired
+        won = at_once(
+            [lambda n=n, s=s: s.leases.acquire("i", f"s{n}", 30) for n, s in enumerate(databases)]  # type: ignore[misc]
+        )
+        assert sorted(won) == [False] * 7 + [True]  # type: ignore[type-var]
+        clock.passes(31)
+
+
+def test_two_trackers_and_forty_hosts_at_once(mariadb: str) -> None:
+    """Two processes, as on two storage hosts: everybody is planned, and the tree is right."""
+    limits = Limits(fanout=2, storage_fanout=2)
+    result = plans.run(new_database(mariadb), hosts=40, limits=limits)
+    assert result.problems == ()
+    assert len(result.locations) == 42
+    children = Counter(location.parent for location in result.locations)
+    masters = [location.id for location in result.locations if location.kind == "master"]
+    assert children.pop(None) == len(masters) == 2
+    assert 1 <= sum(children.pop(master, 0) for master in masters) <= limits.storage_fanout
+    assert max(children.values()) <= limits.fanout
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"c2": {"parent": "b3"}}, "c2 has no path to a master"),
+        ({"c3": {"parent": "m", "depth": 1}, "c4": {"parent": "m"}}, "3 hosts read from storage"),
+        ({"c4": {"parent": "b1"}, "c3": {"parent": "b1"}}, "c1 has 3 children"),
+        ({"c2": {"depth": 1}}, "c2 may read from a location that is as deep as its own"),
+    ],
+)
+def test_the_benchmark_finds_what_is_wrong(change: dict[str, Any], problem: str) -> None:
+    tree = [
+        Location("m", "s", "master", "complete"),
+        *(
+            Location(f"b{n}", f"c{n}", "base", "creating", "m" if n == 1 else f"b{n - 1}", n)
+            for n in range(1, 5)
+        ),
+    ]
+    told = {loc.host: [str(loc.parent), "m"] for loc in tree[1:]}
+    assert plans.check(tree, told, Limits()) == []
+    tree = [replace(loc, **change.get(loc.host, {})) for loc in tree]
+    assert any(found.startswith(problem) for found in plans.check(tree, told, Limits()))
+    assert plans.check(tree, {**told, "c9": ["m"]}, Limits())[0] == "c9 has no plan"
