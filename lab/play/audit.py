@@ -21,7 +21,7 @@ from lab.nodes.node import Node
 from os_brick_thunder.agent import devices
 from os_brick_thunder.common import state
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.transport.lio import IQN_PREFIX
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
 
 _COMMAND = f"""\
 echo @devices; dmsetup info -c --noheadings --separator '|' -o name,suspended

@@ -10,8 +10,8 @@ from os_brick_thunder.agent.devices import Expected
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
 from os_brick_thunder.common.state import Base
-from os_brick_thunder.common.transport.iscsi import IQN_PREFIX
 
 LOG = logging.getLogger(__name__)
 

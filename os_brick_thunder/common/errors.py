@@ -1,10 +1,10 @@
-"""Errors of Thunder's host side.
+"""Errors that Thunder raises on purpose.
 
 ThunderError
  ├─ ProcessError          a tool exited with an error
- │   └─ ProcessTimeout    a tool did not end in time and was killed
- ├─ InvalidRequest        what was asked for makes no sense; nothing was changed
- │   └─ UnknownVersion    a payload of a version that this code does not speak
+ │   └─ ProcessTimeout    a tool did not finish in time and was killed
+ ├─ InvalidRequest        the request is not valid; nothing was changed
+ │   └─ UnknownVersion    a payload of a version that this code does not support
  ├─ DeviceError
  │   ├─ DeviceNotFound    no such block device
  │   ├─ DeviceBusy        in use by something that is not ours
@@ -14,15 +14,18 @@ ThunderError
  ├─ ExportError           LIO refused
  ├─ LoginError            an iSCSI target could not be logged in
  │   └─ LoginRefused      it answered, and does not admit this host
- ├─ NoReplica             no replica of the image is here, or none answered
+ ├─ NoReplica             there is no replica of the image here, or none answered
  ├─ TransferError         copying an image failed
- │   ├─ TransferCancelled somebody stopped it
- │   └─ WrongDigest       a source gave other bytes than the image's; they were not written
+ │   ├─ TransferCancelled it was stopped
+ │   └─ WrongDigest       a source returned other bytes than the image's; they were not written
  ├─ StateError            the state file cannot be read
  ├─ TrackerUnavailable    the tracker did not answer
  ├─ AgentError            the agent answered with an error
- │   └─ AgentUnavailable  the agent is absent, late, or talks nonsense
- └─ UndoFailed            errors (plural) met while taking something down
+ │   └─ AgentUnavailable  the agent is absent, late, or its reply is invalid
+ └─ UndoFailed            all the errors met while something was removed
+
+An error's ``args`` are the arguments of its constructor: oslo.privsep passes an error on as its
+class and ``args``, and builds it again from them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class ThunderError(Exception):
 
 
 class ProcessError(ThunderError):
-    """A tool ended with an error.
+    """A tool exited with an error.
 
     :ivar argv: the command as it was run
     :ivar rc: its exit code
@@ -47,104 +50,155 @@ class ProcessError(ThunderError):
         self.argv = tuple(argv)
         self.rc = rc
         self.err = err.strip()
-        super().__init__(f"{shlex.join(self.argv)}: exit code {rc}: {self.err or '(no message)'}")
+        super().__init__(self.argv, rc, self.err)
+
+    def __str__(self) -> str:
+        return f"{shlex.join(self.argv)}: exit code {self.rc}: {self.err or '(no message)'}"
 
 
 class ProcessTimeout(ProcessError):
-    """A tool was killed because it did not end in time."""
+    """A tool was killed because it did not finish in time."""
 
 
 class InvalidRequest(ThunderError):
-    pass
+    """The request is not valid; nothing was changed."""
 
 
 class UnknownVersion(InvalidRequest):
+    """A payload of a version that this code does not support."""
+
     def __init__(self, version: object, known: int) -> None:
-        super().__init__(
-            f"the volume's thunder payload has version {version!r}, this host speaks {known}: "
-            "upgrade thunder on this host; until then its volumes attach as plain iSCSI"
+        self._version = version
+        self._known = known
+        super().__init__(version, known)
+
+    def __str__(self) -> str:
+        return (
+            f"the volume's thunder payload has version {self._version!r}, this host supports "
+            f"{self._known}: upgrade thunder on this host; until then its volumes attach as plain "
+            "iSCSI"
         )
 
 
 class DeviceError(ThunderError):
-    pass
+    """Something is wrong with a block device."""
 
 
 class DeviceNotFound(DeviceError):
+    """There is no such block device."""
+
     def __init__(self, device: str, remedy: str = "check the path") -> None:
-        super().__init__(f"there is no block device {device}: {remedy}")
+        self._device = device
+        self._remedy = remedy
+        super().__init__(device, remedy)
+
+    def __str__(self) -> str:
+        return f"there is no block device {self._device}: {self._remedy}"
 
 
 class DeviceBusy(DeviceError):
+    """A device is in use; it was not touched."""
+
     def __init__(self, device: str, by: str, remedy: str = "") -> None:
-        said = f"{device} is in use by {by}: it was not touched"
-        super().__init__(f"{said}. {remedy}" if remedy else said)
+        self._device = device
+        self._by = by
+        self._remedy = remedy
+        super().__init__(device, by, remedy)
+
+    def __str__(self) -> str:
+        said = f"{self._device} is in use by {self._by}: it was not touched"
+        return f"{said}. {self._remedy}" if self._remedy else said
 
 
 class ForeignData(DeviceError):
+    """A device carries data that is not Thunder's; it was not touched."""
+
     def __init__(self, device: str, what: str) -> None:
-        super().__init__(
-            f"{device} carries {what}, which is not thunder's: it was not touched. "
-            f"If nothing needs it any more, run: wipefs --all {device}"
+        self._device = device
+        self._what = what
+        super().__init__(device, what)
+
+    def __str__(self) -> str:
+        return (
+            f"{self._device} carries {self._what}, which is not thunder's: it was not touched. "
+            f"If nothing needs it any longer, run: wipefs --all {self._device}"
         )
 
 
 class TableMismatch(DeviceError):
-    def __init__(self, name: str, wanted: str, found: str) -> None:
-        super().__init__(f"device {name} exists with another table: wanted {wanted}; found {found}")
+    """The kernel has a device of that name with another table."""
+
+    def __init__(self, name: str, expected: str, found: str) -> None:
+        self._name = name
+        self._expected = expected
+        self._found = found
+        super().__init__(name, expected, found)
+
+    def __str__(self) -> str:
+        return (
+            f"device {self._name} exists with another table: expected {self._expected}; "
+            f"found {self._found}"
+        )
 
 
 class PoolError(ThunderError):
-    pass
+    """The local thin pool is missing, failed or full."""
 
 
 class ExportError(ThunderError):
-    pass
+    """LIO refused."""
 
 
 class LoginError(ThunderError):
-    pass
+    """An iSCSI target could not be logged in."""
 
 
 class LoginRefused(LoginError):
-    pass
+    """The target answered, and does not admit this host."""
 
 
 class NoReplica(ThunderError):
-    pass
+    """There is no replica of the image here, or none answered."""
 
 
 class TransferError(ThunderError):
-    pass
+    """Copying an image failed."""
 
 
 class TransferCancelled(TransferError):
-    pass
+    """A copy was stopped."""
 
 
 class WrongDigest(TransferError):
-    pass
+    """A source returned other bytes than the image's; they were not written."""
 
 
 class StateError(ThunderError):
-    pass
+    """The state file cannot be read."""
 
 
 class TrackerUnavailable(ThunderError):
-    pass
+    """The tracker did not answer."""
 
 
 class AgentError(ThunderError):
-    pass
+    """The agent answered with an error."""
 
 
 class AgentUnavailable(AgentError):
-    pass
+    """The agent is absent, late, or its reply is invalid."""
 
 
 class UndoFailed(ThunderError):
-    """Everything that failed while something was taken down; the rest was taken down."""
+    """What failed while something was removed; the rest was removed.
 
-    def __init__(self, what: str, failures: Sequence[BaseException]) -> None:
-        self.failures = tuple(failures)
-        super().__init__(f"{what}: " + "; ".join(str(f) for f in failures))
+    :ivar failures: their messages
+    """
+
+    def __init__(self, what: str, failures: Sequence[BaseException | str]) -> None:
+        self._what = what
+        self.failures = tuple(map(str, failures))
+        super().__init__(what, self.failures)
+
+    def __str__(self) -> str:
+        return f"{self._what}: " + "; ".join(self.failures)

@@ -6,15 +6,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import oslo_messaging
 from oslo_config import cfg
 
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import iscsinames
 from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
+_V = TypeVar("_V", bound=wire.Value)
 _CALLS_AT_ONCE = 16
 #: Seconds that a host gives the readers of a replica to leave it, unless its status says otherwise.
 DRAIN_TIMEOUT = 30.0
@@ -23,7 +25,11 @@ _REMOVAL = 5.0
 
 
 class RpcTracker:
-    """Calls trackers and exporters. Every call may raise :class:`TrackerUnavailable`."""
+    """Calls trackers and exporters.
+
+    Every call may raise :class:`.errors.TrackerUnavailable`, and :class:`.errors.ThunderError` for
+    a reply that is not valid.
+    """
 
     def __init__(self, transport: Any, timeout: float) -> None:
         """:param timeout: seconds to wait for an answer"""
@@ -43,23 +49,25 @@ class RpcTracker:
         )
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
-        answer = self._call(self._trackers, None, "heartbeat", topology=topology.to_wire())
-        return wire.parse(wire.Orders, answer)
+        return self._value(
+            wire.Orders, self._trackers, None, "heartbeat", topology=topology.to_wire()
+        )
 
     def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        answer = self._call(
+        return self._value(
+            wire.Plan,
             self._trackers,
             server,
             "plan_attach",
             volume_id=volume_id,
             topology=topology.to_wire(),
         )
-        return wire.parse(wire.Plan, answer)
 
     def plan_sources(
         self, image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()
     ) -> wire.Plan:
-        answer = self._call(
+        return self._value(
+            wire.Plan,
             self._trackers,
             None,
             "plan_sources",
@@ -67,15 +75,12 @@ class RpcTracker:
             topology=topology.to_wire(),
             exclude=list(exclude),
         )
-        return wire.parse(wire.Plan, answer)
 
     def manifest(self, image_id: str) -> wire.Manifest:
         """:raises errors.NoReplica: there is none of this image
         :raises errors.TrackerUnavailable:
         """
-        return wire.parse(
-            wire.Manifest, self._call(self._trackers, None, "manifest", image_id=image_id)
-        )
+        return self._value(wire.Manifest, self._trackers, None, "manifest", image_id=image_id)
 
     def release(self, volume_id: str, host: str) -> None:
         self._call(self._trackers, None, "release", volume_id=volume_id, host=host)
@@ -86,7 +91,13 @@ class RpcTracker:
     def open_export(
         self, source: wire.Source, image_id: str, initiator: str, wait: float
     ) -> wire.Export:
-        answer = self._call(
+        """Have a replica opened for an initiator.
+
+        :param wait: seconds to wait for a replica that is still being built
+        :raises errors.NoReplica: there is none; or the reply is not of this replica
+        """
+        export = self._value(
+            wire.Export,
             self._exporters,
             source.exporter,
             "open_export",
@@ -95,7 +106,8 @@ class RpcTracker:
             initiator=initiator,
             wait=wait,
         )
-        return wire.parse(wire.Export, answer)
+        _check(export, source, image_id)
+        return export
 
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
         self._call(
@@ -131,10 +143,28 @@ class RpcTracker:
             raise errors.ThunderError(f"{wire.TRACKER_TOPIC}: clock: a time was expected")
         return float(answer["now"])
 
+    def _value(
+        self,
+        kind: type[_V],
+        client: Any,
+        server: str | None,
+        method: str,
+        more: float = 0.0,
+        **arguments: Any,
+    ) -> _V:
+        """Call a method that returns a value."""
+        answer = self._call(client, server, method, more, **arguments)
+        try:
+            return wire.parse(kind, answer)
+        except wire.MalformedValue as error:
+            raise errors.ThunderError(
+                f"{_name(client, server)}: {method}: invalid reply: {error}"
+            ) from error
+
     def _call(
         self, client: Any, server: str | None, method: str, more: float = 0.0, **arguments: Any
     ) -> Any:
-        who = f"{client.target.topic}{f' on {server}' if server else ''}"
+        who = _name(client, server)
         seconds = self._timeout + more
         prepared = client.prepare(server=server, timeout=seconds, retry=0)
         try:
@@ -151,7 +181,7 @@ class RpcTracker:
         except oslo_messaging.RemoteError as error:
             kind = errors.NoReplica if error.exc_type == "NoReplica" else errors.ThunderError
             raise kind(f"{who}: {error.exc_type}: {error.value}") from error
-        except (oslo_messaging.MessagingException, wire.MalformedValue) as error:
+        except oslo_messaging.MessagingException as error:
             raise errors.ThunderError(f"{who}: {method}: {error}") from error
 
     def _within(self, seconds: float, call: Callable[[], Any]) -> Any:
@@ -173,6 +203,27 @@ class RpcTracker:
                 self._room.release()
 
         return within(until - time.monotonic(), counted, "rpc")
+
+
+def _name(client: Any, server: str | None) -> str:
+    """What is called, for messages."""
+    return f"{client.target.topic}{f' on {server}' if server else ''}"
+
+
+def _check(export: wire.Export, source: wire.Source, image_id: str) -> None:
+    """Check that an exporter opened the replica that it was asked for, and no other target.
+
+    :raises errors.NoReplica:
+    """
+    expected = iscsinames.iqn_of(source.exporter, image_id)
+    address, _ = iscsinames.split_portal(export.portal)
+    if (export.iqn, export.lun) != (expected, iscsinames.LUN):
+        wrong = f"LUN {export.lun} of {export.iqn} instead of LUN {iscsinames.LUN} of {expected}"
+    elif source.address and not iscsinames.same_address(address, source.address):
+        wrong = f"portal {export.portal}, but that host's address is {source.address}"
+    else:
+        return
+    raise errors.NoReplica(f"{wire.EXPORTER_TOPIC} on {source.exporter}: invalid reply: {wrong}")
 
 
 def transport(conf: cfg.ConfigOpts) -> Any:

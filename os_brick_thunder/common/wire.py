@@ -7,9 +7,14 @@ what it does not know. Nothing here does I/O. Sizes and offsets are in bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from os_brick_thunder.common import formats
 
 #: Version of the ``thunder`` key in connection data and in connector properties.
 PAYLOAD_VERSION = 1
@@ -17,20 +22,22 @@ PAYLOAD_VERSION = 1
 EXCHANGE = "thunder"
 TRACKER_TOPIC = "thunder-tracker"
 TRACKER_VERSION = "1.1"
-#: Whoever exports replicas (agent or cinder-volume) answers per host.
+#: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
 EXPORTER_TOPIC = "thunder-exporter"
 EXPORTER_VERSION = "1.1"
+#: Sources in a plan; a tracker sends a handful.
+MOST_SOURCES = 64
 
 _T = TypeVar("_T", bound="Value")
 
 
 class MalformedValue(ValueError):
-    """A value from another process that is not of the agreed form."""
+    """A value from another process that does not have the agreed form."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """Base of all wire values: a flat frozen dataclass that prints to JSON types."""
+    """Base of all wire values: a frozen dataclass that prints to JSON types."""
 
     def to_wire(self) -> dict[str, Any]:
         return {f.name: _print(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -47,173 +54,231 @@ def _print(value: Any) -> Any:
 def parse(kind: type[_T], raw: Any) -> _T:
     """Build ``kind`` from JSON types.
 
-    Unknown keys are ignored (a newer peer may send more), missing ones without a default and
-    wrong types are refused.
+    Unknown keys are ignored (a newer peer may send more). Missing ones without a default, wrong
+    types, and values outside their format or bounds are refused.
 
-    :raises MalformedValue: says which field of which value was wrong
+    :raises MalformedValue: says which field of which value was wrong; never quotes the value,
+        which may be long, secret, or meant for the reader's terminal
     """
     if not isinstance(raw, Mapping):
-        raise MalformedValue(f"{kind.__name__}: an object was expected, not {type(raw).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    known = {name: raw[name] for name in fields if name in raw}
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in known
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
+        raise MalformedValue(f"{kind.__name__}: an object was expected, not {_type(raw)}")
+    required, hints = _shape(typing.cast(Any, kind))
+    missing = [name for name in required if name not in raw]
     if missing:
         raise MalformedValue(f"{kind.__name__}: missing {', '.join(missing)}")
-    for name, value in known.items():
-        wanted = str(fields[name].type)
-        if not _fits(wanted, value):
-            raise MalformedValue(f"{kind.__name__}.{name}: {wanted} was expected, not {value!r}")
-    return kind(**{name: _nested(str(fields[name].type), value) for name, value in known.items()})
+    return kind(
+        **{
+            name: checked(hint, raw[name], f"{kind.__name__}.{name}")
+            for name, hint in hints.items()
+            if name in raw
+        }
+    )
 
 
-_SCALARS: dict[str, type] = {"str": str, "int": int, "bool": bool}
+def checked(hint: Any, raw: Any, name: str) -> Any:
+    """A value of a type, built from JSON types.
+
+    :param hint: a type as wire values declare them: ``str``, :data:`.formats.Host`,
+        ``Source | None``, ``tuple[int, ...]``
+    :param name: of the value, for the message
+    :raises MalformedValue: it is not of that type, or fails a check of its annotation
+    """
+    return _reader(hint)(raw, name)
 
 
-def _fits(wanted: str, value: Any) -> bool:
-    if wanted.endswith(" | None"):
-        return value is None or _fits(wanted.removesuffix(" | None"), value)
-    if wanted in _SCALARS:
-        return isinstance(value, _SCALARS[wanted]) and not (wanted == "int" and value is True)
-    return isinstance(value, list) if wanted.startswith("tuple") else isinstance(value, Mapping)
+_Reader = Callable[[Any, str], Any]
 
 
-def _nested(wanted: str, value: Any) -> Any:
-    if value is None or wanted.removesuffix(" | None") in _SCALARS:
+@functools.cache
+def _reader(hint: Any) -> _Reader:
+    """What reads values of a type: maps have many ranges, so their type is taken apart once."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _annotated(_reader(arguments[0]), arguments[1:])
+    if origin in (typing.Union, types.UnionType):
+        return _optional(_reader(arguments[0]))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return _list_of(_reader(arguments[0]))
+    if origin is tuple:
+        return _tuple_of(tuple(map(_reader, arguments)))
+    if issubclass(hint, Value):
+        return lambda raw, name: parse(hint, raw)
+    return _scalar(hint)
+
+
+def _annotated(read: _Reader, checks: tuple[formats.Check, ...]) -> _Reader:
+    def annotated(raw: Any, name: str) -> Any:
+        value = read(raw, name)
+        for check in checks:
+            if not check.accepts(value):
+                raise MalformedValue(f"{name}: {check.expected} was expected")
         return value
-    if wanted == "tuple[str, ...]":
-        if not all(isinstance(item, str) for item in value):
-            raise MalformedValue(f"a list of strings was expected, not {value!r:.80}")
-        return tuple(value)
-    if wanted == "tuple[Source, ...]":
-        return tuple(parse(Source, item) for item in value)
-    if wanted == "tuple[tuple[int, int], ...]":
-        try:
-            return tuple((int(start), int(length)) for start, length in value)
-        except (TypeError, ValueError) as error:
-            raise MalformedValue(f"not a list of [start, length]: {error}") from error
-    kinds: dict[str, type[Value]] = {"ImageInfo": ImageInfo}
-    return parse(kinds[wanted.removesuffix(" | None")], value)
+
+    return annotated
+
+
+def _optional(read: _Reader) -> _Reader:
+    return lambda raw, name: None if raw is None else read(raw, name)
+
+
+def _list_of(read: _Reader) -> _Reader:
+    def items(raw: Any, name: str) -> tuple[Any, ...]:
+        if not isinstance(raw, list | tuple):
+            raise MalformedValue(f"{name}: a list was expected, not {_type(raw)}")
+        return tuple([read(item, name) for item in raw])
+
+    return items
+
+
+def _tuple_of(readers: tuple[_Reader, ...]) -> _Reader:
+    def items(raw: Any, name: str) -> tuple[Any, ...]:
+        if not isinstance(raw, list | tuple) or len(raw) != len(readers):
+            raise MalformedValue(f"{name}: a list of {len(readers)} was expected")
+        return tuple([read(item, name) for read, item in zip(readers, raw, strict=True)])
+
+    return items
+
+
+def _scalar(kind: type) -> _Reader:
+    def scalar(raw: Any, name: str) -> Any:
+        if type(raw) is not kind:  # exactly: True is not a number
+            raise MalformedValue(f"{name}: {kind.__name__} was expected, not {_type(raw)}")
+        return raw
+
+    return scalar
+
+
+def _type(raw: Any) -> str:
+    return type(raw).__name__
+
+
+@functools.cache
+def _shape(kind: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of a value's fields without a default, and the types of all."""
+    required = tuple(
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    return required, typing.get_type_hints(kind, include_extras=True)
 
 
 @dataclass(frozen=True)
 class Topology(Value):
     """A host as it announces itself, in connector properties and heartbeats."""
 
-    host: str
-    address: str
-    rack: str
-    zone: str
-    initiator: str
-    kind: str = "compute"  # or "storage"
-    version: int = PAYLOAD_VERSION
+    host: formats.Host
+    address: formats.Address
+    rack: formats.Label
+    zone: formats.Label
+    initiator: formats.Initiator
+    kind: formats.Kind = "compute"
+    version: formats.Version = PAYLOAD_VERSION
 
 
 @dataclass(frozen=True)
 class Payload(Value):
     """The one extra key, ``thunder``, of iSCSI connection data: small, and never a map."""
 
-    volume_id: str
-    image_id: str
-    tracker: str  # RPC server of the volume's storage host, e.g. "stor1@thunder"
-    version: int = PAYLOAD_VERSION
+    volume_id: formats.Id
+    image_id: formats.Id
+    tracker: formats.Host  # RPC server of the volume's storage host, e.g. "stor1@thunder"
+    version: formats.Version = PAYLOAD_VERSION
 
 
 @dataclass(frozen=True)
 class Source(Value):
     """A replica that a host may read an image from."""
 
-    location_id: str
-    host: str
-    kind: str  # "master" or "base"
-    exporter: str  # RPC server that opens it
+    location_id: formats.Id
+    host: formats.Host
+    kind: formats.ReplicaKind
+    exporter: formats.Host  # RPC server that opens it
+    #: Where the tracker knows ``host`` to be; empty if it does not say: an older one does not.
+    address: formats.Address = ""
 
 
 @dataclass(frozen=True)
 class ImageInfo(Value):
     """An image as its master holds it."""
 
-    id: str
-    size: int
-    allocated: tuple[tuple[int, int], ...]  # [start, length] in bytes; the rest is holes
+    id: formats.Id
+    size: formats.Size
+    allocated: formats.Ranges  # [start, length] in bytes; the rest is holes
 
 
 @dataclass(frozen=True)
 class Plan(Value):
     """The tracker's answer to a host that attaches a volume.
 
-    ``mode`` is "cached" or "direct" (the LUN is then the only path; ``reason`` says why).
-    ``unmodified`` is the part of the image that the volume still shares with it, computed for
-    this very attach: the only blocks that may be answered from a replica.
-    ``sources`` are nearest first, a storage host last.
+    ``mode`` "direct": the LUN is the only path, and ``reason`` says why. ``unmodified`` is the
+    part of the image that the volume still shares with it, computed for this very attach: the
+    only blocks that may be read from a replica. ``sources`` are nearest first, a storage host
+    last. ``volume_id`` is empty in a plan for a base alone.
     """
 
-    volume_id: str
-    mode: str
-    reason: str
+    volume_id: formats.OptionalId
+    mode: formats.Mode
+    reason: formats.Reason
     image: ImageInfo | None = None
-    location_id: str | None = None
-    sources: tuple[Source, ...] = ()
-    unmodified: tuple[tuple[int, int], ...] = ()
+    location_id: formats.Id | None = None
+    sources: Annotated[tuple[Source, ...], formats.AtMost(MOST_SOURCES)] = ()
+    unmodified: formats.Ranges = ()
 
 
 @dataclass(frozen=True)
 class Orders(Value):
-    """The tracker's answer to a heartbeat: what it wants this host to change.
+    """The tracker's answer to a heartbeat: what this host is to change.
 
-    A host that does not get round to it is asked again at the next heartbeat.
+    Orders are repeated with every heartbeat until the host has carried them out.
     """
 
-    reparent: tuple[str, ...] = ()  # images whose base's parent is dead, drained or draining
-    remove: tuple[str, ...] = ()  # images that are gone: their bases go once no volume uses them
-    #: Volumes that are direct for a reason that is no more. An agent that knows no such order
-    #: ignores it, a tracker that does not gives none: no new version of the RPC.
-    recache: tuple[str, ...] = ()
+    reparent: formats.Ids = ()  # images whose base's parent is dead, drained or draining
+    remove: formats.Ids = ()  # deleted images: their bases go once no volume uses them
+    #: Volumes whose reason to be direct no longer holds. An older agent ignores this key and an
+    #: older tracker does not send it, so it needs no new version of the RPC.
+    recache: formats.Ids = ()
 
 
 @dataclass(frozen=True)
 class Manifest(Value):
-    """Digests of an image, so that no peer can hand on wrong bytes.
+    """Digests of an image, so that no replica can pass on wrong bytes.
 
     One digest for every ``chunk`` bytes of the image, the last chunk cut at its end, holes as
     zeroes: BLAKE2b of 16 bytes each, one after the other, in base64.
     """
 
-    image_id: str
-    chunk: int
-    digests: str
+    image_id: formats.Id
+    chunk: formats.Chunk
+    digests: formats.Digests
 
 
 @dataclass(frozen=True)
 class Export(Value):
     """How to reach a replica over iSCSI. The password is repr-hidden and never logged."""
 
-    portal: str  # "address:port"
-    iqn: str
-    lun: int
-    username: str
-    password: str = field(repr=False)
-    size: int = 0
+    portal: formats.Portal
+    iqn: formats.Target
+    lun: formats.Lun
+    username: formats.Secret
+    password: formats.Secret = field(repr=False)
+    size: formats.Size = 0
 
 
 @dataclass(frozen=True)
 class LocationReport(Value):
-    """What an agent says of its base: ``state`` is "filling", "complete", "draining" or "gone".
+    """An agent's report of its base.
 
-    A draining base is about to go: its children are told to read from somebody else.
+    "draining": it is about to be removed, and its readers are sent elsewhere. "gone" may come
+    without a ``location_id``, from a host that does not know what the tracker planned for it.
     """
 
-    location_id: str
-    image_id: str
-    host: str
-    state: str
-    filled: int  # bytes
-    portal: str
-    iqn: str
-    lun: int
-    source: str | None = None  # the host it reads from now; None when it needs none
+    location_id: formats.OptionalId
+    image_id: formats.Id
+    host: formats.Host
+    state: formats.State
+    filled: formats.Size
+    portal: formats.Portal
+    iqn: formats.Target
+    lun: formats.Lun
+    source: formats.Host | None = None  # the host it reads from now; None when it needs none

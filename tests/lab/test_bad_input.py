@@ -146,7 +146,7 @@ def test_a_pool_device_with_a_file_system_is_never_overwritten(storage: Node, di
     before = storage.run(f"sha256sum {disk}").stdout
     assert _agent(storage, f"pool_device = {disk}") == (
         f"{disk} carries ext4, which is not thunder's: it was not touched. "
-        f"If nothing needs it any more, run: wipefs --all {disk}"
+        f"If nothing needs it any longer, run: wipefs --all {disk}"
     )
     storage.run(f"mount {disk} /mnt")
     said = _agent(storage, f"pool_device = {disk}")
@@ -180,7 +180,7 @@ def test_a_payload_of_an_unknown_version(journey: Journey, qcow2: Path) -> None:
     attached = journey.reconnect(node, volume, json.dumps(stored))
     assert attached.path.startswith("/dev/sd")
     assert (
-        "Attaching as plain iSCSI: the volume's thunder payload has version 9, this host speaks "
+        "Attaching as plain iSCSI: the volume's thunder payload has version 9, this host supports "
         "1: upgrade thunder on this host; until then its volumes attach as plain iSCSI"
     ) in attached.warnings
     journey.detach(node, volume)

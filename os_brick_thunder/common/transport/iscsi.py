@@ -1,24 +1,29 @@
 """Sessions to replicas, through iscsiadm(8) and sysfs.
 
-Only targets whose iqn begins with :data:`IQN_PREFIX` are ever touched: the volumes' own sessions
-are os-brick's.
+Only targets whose names have the form of a replica's are ever touched: the volumes' own sessions
+are os-brick's. Names, portals and secrets come from other hosts, so they are checked here once
+more, where they become arguments and files of root's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from os_brick_thunder.common import errors
+from os_brick_thunder.common import errors, formats, wire
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, portal_of, split_portal
 from os_brick_thunder.common.run import Runner, run
 from os_brick_thunder.common.wire import Export
 
-IQN_PREFIX = "iqn.2026-11.org.thunder:"
-NODES = Path("/etc/iscsi/nodes")
+LOG = logging.getLogger(__name__)
+#: Where iscsiadm keeps its node records: Debian up to 12 and Ubuntu; upstream, Debian 13, Red Hat
+#: and SUSE.
+RECORDS = (Path("/etc/iscsi/nodes"), Path("/var/lib/iscsi/nodes"))
 SYSFS_SESSIONS = Path("/sys/class/iscsi_session")
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
 
@@ -29,12 +34,12 @@ _NOT_ADMITTED = 24
 
 
 @dataclass(frozen=True)
-class _Patience:
-    """How long a replica may be silent (seconds) before its path fails.
+class _Timeouts:
+    """How long a replica may be silent before its path fails, in seconds.
 
-    ``ping`` and ``pong``: it is asked whether it lives after so long a silence, and is dead so
-    much later. ``recover``: I/O then waits so long for it to come back. ``command``: one that
-    lives must answer each command in that time, and ``abort`` that it is not wanted any more.
+    ``ping``: silence before the target is probed; ``pong``: time for its answer. ``recover``: how
+    long I/O then waits for it to come back. ``command`` and ``abort``: time for a target that is
+    alive to answer a command, and to abort one.
     """
 
     ping: int
@@ -43,15 +48,28 @@ class _Patience:
     command: int
     abort: int
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The same as fields of a node record."""
+        return {
+            "node.conn[0].timeo.noop_out_interval": str(self.ping),
+            "node.conn[0].timeo.noop_out_timeout": str(self.pong),
+            "node.session.timeo.replacement_timeout": str(self.recover),
+            "node.session.err_timeo.abort_timeout": str(self.abort),
+            "node.session.err_timeo.lu_reset_timeout": str(self.abort),
+            "node.session.err_timeo.tgt_reset_timeout": str(self.abort),
+        }
 
-#: There is another path behind it, with the same bytes: two seconds, and the I/O goes there.
-_HASTY = _Patience(ping=1, pong=1, recover=0, command=5, abort=1)
-#: The last path. Without it the base fails, and volumes lose their caches.
-_PATIENT = _Patience(ping=5, pong=5, recover=120, command=30, abort=15)
+
+#: Another path with the same bytes follows: after two seconds I/O goes there.
+_FAILOVER = _Timeouts(ping=1, pong=1, recover=0, command=5, abort=1)
+#: Without its last path the base fails, and volumes lose their caches.
+_LAST_PATH = _Timeouts(ping=5, pong=5, recover=120, command=30, abort=15)
 _SETTINGS: Mapping[str, str] = {
     "node.conn[0].timeo.login_timeout": "5",
     "node.session.initial_login_retry_max": "1",
     "node.startup": "manual",
+    "node.session.auth.authmethod": "CHAP",
 }
 
 
@@ -60,13 +78,13 @@ class Session:
     iqn: str
     portal: str
     device: str | None  # /dev/sdX, once the LUN is there
-    alive: bool = True  # logged in; else the initiator tries to be, again and again
+    alive: bool = True  # logged in; otherwise the initiator keeps trying to be
 
 
 def initiator_name(file: Path = INITIATOR_NAME) -> str:
     """This host's initiator name.
 
-    :raises errors.DeviceNotFound: open-iscsi is not set up here
+    :raises errors.LoginError: open-iscsi is not set up here
     """
     try:
         for line in file.read_text().splitlines():
@@ -87,16 +105,20 @@ class IscsiAdm:
         self._appear = appear
 
     def login(self, export: Export, last: bool = False) -> str:
-        """Log in (or find the session there is) and return the LUN's device.
+        """Log in, or find the session that exists, and return the LUN's device.
 
-        :param last: no other path is behind this one, see :meth:`rank`
+        :param last: no other path follows this one, see :meth:`rank`
         :raises errors.LoginRefused: the target does not admit us with these credentials
-        :raises errors.LoginError: unreachable, or no LUN in time
+        :raises errors.LoginError: unreachable, no LUN in time, or not the export of a replica
         """
+        try:
+            export = wire.parse(Export, export.to_wire())
+        except wire.MalformedValue as error:  # nothing is undone: the name is not ours
+            raise errors.LoginError(f"not the export of a replica: {error}") from error
         target = ("iscsiadm", "-m", "node", "-T", export.iqn, "-p", export.portal)
         try:
             self._run(*target, "--op", "new")
-            self._write_record(export, _PATIENT if last else _HASTY)
+            self._configure(export, _LAST_PATH if last else _FAILOVER)
             try:
                 self._run(*target, "--login", timeout=20)
             except errors.ProcessError as error:
@@ -112,7 +134,13 @@ class IscsiAdm:
             raise kind(f"{export.iqn} at {export.portal}: {error}") from error
 
     def logout(self, iqn: str, portal: str) -> None:
-        """Log out and forget the record; absent is success."""
+        """Log out and delete the record. Absent is success, and so is what is not a replica's."""
+        try:
+            wire.checked(formats.Target, iqn, "iqn")
+            wire.checked(formats.Portal, portal, "portal")
+        except wire.MalformedValue as error:
+            LOG.warning("Not logged out, as it is not the export of a replica: %s", error)
+            return
         target = ("iscsiadm", "-m", "node", "-T", iqn, "-p", portal)
         for action in (("--logout",), ("--op", "delete")):
             try:
@@ -122,19 +150,19 @@ class IscsiAdm:
                     raise
 
     def rank(self, iqn: str, portal: str, last: bool) -> None:
-        """How patient I/O of a session is; absent is success.
+        """Set the timeouts of a session's I/O; absent is success.
 
         :param last: as the last path of its base it waits for a replica that does not answer. All
-            others fail as soon as a replica is found to be dead, and are then to be reinstated
+            others fail as soon as a replica is found to be dead, and have to be reinstated later
         """
-        patience = _PATIENT if last else _HASTY
+        timeouts = _LAST_PATH if last else _FAILOVER
         for entry, session in self._sessions():
             if (session.iqn, session.portal) != (iqn, portal):
                 continue
-            with contextlib.suppress(OSError):  # it goes while we look
-                (entry / "recovery_tmo").write_text(str(patience.recover))
+            with contextlib.suppress(OSError):  # the session may end meanwhile
+                (entry / "recovery_tmo").write_text(str(timeouts.recover))
                 for timer in (entry / "device").glob("target*/*:*:*:*/timeout"):
-                    timer.write_text(str(patience.command))
+                    timer.write_text(str(timeouts.command))
 
     def sessions(self) -> list[Session]:
         """All sessions to replicas."""
@@ -146,7 +174,7 @@ class IscsiAdm:
             try:
                 iqn = (entry / "targetname").read_text().strip()
                 alive = (entry / "state").read_text().strip() == "LOGGED_IN"
-            except OSError:  # it went while we looked
+            except OSError:  # the session has just ended
                 continue
             if not iqn.startswith(IQN_PREFIX):
                 continue
@@ -159,9 +187,8 @@ class IscsiAdm:
             except OSError:
                 continue
             disk = next(iter((entry / "device").glob("target*/*:*:*:*/block/*")), None)
-            host = f"[{address}]" if ":" in address else address
             device = f"/dev/{disk.name}" if disk else None
-            yield entry, Session(iqn, f"{host}:{port}", device, alive)
+            yield entry, Session(iqn, portal_of(address, int(port)), device, alive)
 
     def _await_device(self, export: Export) -> str:
         deadline = time.monotonic() + self._appear
@@ -179,34 +206,47 @@ class IscsiAdm:
                 )
             time.sleep(0.02)
 
-    def _write_record(self, export: Export, patience: _Patience) -> None:
-        """Put secret and timers into the node record iscsiadm has just made.
+    def _configure(self, export: Export, timeouts: _Timeouts) -> None:
+        """Put settings and secrets into the record that iscsiadm has just made."""
+        target = ("iscsiadm", "-m", "node", "-T", export.iqn, "-p", export.portal)
+        settings = {**_SETTINGS, **timeouts.settings}
+        pairs = [word for key, value in settings.items() for word in ("-n", key, "-v", value)]
+        self._run(*target, "--op", "update", *pairs)
+        # Any user of the host can read argv, so secrets do not go through iscsiadm.
+        _write_secrets(_record(export.iqn, export.portal), export.username, export.password)
 
-        Not through ``--op update -v``: a secret in argv can be read by any user of the host.
-        """
-        wanted = {
-            **_SETTINGS,
-            "node.conn[0].timeo.noop_out_interval": str(patience.ping),
-            "node.conn[0].timeo.noop_out_timeout": str(patience.pong),
-            "node.session.timeo.replacement_timeout": str(patience.recover),
-            "node.session.err_timeo.abort_timeout": str(patience.abort),
-            "node.session.err_timeo.lu_reset_timeout": str(patience.abort),
-            "node.session.err_timeo.tgt_reset_timeout": str(patience.abort),
-            "node.session.auth.authmethod": "CHAP",
-            "node.session.auth.username": export.username,
-            "node.session.auth.password": export.password,
-        }
-        records = [path for path in (NODES / export.iqn).rglob("*") if path.is_file()]
-        if not records:
-            raise errors.LoginError(f"iscsiadm keeps no record of {export.iqn} under {NODES}")
-        for record in records:
-            kept = [
-                line
-                for line in record.read_text().splitlines()
-                if line.partition("=")[0].strip() not in wanted and not line.startswith("# END")
-            ]
-            lines = [*kept, *(f"{key} = {value}" for key, value in wanted.items()), "# END RECORD"]
-            fresh = record.with_name(record.name + ".thunder")
-            fresh.touch(mode=0o600)
-            fresh.write_text("\n".join(lines) + "\n")
-            fresh.replace(record)
+
+def _record(iqn: str, portal: str) -> Path:
+    """The file of a node record, as iscsiadm names it in idbm_rec_write(): a portal that was not
+    discovered is a file, one whose portal group was known before is a folder of interfaces.
+
+    A host that was upgraded may have an old record in one place and a new one in another.
+
+    :raises FileNotFoundError: there is none
+    """
+    address, port = split_portal(portal)
+    found = [
+        record
+        for records in RECORDS
+        for name in (f"{address},{port}", f"{address},{port},[0-9]*/default")
+        for record in (records / iqn).glob(name)
+        if record.is_file()
+    ]
+    if not found:
+        places = " or ".join(map(str, RECORDS))
+        raise FileNotFoundError(f"iscsiadm keeps no record of {iqn} at {portal} in {places}")
+    return max(found, key=lambda record: record.stat().st_mtime_ns)
+
+
+def _write_secrets(record: Path, username: str, password: str) -> None:
+    secrets = {"node.session.auth.username": username, "node.session.auth.password": password}
+    kept = [
+        line
+        for line in record.read_text().splitlines()
+        if line.partition("=")[0].strip() not in secrets and not line.startswith("# END")
+    ]
+    lines = [*kept, *(f"{key} = {value}" for key, value in secrets.items()), "# END RECORD"]
+    fresh = record.with_name(record.name + ".thunder")
+    fresh.touch(mode=0o600)
+    fresh.write_text("\n".join(lines) + "\n")
+    fresh.replace(record)

@@ -6,8 +6,8 @@ configfs is the only state: credentials are read back from it, so a restart of t
 breaks no session.
 
 Calls must not run at the same time as other users of rtslib (``cinder-rtstool``, targetcli): the
-library has no locking of its own. One lock here serialises this process; whoever shares the
-host with others takes a lock between processes around these calls.
+library has no locking of its own. One lock here serialises this process; a caller that shares the
+host with other users takes a lock between processes around these calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import threading
 import uuid
@@ -28,13 +27,17 @@ from typing import Any, ParamSpec, TypeVar
 import rtslib_fb
 from rtslib_fb.utils import RTSLibError
 
-from os_brick_thunder.common import errors
+from os_brick_thunder.common import errors, formats, wire
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX as IQN_PREFIX
+from os_brick_thunder.common.policy.iscsinames import LUN as LUN
+from os_brick_thunder.common.policy.iscsinames import iqn_of as iqn_of
+from os_brick_thunder.common.policy.iscsinames import portal_of as portal_of
 
-IQN_PREFIX = "iqn.2026-11.org.thunder:"
-LUN = 0
-PORT = 3260
-#: Attributes of a target's portal group: nobody gets in without an ACL of its own and its CHAP
-#: secret, and nobody may write.
+#: Where rtslib has the kernel keep persistent reservations. Neither it nor its package makes the
+#: folder, and without it every call fails: "Cannot set dbroot".
+DBROOT = Path("/etc/target")
+#: Attributes of a target's portal group: an initiator needs an ACL of its own and its CHAP secret,
+#: and cannot write.
 #: https://docs.kernel.org/target/index.html
 ATTRIBUTES = {
     "authentication": "1",
@@ -61,7 +64,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Target:
-    """An export as the kernel has it: who is admitted to it, and who of them is logged in."""
+    """An export in the kernel: the initiators that are admitted, and the ones with a session."""
 
     iqn: str
     device: str
@@ -70,26 +73,12 @@ class Target:
     readers: tuple[str, ...] = ()
 
 
-def iqn_of(host: str, image_id: str) -> str:
-    """The iSCSI name of ``host``'s replica of an image.
-
-    Both parts are reduced to what RFC 3722 allows in a name; ``host`` may be a Cinder backend
-    (``stor1@thunder``).
-    """
-    return f"{IQN_PREFIX}{_plain(host)}:{_plain(image_id)}"
-
-
-def portal_of(address: str, port: int = PORT) -> str:
-    """``address:port``, with the brackets that an IPv6 address needs."""
-    return f"[{address}]:{port}" if ":" in address.strip("[]") else f"{address}:{port}"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9.-]+", ".", name.lower().replace("_", "-"))
-
-
 def forget_cached() -> None:
-    """Have rtslib look again: others may have made or removed backstores since its last call."""
+    """Have rtslib read the kernel's state again: other processes may have changed it.
+
+    :raises OSError: :data:`DBROOT` cannot be made
+    """
+    DBROOT.mkdir(parents=True, exist_ok=True)
     rtslib_fb.RTSRoot().invalidate_caches()
 
 
@@ -102,7 +91,7 @@ def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
             try:
                 forget_cached()
                 return function(*args, **kwargs)
-            except (RTSLibError, OSError) as error:
+            except (RTSLibError, OSError, wire.MalformedValue) as error:
                 what = " ".join(str(arg) for arg in args)
                 raise errors.ExportError(
                     f"LIO refused to {function.__name__} {what}: {error}"
@@ -120,6 +109,8 @@ def export(device: str, iqn: str, portal: str) -> None:
 
     :raises errors.ExportError: nothing of the export is left
     """
+    _check(iqn)
+    wire.checked(formats.Portal, portal, "portal")
     found = _find(iqn)
     if found is not None and _is(found, device, portal):
         return
@@ -147,8 +138,10 @@ def export(device: str, iqn: str, portal: str) -> None:
 def admit(iqn: str, initiator: str) -> Credentials:
     """Let ``initiator`` read ``iqn``; it keeps its credentials for as long as it is admitted.
 
-    :raises errors.ExportError: there is no such export, or no such name for an initiator
+    :raises errors.ExportError: there is no such export, or the initiator's name is not valid
     """
+    _check(iqn)
+    _check_initiator(initiator)
     target = _find(iqn)
     if target is None:
         raise errors.ExportError(f"there is no export {iqn} to admit {initiator} to")
@@ -165,6 +158,7 @@ def admit(iqn: str, initiator: str) -> Credentials:
 @_serialised
 def revoke(iqn: str, initiator: str) -> None:
     """Take an initiator's admission back; its session ends. Absent is success."""
+    _check(iqn)
     target = _find(iqn)
     for group in target.tpgs if target else ():
         for acl in group.node_acls:
@@ -175,6 +169,7 @@ def revoke(iqn: str, initiator: str) -> None:
 @_serialised
 def unexport(iqn: str) -> None:
     """Remove an export with its sessions and admissions. Absent is success."""
+    _check(iqn)
     _remove(iqn)
 
 
@@ -207,6 +202,21 @@ def targets(prefix: str = IQN_PREFIX) -> tuple[Target, ...]:
             )
         )
     return tuple(sorted(found, key=lambda target: target.iqn))
+
+
+def _check(iqn: str) -> None:
+    """Targets of volumes have other names: none of them is ever changed here.
+
+    :raises wire.MalformedValue: not the name of a replica
+    """
+    wire.checked(formats.Target, iqn, "iqn")
+
+
+def _check_initiator(name: str) -> None:
+    """:raises wire.MalformedValue:"""
+    wire.checked(formats.Initiator, name, "initiator")
+    if not name:
+        raise wire.MalformedValue("initiator: a name was expected")
 
 
 def _targets(prefix: str) -> Iterator[Any]:

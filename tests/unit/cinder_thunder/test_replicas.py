@@ -430,7 +430,7 @@ def test_values_survive_the_helpers_pipe(monkeypatch: pytest.MonkeyPatch, tmp_pa
     again.write_bytes(b"")
     assert privileged.copy(str(target), str(again), 1024, Extents.of([(0, 1024)]), made) == made
     assert again.read_bytes() == b"x" * 1000 + bytes(24)
-    export = wire.Export("p:1", "iqn.x", 0, "u", "secret")
+    export = wire.Export("10.0.0.1:3260", lio.iqn_of(FAR, "i"), 0, "u", "secret")
     monkeypatch.setattr(
         "os_brick_thunder.common.transport.iscsi.IscsiAdm.login",
         lambda self, e: json.dumps(e.to_wire()),

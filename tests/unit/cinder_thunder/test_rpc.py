@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import oslo_messaging
@@ -12,6 +15,7 @@ from oslo_config import cfg
 from cinder_thunder.tracker.server import TrackerEndpoint
 from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
 from os_brick_thunder.common import errors, rpc, wire
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 
 HOST, TRACKER = "cmp1", "stor1@thunder"
 
@@ -74,6 +78,64 @@ def test_the_clock(transport: Any, agent: Agent) -> None:
     client = rpc.RpcTracker(transport, 5)
     for server in (None, TRACKER):
         assert client.clock(server) > 1_700_000_000
+
+
+IQN = iqn_of(HOST, "img-1")
+EXPORT = wire.Export("[fd00:0::2]:3260", IQN, 0, "user", "secret", 512)
+SOURCE = wire.Source("l1", HOST, "base", HOST, "fd00::2")
+
+
+@dataclass
+class Liar:
+    """A host that consumes the exporters' messages, and answers what it likes."""
+
+    answer: Any
+
+    target = oslo_messaging.Target(version=wire.EXPORTER_VERSION)
+
+    def open_export(self, context: Any, image_id: str, initiator: str, wait: float) -> Any:
+        return self.answer
+
+
+@pytest.fixture
+def liar(transport: Any) -> Iterator[Liar]:
+    made = Liar(EXPORT.to_wire())
+    server = exporter_server(transport, HOST, made)  # type: ignore[arg-type]
+    server.start()
+    yield made
+    server.stop()
+    server.wait()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"iqn": iqn_of(HOST, "img-2")}, "instead of LUN 0 of " + re.escape(IQN)),
+        ({"iqn": iqn_of("cmp2", "img-1")}, "instead of LUN 0 of " + re.escape(IQN)),
+        ({"lun": 1}, "LUN 1 of .* instead of LUN 0"),
+        ({"portal": "[fd00::3]:3260"}, "that host's address is fd00::2"),
+        ({"iqn": "../../cron.d"}, "invalid reply: Export.iqn: .* was expected"),
+        ({"username": "x\n* * * * * root id\n#"}, "invalid reply: Export.username: "),
+        ({"portal": None}, "invalid reply: Export.portal: str was expected, not NoneType"),
+    ],
+)
+def test_an_exporter_opens_what_it_was_asked_for_or_nothing(
+    transport: Any, liar: Liar, change: dict[str, Any], said: str
+) -> None:
+    client = rpc.RpcTracker(transport, 5)
+    assert client.open_export(SOURCE, "img-1", "iqn.x:c1", 0) == EXPORT
+    liar.answer = {**EXPORT.to_wire(), **change}
+    with pytest.raises(errors.ThunderError, match=said):
+        client.open_export(SOURCE, "img-1", "iqn.x:c1", 0)
+
+
+def test_a_source_of_an_older_tracker_may_be_anywhere(transport: Any, liar: Liar) -> None:
+    source = dataclasses.replace(SOURCE, address="")
+    client = rpc.RpcTracker(transport, 5)
+    assert client.open_export(source, "img-1", "iqn.x:c1", 0) == EXPORT
+    liar.answer = "nothing of the kind"
+    with pytest.raises(errors.ThunderError, match="an object was expected, not str"):
+        client.open_export(source, "img-1", "iqn.x:c1", 0)
 
 
 def test_nobody_there(transport: Any) -> None:

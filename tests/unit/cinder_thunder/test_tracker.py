@@ -251,7 +251,8 @@ def test_rpc_is_plain_json(world: World) -> None:
     answer = endpoint.plan_attach({}, "v", host("c1").to_wire())
     plan = wire.parse(wire.Plan, answer)
     assert plan.mode == "cached"
-    report = LocationReport(str(plan.location_id), "i", "c1", "complete", SIZE, "p", "iqn", 0)
+    portal, iqn = "10.0.0.9:3260", lio.iqn_of("c1", "i")
+    report = LocationReport(str(plan.location_id), "i", "c1", "complete", SIZE, portal, iqn, 0)
     assert endpoint.report({}, report.to_wire()) == {}
     assert endpoint.plan_sources({}, "i", host("c2").to_wire())["sources"][0]["host"] == "c1"
     assert endpoint.release({}, "v", "c1") == {}
@@ -266,7 +267,9 @@ def test_rpc_nonsense_is_the_callers_error(world: World) -> None:
     bogus = LocationReport("l", "i", "c1", "burning", 0, "", "", 0)
     with pytest.raises(oslo_messaging.ExpectedException) as error:
         endpoint.report({}, bogus.to_wire())
-    assert str(error.value.exc_info[1]) == "a location cannot be 'burning'"
+    assert "LocationReport.state: one of filling, complete, draining, gone was expected" in str(
+        error.value.exc_info[1]
+    )
 
 
 class Targets:

@@ -376,7 +376,7 @@ def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
 
 def test_a_payload_of_another_version_is_refused(host: Host) -> None:
     _, stacks, _, store = host.agent()
-    with pytest.raises(errors.UnknownVersion, match="has version 9, this host speaks 1"):
+    with pytest.raises(errors.UnknownVersion, match="has version 9, this host supports 1"):
         stacks.attach(dataclasses.replace(PAYLOAD, version=9), LUN, soon())
     assert store.stacks == {}
 

@@ -188,7 +188,7 @@ def test_an_os_brick_without_the_maps_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_payload_of_another_version_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     raw = {**PAYLOAD.to_wire(), "version": 9}
     assert connector._payload({"thunder": raw}) is None
-    assert "has version 9, this host speaks 1" in caplog.text
+    assert "has version 9, this host supports 1" in caplog.text
     assert connector._payload({"thunder": "nonsense"}) is None
     assert connector._payload({}) is None
     assert connector._payload({"thunder": PAYLOAD.to_wire()}) == PAYLOAD

@@ -1,0 +1,69 @@
+"""What root does with names that came from another host, and what rtslib requires of a host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rtslib_fb.utils import RTSLibError
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.iscsinames import iqn_of
+from os_brick_thunder.common.transport import lio
+
+IQN = iqn_of("stor1@thunder", "img-1")
+PORTAL = "10.0.0.1:3260"
+NAME = "iqn.1993-08.org.debian:01:abc"
+
+
+class Root:
+    """rtslib without a kernel, as far as it refuses a host without the folder it requires."""
+
+    def __init__(self) -> None:
+        if not lio.DBROOT.is_dir():
+            raise RTSLibError(f"Cannot set dbroot to {lio.DBROOT}")
+        self.targets: list[Any] = []
+        self.storage_objects: list[Any] = []
+
+    def invalidate_caches(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def dbroot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lio, "DBROOT", tmp_path / "etc" / "target")
+    monkeypatch.setattr("rtslib_fb.RTSRoot", Root)
+    return lio.DBROOT
+
+
+def test_a_host_without_the_folder_of_rtslib_gets_it(dbroot: Path) -> None:
+    assert lio.targets() == ()
+    assert dbroot.is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_export(dbroot: Path) -> None:
+    dbroot.parent.write_text("a file")
+    with pytest.raises(errors.ExportError, match=r"Not a directory|File exists"):
+        lio.targets()
+
+
+@pytest.mark.parametrize(
+    "iqn",
+    ["", "../../x", "iqn.2010-10.org.openstack:volume-1", IQN + "/x", IQN + "\n", IQN + " x"],
+)
+def test_only_targets_with_names_of_replicas_are_touched(iqn: str) -> None:
+    for call in (
+        lambda: lio.export("/dev/x", iqn, PORTAL),
+        lambda: lio.admit(iqn, NAME),
+        lambda: lio.revoke(iqn, NAME),
+        lambda: lio.unexport(iqn),
+    ):
+        with pytest.raises(errors.ExportError, match="the iSCSI name of a replica was expected"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["", "cmp1", "iqn.x:../../y", "iqn.x:a b", "iqn.x:a\nb"])
+def test_a_name_that_is_no_initiators_is_not_admitted(name: str) -> None:
+    with pytest.raises(errors.ExportError, match="initiator: "):
+        lio.admit(IQN, name)
