@@ -1,14 +1,14 @@
-# Both targets install what they need (Debian packages, a virtual environment) by lab/bootstrap.
+# Every target installs what it needs (Debian packages, a virtual environment) through lab/bootstrap.
 SHELL := /bin/bash
 .PHONY: help demo demo-volumes test lint unit lab-tests server-tests long-tests
 
 help:
-	@echo "make demo [IMAGE=disk.qcow2]   the main job, on real kernels, in a lab of its own"
+	@echo "make demo [IMAGE=disk.qcow2]   the demo, on real kernels, in a lab of its own"
 	@echo "make demo-volumes              its first half: volumes, without Nova"
 	@echo "make test                      everything: lint, unit, functional and lab tests"
 	@echo "make lint | unit | lab-tests   parts of it"
-	@echo "make server-tests              every way in which Nova's servers get, move and lose volumes"
-	@echo "make long-tests                racks, parents and the control plane lost and back: 15 minutes more"
+	@echo "make server-tests              everything that Nova does with servers and their volumes"
+	@echo "make long-tests                outages of racks, parents and the control plane: 20 minutes"
 
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 

@@ -1,13 +1,13 @@
 #!/bin/bash
 # DevStack plugin of Thunder: enable_plugin thunder <URL of this repository>
 #
-# On hosts with c-vol it sets up Cinder's backend of the type "thunder"; on hosts with n-cpu
-# thunder-agent, and nova-compute started through thunder-run.
+# On hosts with c-vol it configures a Cinder backend of type "thunder"; on hosts with n-cpu it runs
+# thunder-agent, and has nova-compute started through thunder-run.
 
 _XTRACE_THUNDER=$(set +o | grep xtrace)
 set +o xtrace
 
-# Of DevStack's own unit of nova-compute.
+# A drop-in for DevStack's own unit of nova-compute.
 THUNDER_DROP_IN=${THUNDER_DROP_IN:-/etc/systemd/system/devstack@n-cpu.service.d/thunder.conf}
 THUNDER_UDEV_RULES=${THUNDER_UDEV_RULES:-/etc/udev/rules.d/59-thunder.rules}
 
@@ -15,7 +15,7 @@ function is_thunder_agent_enabled {
     is_service_enabled n-cpu && is_service_enabled thunder-agent
 }
 
-# The Python that thunder is installed for; unstack.sh and clean.sh are not in DevStack's venv.
+# The Python that Thunder is installed for; unstack.sh and clean.sh do not run in DevStack's venv.
 function thunder_python {
     if [[ "$GLOBAL_VENV" == "True" ]]; then
         echo "$DEVSTACK_VENV/bin/python3"
@@ -61,7 +61,7 @@ function install_thunder {
     fi
 }
 
-# Glance tells only an admin that an image is gone; images that are gone are removed everywhere.
+# Only an admin learns from Glance that an image was deleted; its replicas are then removed.
 function configure_thunder_accounts {
     get_or_add_user_project_role admin cinder "$SERVICE_PROJECT_NAME" \
         "$SERVICE_DOMAIN_NAME" "$SERVICE_DOMAIN_NAME"
@@ -72,18 +72,18 @@ function configure_thunder_udev {
     sudo udevadm control --reload
 }
 
-# Cinder's database is there at post-config, and cinder-volume is not running yet.
+# At post-config Cinder's database exists, and cinder-volume is not running yet.
 function configure_thunder_storage {
     local bin
     bin=$(get_python_exec_prefix)
     sudo install -D -m 644 "$THUNDER_DIR/etc/cinder/rootwrap.d/thunder.filters" \
         "$CINDER_CONF_DIR/rootwrap.d/thunder.filters"
     "$bin/thunder" db upgrade --config-file "$CINDER_CONF"
-    # 1 is a warning: Cinder's development version is one that nobody knows yet.
+    # 1 is a warning: Cinder's development version is not among the known ones.
     "$bin/thunder-status" --config-file "$CINDER_CONF" upgrade check || [[ $? == 1 ]]
 }
 
-# A new cloud knows nothing of what an agent kept of the last one.
+# Remove the agent's state: it refers to the previous cloud.
 function configure_thunder_agent {
     sudo install -d -o "$STACK_USER" "$(dirname "$THUNDER_CONF")" "$THUNDER_STATE_DIR"
     sudo rm -f "$THUNDER_CONF" "$THUNDER_STATE_DIR/state.json"
@@ -98,8 +98,8 @@ function configure_thunder_agent {
     init_lvm_volume_group "$THUNDER_POOL_VOLUME_GROUP" "$THUNDER_POOL_SIZE"
 }
 
-# DevStack writes the unit of nova-compute itself; a drop-in changes only its command, and tells the
-# connector where its configuration is.
+# DevStack writes nova-compute's unit itself; a drop-in changes only its command, and sets the path
+# of the connector's configuration.
 function configure_thunder_nova {
     local bin
     bin=$(get_python_exec_prefix)
@@ -144,8 +144,8 @@ function start_thunder {
 # unstack, clean
 # --------------
 
-# The agent leaves its devices to the guests that use them; unstack leaves no guests. Devices in use
-# below others go when those have gone: that is what --deferred is for.
+# The agent leaves its devices to the guests that use them, but after unstack there are no guests.
+# --deferred removes a device that another one uses as soon as that one is removed.
 function remove_thunder_devices {
     local name loop below
     sudo "$(thunder_python)" -c '

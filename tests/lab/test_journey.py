@@ -234,7 +234,7 @@ def test_a_tracker_that_says_nothing_costs_the_cache_for_a_while(
             journey.await_cached(node, volume, _CACHED)
             seconds = time.monotonic() - answered
             time.sleep(1)
-            assert not guest.done(), "it saw all of it"
+            assert not guest.done(), "the guest ended too early"
     finally:
         storage.service_signal("cinder-volume", signal.SIGCONT)
     report = guest.result()
@@ -350,7 +350,7 @@ def test_a_second_attachment_is_cached_when_it_is_alone(
                 time.sleep(0.5)
             seconds = time.monotonic() - began
             time.sleep(1)
-            assert not guest.done(), "it saw all of it"
+            assert not guest.done(), "the guest ended too early"
         report = guest.result()
         print(f"{seed}: cached {seconds:.1f} s after the detach; the guest: {report}")
         assert (report["failed"], report["wrong"]) == (0, 0)
