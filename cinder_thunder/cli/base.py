@@ -1,6 +1,6 @@
-"""What the subcommands of ``thunder`` share. Needs neither Cinder nor a database to be imported.
+"""What the subcommands of ``thunder`` share. It can be imported without Cinder and a database.
 
-Exit codes: 0, all was done; 1, it failed or was done in part; 2, what was asked for makes no sense
+Exit codes: 0, everything was done; 1, it failed or was done in part; 2, the request was not valid
 (nothing was changed).
 """
 
@@ -15,18 +15,18 @@ from oslo_config import cfg
 from os_brick_thunder.common import errors
 
 FAILED, BAD_INPUT = 1, 2
-#: thunder-status could check nothing; in oslo.upgradecheck it is this number without a name.
+#: thunder-status could not check anything; oslo.upgradecheck has no name for this number.
 NOTHING_CHECKED = 255
 CINDER_CONFIG = "/etc/cinder/cinder.conf"
-#: The distribution that these packages are installed from, with the extra of Cinder's hosts.
+#: The distribution with these packages, and its extra for hosts with Cinder.
 DISTRIBUTION, EXTRA = "openstack-thunder", "cinder"
-#: Remedy where a module is missing that compute hosts do without.
+#: Remedies for a missing module that compute hosts do not need.
 INSTALL_EXTRA = f"install Thunder with its extra [{EXTRA}] (README, Packages)"
 WHERE_CINDER_IS = f"run it on a host with Cinder, or {INSTALL_EXTRA}"
 
 
 class ThunderCommand(Command):
-    """A command whose errors are one line each; ``--debug`` shows where they come from."""
+    """A command that reports an error in one line; ``--debug`` shows the traceback."""
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         try:
@@ -37,7 +37,7 @@ class ThunderCommand(Command):
             raise _Failed(self.explained(error)) from error
 
     def explained(self, error: Exception) -> str:
-        """What to tell of an error that is not the caller's."""
+        """The message for an error that the caller did not cause."""
         return _one_line(error)
 
 
@@ -54,12 +54,12 @@ class _Refused(_Failed):
 
 
 def exit_code(error: BaseException | None) -> int:
-    """The code of a command that ended with one of our errors; 0 for any other."""
+    """The exit code for an error of a command; 0 for any other exception, and for None."""
     return error.code if isinstance(error, _Failed) else 0
 
 
 def nothing_checked(reason: str) -> int:
-    """Say in one line why thunder-status could check nothing; returns its exit code."""
+    """Report in one line why thunder-status could not check anything; returns its exit code."""
     print(f"thunder-status: {' '.join(reason.split())}", file=sys.stderr)
     return NOTHING_CHECKED
 

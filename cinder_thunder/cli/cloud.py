@@ -1,4 +1,4 @@
-"""What commands need that work on the whole cloud: Cinder's configuration, our tables, RPC."""
+"""What commands about the whole cloud share: Cinder's configuration, the tables, RPC."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from os_brick_thunder.common.rpc import RpcTracker
 
 #: Seconds that a host may take to answer.
 RPC_TIMEOUT = 30.0
-#: MySQL's codes for a table that is not there; PostgreSQL's and SQLite's are words.
+#: How MySQL, SQLite and PostgreSQL report a table that does not exist.
 _NO_TABLE = ("1146", "no such table", "UndefinedTable")
 
 
 def configuration(path: str) -> cfg.ConfigOpts:
-    """Cinder's configuration file, as far as it is about databases and RPC.
+    """Cinder's configuration file, with the options of databases.
 
-    :raises oslo_config.cfg.Error: it is not there or cannot be read
+    :raises oslo_config.cfg.Error: it does not exist or cannot be read
     """
     config = cfg.ConfigOpts()
     register(config)
@@ -33,33 +33,33 @@ def configuration(path: str) -> cfg.ConfigOpts:
 
 
 def register(config: cfg.ConfigOpts) -> None:
-    """Register the options that say where our tables are."""
+    """Register the options that name the database with our tables."""
     conf.register_database(config)
     db_options.set_defaults(config)
 
 
 def engine(path: str) -> sqlalchemy.Engine:
-    """The database that a configuration file of Cinder's names."""
+    """The database in Cinder's configuration file."""
     return sqlalchemy.create_engine(conf.connection(configuration(path)))
 
 
 def database(path: str) -> Database:
-    """The tracker's tables in that database."""
+    """The tables in that database."""
     config = configuration(path)
     timeout = conf.heartbeat_timeout(config)
-    # An operator waits: a database that does not answer is an error at once.
+    # An operator is waiting: fail at once if the database does not answer.
     return Database(conf.connection(config), timeout, max_retries=0)
 
 
 def hosts_rpc(path: str, timeout: float = RPC_TIMEOUT) -> RpcTracker:
-    """RPC to trackers and to whoever has replicas."""
-    # The global one: oslo.messaging registers some of its options nowhere else.
+    """RPC to trackers and to hosts with replicas."""
+    # The global options: oslo.messaging registers some of its own only there.
     cfg.CONF(["--config-file", path], project="cinder")
     return RpcTracker(oslo_messaging.get_rpc_transport(cfg.CONF), timeout)
 
 
 class CloudCommand(ThunderCommand):
-    """A command that works on the tracker's tables."""
+    """A command that uses the tables."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
@@ -67,7 +67,7 @@ class CloudCommand(ThunderCommand):
             "--config-file",
             default=CINDER_CONFIG,
             metavar="FILE",
-            help=f"Cinder's configuration, which says where the database is ({CINDER_CONFIG})",
+            help=f"Cinder's configuration, which names the database ({CINDER_CONFIG})",
         )
         return parser
 
@@ -77,6 +77,6 @@ class CloudCommand(ThunderCommand):
         if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
             said = " ".join(str(getattr(error, "orig", None) or error).split())
             if any(sign in said for sign in _NO_TABLE):
-                return f"Thunder's tables are not there: run thunder db upgrade ({said})"
-            return f"the database: {said}; connection in [database] of cinder.conf says where it is"
+                return f"Thunder's tables do not exist: run thunder db upgrade ({said})"
+            return f"the database: {said}; check connection in [database] of cinder.conf"
         return super().explained(error)

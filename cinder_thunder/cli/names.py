@@ -1,7 +1,7 @@
-"""What an operator calls a thing, and its id.
+"""From what an operator types to the id of an image or a volume.
 
-Our tables have ids alone. Names are Glance's and Cinder's, and are asked for there if there are
-credentials in the environment, as for the openstack client (``OS_CLOUD`` or ``OS_AUTH_URL``, …).
+The tables have ids only. Names are looked up in Glance and Cinder, with openstacksdk, if the
+environment has credentials as for the openstack client (``OS_CLOUD`` or ``OS_AUTH_URL``, …).
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from typing import Any, NoReturn
 from cinder_thunder.db.api import Database
 from os_brick_thunder.common import errors
 
-#: Fewer characters than these are no beginning of an id, but a slip.
-_PREFIX = 4
-#: Seconds for each answer of the cloud.
-_PATIENCE = 10
+#: How an operator can give each of them.
+HOST_HELP = "the host, as shown by `thunder host list`"
+IMAGE_HELP = "the image: its id in Glance, the beginning of it, or its name"
+VOLUME_HELP = "the volume: its id in Cinder, the beginning of it, or its name"
+#: Fewer characters are not taken for the beginning of an id.
+_MIN_PREFIX = 4
+#: Seconds to wait for each answer of Glance or Cinder.
+_TIMEOUT = 10
 _CREDENTIALS = ("OS_CLOUD", "OS_AUTH_URL")
 
 Named = Callable[[str], list[str]]
 
 
 def image(database: Database, word: str, named: Named | None = None) -> str:
-    """The id of an image that has a replica, from its id, the beginning of that, or its name.
+    """The id of an image that has a replica, from its id, the beginning of it, or its name.
 
     :raises errors.InvalidRequest: there is none, or more than one
     """
@@ -31,14 +35,14 @@ def image(database: Database, word: str, named: Named | None = None) -> str:
     found = _find("image", word, known, named or images_named)
     if found not in known:
         raise errors.InvalidRequest(
-            f"there is no replica of an image {_called(word, found)}: its first volume makes one "
+            f"there is no replica of an image {_called(word, found)}: its first volume creates one "
             f"(openstack volume create --type TYPE --image {found} --size GIB NAME)"
         )
     return found
 
 
 def volume(database: Database, word: str, named: Named | None = None) -> str:
-    """The id of a volume that shares an image or has a stack: from its id, the beginning, a name.
+    """The id of a volume that shares an image or has a stack, likewise.
 
     :raises errors.InvalidRequest: there is none, or more than one
     """
@@ -46,8 +50,8 @@ def volume(database: Database, word: str, named: Named | None = None) -> str:
     found = _find("volume", word, known, named or volumes_named)
     if found not in known:
         raise errors.InvalidRequest(
-            f"volume {_called(word, found)} shares no image with a master, and is attached "
-            "nowhere: it is a plain volume"
+            f"volume {_called(word, found)} shares no image with a master and is not "
+            "attached: it is a plain volume"
         )
     return found
 
@@ -60,9 +64,9 @@ def _find(kind: str, word: str, known: Iterable[str], named: Named) -> str:
 
 
 def beginning(word: str, ids: Iterable[str]) -> list[str]:
-    """The ids that begin with ``word``, or are it."""
+    """The ids that are ``word`` or begin with it."""
     return [
-        each for each in ids if each == word or (len(word) >= _PREFIX and each.startswith(word))
+        each for each in ids if each == word or (len(word) >= _MIN_PREFIX and each.startswith(word))
     ]
 
 
@@ -82,11 +86,11 @@ def only(kind: str, word: str, matches: Iterable[str]) -> str | None:
 def _unknown(kind: str, word: str) -> NoReturn:
     where = "replica of an image" if kind == "image" else "volume"
     listed = "thunder image list" if kind == "image" else "openstack volume list --all-projects"
-    said = f"there is no {where} {word}: {listed} shows those that there are"
+    said = f"there is no {where} {word}: {listed} shows all of them"
     if not _credentials():
         said += (
-            f"; to give a name and not an id, set {_CREDENTIALS[0]}, or {_CREDENTIALS[1]} and "
-            "the others, as for the openstack client"
+            f"; to use names, set {_CREDENTIALS[0]}, or {_CREDENTIALS[1]} and the others, as for "
+            "the openstack client"
         )
     raise errors.InvalidRequest(said)
 
@@ -102,39 +106,39 @@ def _credentials() -> bool:
 def images_named(word: str) -> list[str]:
     """Ids of Glance's images with that name or id; none without credentials.
 
-    :raises errors.ThunderError: there are credentials, but no answer
+    :raises errors.ThunderError: there are credentials, but Glance does not answer
     """
     return _asked("Glance", word, lambda cloud: cloud.image.images(name=word), "image")
 
 
 def volumes_named(word: str) -> list[str]:
-    """The same for Cinder's volumes, of all projects if we may see them."""
+    """The same for Cinder's volumes, of all projects if the credentials allow it."""
 
-    def look(cloud: Any) -> Any:
+    def search(cloud: Any) -> Any:
         return cloud.block_storage.volumes(details=False, name=word, all_projects=True)
 
-    return _asked("Cinder", word, look, "volume")
+    return _asked("Cinder", word, search, "volume")
 
 
-def _asked(service: str, word: str, look: Callable[[Any], Any], kind: str) -> list[str]:
+def _asked(service: str, word: str, search: Callable[[Any], Any], kind: str) -> list[str]:
     if not _credentials():
         return []
     try:
-        import openstack  # takes half a second, and is not everywhere
+        import openstack  # takes half a second, and compute hosts may lack it
     except ImportError:
         return []
     try:
-        # Majors: the environment may have a microversion for the openstack client.
+        # Major versions: the environment may set a microversion for the openstack client.
         cloud = openstack.connect(
-            api_timeout=_PATIENCE, image_api_version="2", block_storage_api_version="3"
+            api_timeout=_TIMEOUT, image_api_version="2", block_storage_api_version="3"
         )
-        found = [each.id for each in look(cloud)]
+        found = [each.id for each in search(cloud)]
         if found:
             return found
         finder = cloud.image.find_image if kind == "image" else cloud.block_storage.find_volume
         one = finder(word, ignore_missing=True)
         return [one.id] if one else []
-    except Exception as error:  # of half a dozen libraries
+    except Exception as error:  # it may come from any of several libraries
         said = " ".join(str(error).split())
         raise errors.ThunderError(
             f"{service} could not be asked for {kind} {word} ({said[:200]}): give its id, or unset "

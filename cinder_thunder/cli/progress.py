@@ -1,4 +1,4 @@
-"""How far hosts are with something: live bars on a terminal, plain lines elsewhere."""
+"""Progress of several hosts: live bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Self, TextIO
 from rich import progress
 from rich.console import Console
 
-#: Without a terminal a line is printed whenever a host is so much further (per cent).
+#: Without a terminal, a line is printed for each such step of a host (per cent).
 _STEP = 20
 
 
 class Bars:
-    """One bar a host, of ``total`` bytes each, on ``stream`` (standard error)."""
+    """One bar per host, of ``total`` bytes each, on ``stream``."""
 
     def __init__(
         self, hosts: list[str], total: int, stream: TextIO, clock: Callable[[], float] | None = None
     ) -> None:
-        """:param clock: of the seconds in plain lines"""
+        """:param clock: for the seconds in plain lines"""
         self._total = total
         self._stream = stream
         self._clock = clock or time.monotonic
         self._began = self._clock()
-        self._said = dict.fromkeys(hosts, ("", -_STEP))
+        self._printed = dict.fromkeys(hosts, ("", -_STEP))
         console = Console(file=stream)
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
@@ -47,14 +47,14 @@ class Bars:
         self._bars.stop()
 
     def show(self, host: str, filled: int, state: str) -> None:
-        """A host has ``filled`` bytes; ``state`` in a word or a line."""
+        """Show that a host has ``filled`` bytes; ``state`` is a word or a line."""
         if self._live:
             self._bars.update(self._tasks[host], completed=filled, state=state)
             return
         share = 100 * filled // self._total if self._total else 100
-        before, reached = self._said[host]
+        before, reached = self._printed[host]
         if state != before or share >= reached + _STEP:
-            self._said[host] = (state, share)
+            self._printed[host] = (state, share)
             self._stream.write(
                 f"{self._clock() - self._began:6.1f} s  {host}  {share:3d}%  {filled >> 20} of "
                 f"{self._total >> 20} MiB  {state}\n"

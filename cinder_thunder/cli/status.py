@@ -1,7 +1,7 @@
-"""``thunder-status upgrade check``, in the manner of ``cinder-status``.
+"""``thunder-status upgrade check``, the counterpart of ``cinder-status``.
 
-Exit codes: 0, all is well; 1, something is worth a look; 2, something is in the way of the
-upgrade; 255, nothing could be checked.
+Exit codes: 0, success; 1, a warning; 2, a failure that must be resolved before the upgrade; 255,
+nothing could be checked.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from cinder_thunder.cli.base import CINDER_CONFIG, WHERE_CINDER_IS, nothing_chec
 
 
 def main(argv: list[str] | None = None) -> int:
-    # Cinder has it loaded; nothing here runs on it.
+    # Cinder imports it; nothing here uses it.
     warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
     try:
-        # A compute host has no database drivers.
+        # A compute host does without a database driver.
         from oslo_upgradecheck import upgradecheck
 
         from cinder_thunder.cli import cloud
         from cinder_thunder.cli.doctor import upgrade
     except ModuleNotFoundError as error:
-        return nothing_checked(f"it needs {error.name}, which is not here: {WHERE_CINDER_IS}")
+        return nothing_checked(f"it needs {error.name}, which is not installed: {WHERE_CINDER_IS}")
     config = cfg.ConfigOpts()
     cloud.register(config)
     arguments = sys.argv[1:] if argv is None else argv

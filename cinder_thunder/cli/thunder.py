@@ -1,7 +1,7 @@
 """``thunder``: the operator's command.
 
-Its commands are imported when they are run: on a compute host, ``thunder doctor`` and ``thunder
-stack list`` do without Cinder and a database.
+Commands are imported when they are run: on a compute host, ``thunder doctor`` and ``thunder stack
+list`` need neither Cinder nor a database.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cliff.commandmanager import CommandManager
 
 from cinder_thunder.cli.base import DISTRIBUTION, FAILED, WHERE_CINDER_IS, exit_code
 
-#: What each command is, as module:class below cinder_thunder.cli.commands. Named here and not as
-#: entry points, so that they run from a source tree, too.
+#: Each command as module:class below cinder_thunder.cli.commands. They are named here, not as entry
+#: points, so that they work in a source tree, too.
 COMMANDS = {
     "db upgrade": "db:Upgrade",
     "db version": "db:Version",
@@ -37,18 +37,18 @@ COMMANDS = {
     "stack list": "local:StackList",
     "volume show": "show:VolumeShow",
 }
-#: They tell of every connection; what fails there reaches us as an error.
-_CHATTY = ("alembic", "oslo", "oslo_messaging", "oslo_db", "oslo_service", "amqp", "kombu")
+#: They log every connection attempt; a failure is raised as an error, too.
+_NOISY = ("alembic", "oslo", "oslo_messaging", "oslo_db", "oslo_service", "amqp", "kombu")
 _DESCRIPTION = """\
-Thunder: boot hundreds of servers from one image at once. What follows works on the whole cloud and
-wants Cinder's configuration, on any host that has it; "doctor" and "stack list" are about the host
-that they run on. Exit codes: 0, all was done; 1, it failed or was done in part; 2, bad input,
-nothing was changed.
+Thunder: boot hundreds of servers from one image at once. The commands are about the whole cloud and
+require Cinder's configuration, on any host that has it, except "doctor" and "stack list", which are
+about the host that they run on. Exit codes: 0, everything was done; 1, it failed or was done in
+part; 2, bad input, nothing was changed.
 """
 
 
 class Thunder(App):
-    NAME = "thunder"  # however it was started
+    NAME = "thunder"  # also when started as a module
 
     def __init__(self) -> None:
         commands = CommandManager("thunder.commands")
@@ -58,14 +58,14 @@ class Thunder(App):
             )
         super().__init__(description=_DESCRIPTION, version=_version(), command_manager=commands)
 
-    #: Set by a command that did its work, but not all that was asked.
+    #: Set by a command that did a part of what was asked.
     exit_code = 0
 
     def configure_logging(self) -> None:
         super().configure_logging()
         if not self.options.debug:
-            for chatty in _CHATTY:
-                logging.getLogger(chatty).setLevel(logging.CRITICAL)
+            for noisy in _NOISY:
+                logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
     def run_subcommand(self, argv: list[str]) -> int:
         try:
@@ -74,7 +74,7 @@ class Thunder(App):
             if self.options.debug:
                 raise
             self.LOG.error(
-                "thunder %s needs %s, which is not here: %s",
+                "thunder %s needs %s, which is not installed: %s",
                 " ".join(argv[:2]),
                 error.name,
                 WHERE_CINDER_IS,
@@ -93,7 +93,7 @@ def _version() -> str:
 
 
 def main(argv: Any = None) -> int:
-    # oslo.messaging has it loaded; nothing here runs on it.
+    # oslo.messaging imports it; nothing here uses it.
     warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
     app = Thunder()
     code = int(app.run(sys.argv[1:] if argv is None else argv))

@@ -140,13 +140,13 @@ def test_bad_input(journey: Journey, image: Image, volume: str) -> None:
         for _ in range(2)
     ]
     before = journey.rows()
-    unknown = "there is no replica of an image nothing: thunder image list shows those that there"
+    unknown = "there is no replica of an image nothing: thunder image list shows all of them"
     cases = {
         ("image", "precache", "nothing", "--all"): unknown,
         ("image", "evict", "nothing"): unknown,
         ("image", "precache", "twin", "--all"): f"may be {', '.join(sorted(twins))}",
-        ("image", "precache", twins[0], "--all"): "its first volume makes one",
-        ("image", "precache", NAME): "say on which hosts: either --host (once or more), or",
+        ("image", "precache", twins[0], "--all"): "its first volume creates one",
+        ("image", "precache", NAME): "select hosts: either --host (once or more), or",
         ("image", "precache", NAME, "--host", "cmp9"): "there is no compute host cmp9: known are",
         ("image", "precache", NAME, "--all", "--profile"): "no boot profile of image",
         ("host", "drain", "cmp9"): "there is no host cmp9: known are cmp1, cmp2, cmp3, stor1@",
@@ -176,7 +176,7 @@ def test_no_right_to_look(journey: Journey) -> None:
     print(done.stderr, done.returncode)
     assert (done.returncode, done.stdout, done.stderr) == (
         *(2, ""),
-        "no right to read /var/lib/thunder/state.json and device-mapper: run it as root\n",
+        "no permission to read /var/lib/thunder/state.json and device-mapper: run it as root\n",
     )
 
 

@@ -301,7 +301,7 @@ def test_the_tables_are_made_wherever_thunder_is(
         return tool(*command, cwd=tmp_path, python=found.python, path=found.path)
 
     upgrade = ("db", "upgrade", "--config-file", str(config))
-    assert thunder(*upgrade).startswith("the tables were at revision None, they are at ")
+    assert thunder(*upgrade).startswith("the tables were at revision None and are at ")
     assert thunder(*upgrade).startswith("the tables are at revision ")
     expected = "unknown" if put is checkout else "0.1.0"
     assert thunder("--version").startswith(f"thunder {expected}")

@@ -10,7 +10,6 @@ from cliff.lister import Lister
 from cinder_thunder.cli import names
 from cinder_thunder.cli.base import FAILED
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
-from cinder_thunder.cli.commands.show import IMAGE_HELP
 from cinder_thunder.masters.eviction import evict
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
@@ -19,12 +18,12 @@ from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
 class ImageEvict(CloudCommand, Lister):
     """Remove all replicas of an image that no volume uses, masters last.
 
-    Exit code 1 if any had to stay.
+    Exit code 1 if a replica had to stay.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
@@ -44,7 +43,7 @@ class ImageEvict(CloudCommand, Lister):
 
 
 def drain_timeout(rpc: RpcTracker, host: str) -> float:
-    """Seconds that an agent gives other hosts to leave its replica; agents may differ in it.
+    """Seconds that an agent gives other hosts to leave its replica; each agent has its own option.
 
     :raises errors.TrackerUnavailable: it does not answer
     """
@@ -61,7 +60,7 @@ class _Drain(CloudCommand):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("host", metavar="HOST", help="as thunder host list has it")
+        parser.add_argument("host", metavar="HOST", help=names.HOST_HELP)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -75,16 +74,16 @@ class _Drain(CloudCommand):
 
 
 class HostDrain(_Drain):
-    """Let nobody read from a host any more, before it is serviced or taken away.
+    """Let no other host read from a host any longer, before it is serviced or removed.
 
     Its own volumes stay attached and keep their caches. Hosts that read from it are given other
-    parents; thunder location show says who still does.
+    parents; `thunder location show` shows those that still do.
     """
 
     drained = True
 
 
 class HostUndrain(_Drain):
-    """Let others read from a host again."""
+    """Let other hosts read from a host again."""
 
     drained = False

@@ -19,7 +19,7 @@ class Upgrade(CloudCommand):
         self.app.stdout.write(
             f"the tables are at revision {after}\n"
             if before == after
-            else f"the tables were at revision {before}, they are at {after} now\n"
+            else f"the tables were at revision {before} and are at {after} now\n"
         )
 
 

@@ -10,18 +10,18 @@ from cliff.lister import Lister
 
 from cinder_thunder.cli.base import CINDER_CONFIG, FAILED, INSTALL_EXTRA
 from cinder_thunder.cli.commands.local import HostCommand
-from cinder_thunder.cli.doctor import compute as doctor
-from cinder_thunder.cli.doctor.compute import Check
+from cinder_thunder.cli.doctor.checks import FAIL, Check, skipped
+from cinder_thunder.cli.doctor.compute import compute_report
 from os_brick_thunder.common import conf as options
 from os_brick_thunder.common import errors
 
 
 class Doctor(HostCommand, Lister):
-    """Check all that Thunder needs on this host, and say for each fault what to do about it.
+    """Check everything that Thunder needs on this host, and show a remedy for each fault.
 
-    A host with thunder.conf is checked as a compute host, one with cinder.conf as one that works
-    with Cinder's database and, if it has backends of ours, as a storage host; what is not this
-    host's is skipped. Nothing is changed. Exit code 1 if anything is at fault.
+    A host with thunder.conf is checked as a compute host. With cinder.conf, the database and RPC
+    are checked, and with Thunder backends in it, the storage host. Checks that do not apply to this
+    host are skipped. Nothing is changed. Exit code 1 if there is a fault.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ class Doctor(HostCommand, Lister):
             metavar="FILE",
             help=f"Cinder's configuration ({CINDER_CONFIG})",
         )
-        parser.set_defaults(fit_width=True)  # on a terminal: remedies are sentences
+        parser.set_defaults(fit_width=True)  # remedies are sentences: wrap them on a terminal
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
@@ -46,7 +46,7 @@ class Doctor(HostCommand, Lister):
                 "needs the first, a storage host the second"
             )
         report = [*_compute(agent), *_cinder(cinder)]
-        if any(check.result == doctor.FAIL for check in report):
+        if any(check.result == FAIL for check in report):
             self.app.exit_code = FAILED
         return ("Check", "Result", "Found", "Remedy"), [
             (check.name, check.result, check.found, check.remedy) for check in report
@@ -55,17 +55,17 @@ class Doctor(HostCommand, Lister):
 
 def _compute(file: str) -> list[Check]:
     if not Path(file).exists():
-        return doctor.skipped(["compute host"], f"not a compute host: there is no {file}")
-    return doctor.compute_report(file)
+        return skipped(["compute host"], f"not a compute host: there is no {file}")
+    return compute_report(file)
 
 
 def _cinder(file: str) -> list[Check]:
     if not Path(file).exists():
-        return doctor.skipped(["cinder"], f"not a host of Cinder's: there is no {file}")
+        return skipped(["cinder"], f"not a host with Cinder: there is no {file}")
     try:
-        # A compute host has no database drivers.
+        # A compute host does without a database driver.
         from cinder_thunder.cli.doctor.storage import cinder_report
     except ModuleNotFoundError as error:
         found, remedy = f"{error.name} is not installed", INSTALL_EXTRA
-        return [Check("cinder", doctor.FAIL, found, remedy)]
+        return [Check("cinder", FAIL, found, remedy)]
     return cinder_report(file)

@@ -1,4 +1,4 @@
-"""``thunder image precache``: an image on hosts before anybody boots there."""
+"""``thunder image precache``: bring an image to hosts before the first server boots there."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from typing import Any, Protocol
 
 from cliff.lister import Lister
 
-from cinder_thunder.cli import names
+from cinder_thunder.cli import names, views
 from cinder_thunder.cli.base import FAILED
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
-from cinder_thunder.cli.commands.show import IMAGE_HELP, percent
 from cinder_thunder.cli.progress import Bars
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import KnownHost
-from cinder_thunder.policy.ranking import COMPLETE
+from cinder_thunder.policy.ranking import COMPLETE, Location
 from os_brick_thunder.common import errors
 
-#: Seconds between looks at the tables; agents report at each of their heartbeats.
-_LOOK = 1.0
-#: Seconds that a host may take to make a base: it waits for its parent, which may be new, too.
-_MAKING = 120.0
-#: Hosts that are asked at one time.
-_AT_ONCE = 16
+#: Seconds between polls of the tables; agents report with each of their heartbeats.
+_POLL_INTERVAL = 1.0
+#: Seconds that a host may take to create a base: it waits for its parent, which may be new, too.
+_CREATION_TIMEOUT = 120.0
+#: Hosts that are asked at the same time.
+_CONCURRENCY = 16
 
 ASKED, FILLING, DONE, SKIPPED, NOT_DONE = "asked", "filling", "complete", "skipped", "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one host; ``reason`` says why it is not complete."""
+    """The result of one host; ``reason`` tells why it is not complete."""
 
     host: str
     result: str
@@ -50,29 +49,29 @@ class Hosts(Protocol):
 
 
 class ImagePrecache(CloudCommand, Lister):
-    """Bring an image to hosts before anybody boots there.
+    """Bring an image to hosts before the first server boots there.
 
-    Each host makes its replica, reads it from the nearest host that has one, and keeps all that is
-    allocated in the image: the first server that boots there then reads the image locally. Hosts
-    that are dead or drained are left out with a warning. Progress goes to standard error, a bar a
-    host on a terminal and lines elsewhere. Exit code 0 if every host that was named has (with
-    --wait) or is making (without) its replica, otherwise 1, and the table says why.
+    Each host creates a replica and fills it with all allocated blocks of the image, from the
+    nearest host that has them: the first server on that host then reads the image locally. Dead and
+    drained hosts are skipped with a warning. Progress is printed to standard error, as one bar per
+    host on a terminal and as lines elsewhere. Exit code 0 if each of the hosts has its replica
+    (with --wait) or is filling it (without), otherwise 1; the table shows the reasons.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
-        where = parser.add_argument_group("which compute hosts (rack and zone may go together)")
-        where.add_argument("--host", action="append", default=[], help="this one; may be repeated")
-        where.add_argument("--rack", help="all of a rack")
-        where.add_argument("--zone", help="all of a zone")
-        where.add_argument("--all", action="store_true", help="all that there are")
+        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
+        where = parser.add_argument_group("which compute hosts (--rack and --zone can be combined)")
+        where.add_argument("--host", action="append", default=[], help="this host; can be repeated")
+        where.add_argument("--rack", help="all hosts of a rack")
+        where.add_argument("--zone", help="all hosts of a zone")
+        where.add_argument("--all", action="store_true", help="all compute hosts")
         what = parser.add_mutually_exclusive_group()
-        what.add_argument("--full", action="store_true", help="all of the image (as without it)")
+        what.add_argument("--full", action="store_true", help="the whole image (the default)")
         what.add_argument(
-            "--profile", action="store_true", help="what a boot reads; none is recorded yet"
+            "--profile", action="store_true", help="what a boot reads; no profile is recorded yet"
         )
-        parser.add_argument("--wait", action="store_true", help="until each host has all of it")
+        parser.add_argument("--wait", action="store_true", help="wait for complete replicas")
         parser.add_argument(
             "--timeout",
             type=_seconds,
@@ -90,7 +89,8 @@ class ImagePrecache(CloudCommand, Lister):
         )
         if parsed_args.profile:
             raise errors.InvalidRequest(
-                f"no boot profile of image {image_id} is recorded: pre-cache all of it (--full)"
+                f"no boot profile of image {image_id} is recorded: pre-cache the whole image, "
+                "with --full"
             )
         rpc = hosts_rpc(parsed_args.config_file)
         outcomes = precache(
@@ -105,7 +105,7 @@ class ImagePrecache(CloudCommand, Lister):
 def _seconds(text: str) -> float:
     value = float(text)
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: more than 0 seconds were expected")
+        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds")
     return value
 
 
@@ -116,16 +116,16 @@ def choose(
     zone: str | None,
     everywhere: bool,
 ) -> list[KnownHost]:
-    """The compute hosts that the options name, by name.
+    """The compute hosts that the options select.
 
-    :raises errors.InvalidRequest: none or several kinds of options, or one that names no host
+    :raises errors.InvalidRequest: none or several kinds of options, or one that matches no host
     """
     compute = {host.host: host for host in known if host.kind == "compute"}
     if bool(hosts) + bool(rack or zone) + everywhere != 1:
         raise errors.InvalidRequest(
-            "say on which hosts: either --host (once or more), or --rack and --zone, or --all"
+            "select hosts: either --host (once or more), or --rack and --zone, or --all"
         )
-    there = ", ".join(compute) or "none, as no agent was heard of"
+    there = ", ".join(compute) or "none, no agent has sent a heartbeat yet"
     unknown = [host for host in hosts if host not in compute]
     if unknown:
         raise errors.InvalidRequest(
@@ -161,7 +161,7 @@ def precache(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
-    """Have hosts make replicas of an image, showing how far they are.
+    """Have hosts create and fill replicas of an image, and show their progress.
 
     :param timeout: seconds to wait for them to be complete; None does not wait
     """
@@ -170,27 +170,27 @@ def precache(
     for name, reason in skipped.items():
         sys.stderr.write(f"warning: {name} is left out: {reason}\n")
     asked = [host.host for host in wanted if host.host not in skipped]
-    answers = _ask(asked, lambda host: rpc.precache(host, image_id, _MAKING))
+    answers = _ask(asked, lambda host: rpc.precache(host, image_id, _CREATION_TIMEOUT))
     until = None if timeout is None else clock() + timeout
     with Bars(asked, total, sys.stderr) as bars:
         while True:
-            outcomes = _look(database, image_id, answers, total, bars)
+            outcomes = _poll(database, image_id, answers, total, bars)
             open_ = [name for name in asked if outcomes[name].result in (ASKED, FILLING)]
             unanswered = [name for name in open_ if outcomes[name].result == ASKED]
             if not open_ or (until is None and not unanswered):
                 break
             if until is not None and clock() > until:
-                reason = f"not complete after {timeout:g} s; it goes on by itself"
+                reason = f"not complete after {timeout:g} s; the host continues to fill it"
                 for name in open_:
                     outcomes[name] = Outcome(name, NOT_DONE, outcomes[name].percent, reason)
                 break
-            sleep(_LOOK)
+            sleep(_POLL_INTERVAL)
     outcomes |= {name: Outcome(name, SKIPPED, 0, reason) for name, reason in skipped.items()}
     return [outcomes[host.host] for host in wanted]
 
 
 def _unfit(host: KnownHost) -> str:
-    """Why a host is left out; empty if it is not."""
+    """Why a host is skipped; empty if it is not."""
     if not host.alive:
         return f"it is dead, silent for {host.silent:.0f} s: start thunder-agent there"
     if host.drained:
@@ -199,9 +199,9 @@ def _unfit(host: KnownHost) -> str:
 
 
 def _ask(hosts: Sequence[str], ask: Callable[[str], None]) -> dict[str, Future[None]]:
-    """Ask all hosts, some at a time, in threads that nobody has to wait for.
+    """Ask all hosts, a few at a time, in daemon threads.
 
-    (Those of an executor would be waited for when the command ends, or is interrupted.)
+    An executor's threads are joined when the process ends, also after an interrupt.
     """
     answers: dict[str, Future[None]] = {host: Future() for host in hosts}
     left = iter(list(answers))
@@ -219,42 +219,52 @@ def _ask(hosts: Sequence[str], ask: Callable[[str], None]) -> dict[str, Future[N
             except Exception as error:
                 answers[host].set_exception(error)
 
-    for _ in range(min(_AT_ONCE, len(answers))):
+    for _ in range(min(_CONCURRENCY, len(answers))):
         threading.Thread(target=work, name="precache", daemon=True).start()
     return answers
 
 
-def _look(
+def _poll(
     database: Database, image_id: str, answers: dict[str, Future[None]], total: int, bars: Bars
 ) -> dict[str, Outcome]:
-    """How far every host is, by what it answered and by what the tables say."""
-    # The answers first: what a host reported before it answered is in the tables then.
-    answered = {name: answer.done() for name, answer in answers.items()}
+    """The state of every host, from its answer and from the tables; shows it, too."""
+    # The answers first: what a host reported before its answer is in the tables then.
+    answered = {name: answer for name, answer in answers.items() if answer.done()}
     here = {location.host: location for location in database.locations.of(image_id)}
     by_id = {location.id: location for location in here.values()}
     dead = {host.host for host in database.hosts.all() if not host.alive}
     outcomes = {}
-    for name, answer in answers.items():
+    for name in answers:
         location = here.get(name)
-        share = percent(location, total) if location else 0
-        error = answer.exception() if answered[name] else None
-        if error is not None:
-            outcome = Outcome(name, NOT_DONE, 0, " ".join(str(error).split()))
-        elif answered[name] and location is not None and location.state == COMPLETE:
-            outcome = Outcome(name, DONE, 100)
-        elif name in dead:
-            outcome = Outcome(
-                name, NOT_DONE, share, "its heartbeats stopped: is its agent running?"
-            )
-        elif answered[name] and location is None:
-            outcome = Outcome(
-                name, NOT_DONE, 0, "its replica was given up: see thunder-agent's log"
-            )
-        else:
-            outcome = Outcome(name, FILLING if answered[name] else ASKED, min(share, 99))
+        outcome = _outcome(name, answered.get(name), location, total, name in dead)
         outcomes[name] = outcome
         parent = by_id.get((location.parent if location else None) or "")
-        source = f", from {parent.host}" if parent and outcome.result == FILLING else ""
-        said = f"{outcome.result}: {outcome.reason}" if outcome.reason else outcome.result + source
-        bars.show(name, outcome.percent * total // 100, said)
+        bars.show(name, outcome.percent * total // 100, _progress(outcome, parent))
     return outcomes
+
+
+def _outcome(
+    name: str, answer: Future[None] | None, location: Location | None, total: int, dead: bool
+) -> Outcome:
+    """:param answer: the host's answer; None before it
+    :param total: allocated bytes of the image
+    """
+    error = answer.exception() if answer else None
+    if error is not None:
+        return Outcome(name, NOT_DONE, 0, " ".join(str(error).split()))
+    if answer and location is not None and location.state == COMPLETE:
+        return Outcome(name, DONE, 100)
+    share = views.percent(location, total) if location else 0
+    if dead:
+        return Outcome(name, NOT_DONE, share, "its heartbeats stopped: is its agent running?")
+    if answer and location is None:
+        return Outcome(name, NOT_DONE, 0, "its replica was given up: see thunder-agent's log")
+    return Outcome(name, FILLING if answer else ASKED, min(share, 99))
+
+
+def _progress(outcome: Outcome, parent: Location | None) -> str:
+    """The state next to a host's bar."""
+    if outcome.reason:
+        return f"{outcome.result}: {outcome.reason}"
+    source = f", from {parent.host}" if parent and outcome.result == FILLING else ""
+    return outcome.result + source

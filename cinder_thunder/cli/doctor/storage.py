@@ -1,31 +1,39 @@
-"""Is all there that Thunder needs on a host with cinder.conf? The checks of ``thunder doctor``."""
+"""The checks of a host with cinder.conf: its database, the cloud's hosts, and its Thunder backends.
+
+Nothing is changed.
+"""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Protocol
+from functools import partial
 
 import sqlalchemy as sa
-from oslo_config import cfg
 from oslo_db import exception as db_exc
 
 from cinder_thunder import conf
-from cinder_thunder.cli import cloud
-from cinder_thunder.cli.doctor import compute as doctor
-from cinder_thunder.cli.doctor.compute import Check, Doubt, Fault, NotHere
-from cinder_thunder.db import migration
-from cinder_thunder.db.values import KnownHost
-from cinder_thunder.mechanism.thinpool import ThinPool
+from cinder_thunder.cli.doctor.checks import (
+    Check,
+    Fault,
+    HostProbe,
+    NotApplicable,
+    Warn,
+    check_modules,
+    check_rights,
+    check_skew,
+    check_target,
+    check_tools,
+    difference,
+    examine,
+)
+from cinder_thunder.cli.doctor.cinder import DRIVER, Backend, Cloud, Configured, ThisCloud
+from cinder_thunder.cli.doctor.host import ThisHost
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
-from os_brick_thunder.common.run import run
 
-DRIVER = "cinder_thunder.driver.ThunderDriver"
 NO_BACKEND = f"not a storage host: no backend in enabled_backends has {DRIVER}"
+#: The tools that cinder-volume calls for us, each with its Debian package.
 TOOLS = {
     "lvs": "lvm2",
     "lvcreate": "lvm2",
@@ -35,146 +43,43 @@ TOOLS = {
     "qemu-img": "qemu-utils",
 }
 _MAPPER = {"dm_thin_pool": "targets thin-pool and thin"}
-#: Per cent of a storage host's thin pool above which an operator is told.
+#: Per cent of a storage host's thin pool, or of its metadata, from which on it is a fault.
 _POOL_FULL = 95
-_BACKEND = (
-    cfg.StrOpt("volume_driver", default="cinder.volume.drivers.lvm.LVMVolumeDriver"),
-    cfg.StrOpt("volume_group", default="cinder-volumes"),
-    cfg.StrOpt("lvm_type", default="auto"),
-    cfg.StrOpt("target_helper", default="tgtadm"),
-    cfg.StrOpt("target_ip_address", default=""),
-)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What cinder.conf says of a backend of ours."""
-
-    name: str
-    server: str  # of its RPC: host@name
-    volume_group: str
-    lvm_type: str
-    target_helper: str
-    target_ip_address: str  # empty: Cinder takes its my_ip
-
-
-class Configured(Protocol):
-    """What cinder.conf says, and the tables that it names."""
-
-    def backends(self) -> list[Backend]: ...
-    def revision(self) -> tuple[str | None, str | None]: ...
-
-
-class Cloud(Configured, Protocol):
-    """What checks look at, beside the host itself."""
-
-    def hosts(self) -> list[KnownHost]: ...
-    def database_clock(self) -> float | None: ...
-    def tracker_clock(self, server: str | None) -> float: ...
-    def volume_groups(self) -> list[str]: ...
-    def pool(self, group: str) -> PoolStatus: ...
-
-
-class CinderConf:
-    """A cinder.conf that was read."""
-
-    def __init__(self, config: cfg.ConfigOpts) -> None:
-        """:param config: has the options of :func:`cinder_thunder.cli.cloud.register`"""
-        self._config = config
-
-    def backends(self) -> list[Backend]:
-        config = self._config
-        config.register_opts([cfg.StrOpt("host"), cfg.ListOpt("enabled_backends", default=[])])
-        config.register_opt(cfg.StrOpt("my_ip", default=""))  # others refer to it
-        defaults = [cfg.StrOpt(option.name) for option in _BACKEND]
-        config.register_opts(_BACKEND, group="backend_defaults")
-        found = []
-        for name in config.enabled_backends:
-            config.register_opts(defaults, group=name)
-            values = {
-                option.name: config[name][option.name] or config.backend_defaults[option.name]
-                for option in _BACKEND
-            }
-            if values.pop("volume_driver") == DRIVER:
-                config.register_opts([cfg.StrOpt("backend_host")], group=name)
-                host = config[name].backend_host or config.host or socket.gethostname()
-                found.append(Backend(name, f"{host}@{name}", **values))
-        return found
-
-    def engine(self) -> sa.Engine:
-        return sa.create_engine(conf.connection(self._config))
-
-    def revision(self) -> tuple[str | None, str | None]:
-        return migration.version(self.engine()), migration.head()
-
-
-class ThisCloud(CinderConf):
-    """The cloud that a cinder.conf is about."""
-
-    def __init__(self, config_file: str) -> None:
-        """:raises oslo_config.cfg.Error: it cannot be read"""
-        super().__init__(cloud.configuration(config_file))
-        self._file = config_file
-
-    def hosts(self) -> list[KnownHost]:
-        return cloud.database(self._file).hosts.all()
-
-    def database_clock(self) -> float | None:
-        engine = self.engine()
-        if engine.dialect.name not in ("mysql", "mariadb"):
-            return None
-        with engine.connect() as connection:
-            now: datetime = connection.execute(sa.text("SELECT UTC_TIMESTAMP(6)")).scalar_one()
-        return now.replace(tzinfo=UTC).timestamp()
-
-    def tracker_clock(self, server: str | None) -> float:
-        return cloud.hosts_rpc(self._file, doctor.PATIENCE).clock(server)
-
-    def volume_groups(self) -> list[str]:
-        return run("vgs", "--noheadings", "--options", "vg_name").split()
-
-    def pool(self, group: str) -> PoolStatus:
-        return ThinPool(group, f"{group}-pool", run).status()
 
 
 class CinderHost:
-    """The checks of a host with cinder.conf; those of its backends where it has some."""
+    """The checks of a host with cinder.conf; without backends, a storage host's are skipped."""
 
-    def __init__(self, found: Cloud, host: doctor.Surroundings) -> None:
+    def __init__(self, found: Cloud, host: HostProbe) -> None:
         self._cloud = found
         self._host = host
         self._backends = found.backends()
 
     def checks(self) -> dict[str, Callable[[], str]]:
+        """By name; a check comes after those that it depends on."""
         checks: dict[str, Callable[[], str]] = {
             "database": self.database,
             "tables": self.tables,
             "database's clock": self.clock,
             "hosts": self.hosts,
             "trackers": lambda: self.tracker(None),
-            "storage: rights": lambda: doctor.check_rights(self._host),
-            "storage: tools": lambda: doctor.check_tools(self._host, TOOLS),
-            "storage: device-mapper": lambda: doctor.check_modules(self._host, _MAPPER),
-            "storage: iSCSI target": lambda: doctor.check_target(self._host),
         }
-        for name in [name for name in checks if name.startswith("storage: ")]:
-            checks[name] = self._on_storage(checks[name])
+        on_storage: dict[str, Callable[[], str]] = {
+            "storage: rights": lambda: check_rights(self._host),
+            "storage: tools": lambda: check_tools(self._host, TOOLS),
+            "storage: device-mapper": lambda: check_modules(self._host, _MAPPER),
+            "storage: iSCSI target": lambda: check_target(self._host),
+        }
         if not self._backends:
-            checks["backends"] = self._none
+            return checks | dict.fromkeys([*on_storage, "backends"], _no_backend)
+        checks |= on_storage
         for backend in self._backends:
             checks |= {
-                f"{backend.name}: options": lambda b=backend: check_options(b),  # type: ignore[misc]
-                f"{backend.name}: thin pool": lambda b=backend: self.pool(b),  # type: ignore[misc]
-                f"{backend.name}: RPC": lambda b=backend: self.tracker(b.server),  # type: ignore[misc]
+                f"{backend.name}: options": partial(check_options, backend),
+                f"{backend.name}: thin pool": partial(self.pool, backend),
+                f"{backend.name}: RPC": partial(self.tracker, backend.server),
             }
         return checks
-
-    def _on_storage(self, check: Callable[[], str]) -> Callable[[], str]:
-        return check if self._backends else self._none
-
-    @staticmethod
-    def _none() -> str:
-        raise NotHere(NO_BACKEND)
 
     def database(self) -> str:
         revisions(self._cloud)
@@ -187,7 +92,7 @@ class CinderHost:
         try:
             return revisions(self._cloud)
         except Fault as fault:
-            raise NotHere("the database does not answer") from fault
+            raise NotApplicable("the database does not answer") from fault
 
     def clock(self) -> str:
         self._revisions()
@@ -195,13 +100,13 @@ class CinderHost:
         there = self._cloud.database_clock()
         after = self._host.clock()
         if there is None:
-            raise NotHere("this database has no clock of its own")
-        return doctor.check_skew(doctor.difference(there, before, after), "the database's")
+            raise NotApplicable("this database has no clock of its own")
+        return check_skew(difference(there, before, after), "the database's")
 
     def hosts(self) -> str:
         found, wanted = self._revisions()
         if found != wanted:
-            raise NotHere("the tables are not up to date")
+            raise NotApplicable("the tables are not up to date")
         hosts = self._cloud.hosts()
         late = [host for host in hosts if host.state != ranking.ALIVE and not host.drained]
         if late:
@@ -209,10 +114,10 @@ class CinderHost:
             raise Fault(
                 said,
                 "start thunder-agent (compute) or cinder-volume (storage) there; thunder host "
-                "drain HOST for one that is to stay off",
+                "drain HOST for a host that is to stay off",
             )
         if not any(host.kind == "storage" for host in hosts):
-            raise Fault("no storage host was ever heard of", "start cinder-volume")
+            raise Fault("no storage host has ever sent a heartbeat", "start cinder-volume")
         return f"all {len(hosts)} are alive, or drained"
 
     def tracker(self, server: str | None) -> str:
@@ -222,15 +127,15 @@ class CinderHost:
         except errors.ThunderError as error:
             raise Fault(
                 str(error),
-                "see transport_url in [DEFAULT] of cinder.conf, and that RabbitMQ and "
-                f"cinder-volume{f' of {server}' if server else ''} run",
+                "check transport_url in [DEFAULT] of cinder.conf, and that RabbitMQ and "
+                f"cinder-volume{f' of {server}' if server else ''} are running",
             ) from error
-        skew = doctor.difference(there, before, self._host.clock())
-        return "answers; this host's clock is " + doctor.check_skew(skew, "the tracker's")
+        skew = difference(there, before, self._host.clock())
+        return "answers; this host's clock is " + check_skew(skew, "the tracker's")
 
     def pool(self, backend: Backend) -> str:
         if not self._host.is_root():
-            raise NotHere("for root alone, see rights")
+            raise NotApplicable("requires root, see rights")
         group = backend.volume_group
         groups = self._cloud.volume_groups()
         if group not in groups:
@@ -243,26 +148,37 @@ class CinderHost:
         except errors.ProcessError as error:
             raise Fault(
                 f"volume group {group} has no active thin pool {group}-pool: {error.err}",
-                f"start cinder-volume, which makes it; or vgchange --activate y {group}",
+                f"start cinder-volume, which creates it; or vgchange --activate y {group}",
             ) from error
-        if not pool.healthy:
-            raise Fault(
-                f"thin pool {group}/{group}-pool takes no writes",
-                "see dmesg and lvmthin(7); "
-                + ("lvextend it, it is full" if pool.full else "lvconvert --repair"),
-            )
-        data = 100 * pool.used // max(pool.total, 1)
-        metadata = 100 * pool.metadata_used // max(pool.metadata_total, 1)
-        if max(data, metadata) >= _POOL_FULL:
-            raise Fault(
-                f"{data} % of {group}/{group}-pool is in use, {metadata} % of its metadata",
-                "lvextend it (--poolmetadatasize for its metadata), delete volumes or evict images",
-            )
-        return f"{data} % in use, {metadata} % of its metadata"
+        return check_thin_pool(pool, f"{group}/{group}-pool")
+
+
+def _no_backend() -> str:
+    raise NotApplicable(NO_BACKEND)
+
+
+def check_thin_pool(pool: PoolStatus, name: str) -> str:
+    """:param name: group/pool
+    :raises Fault: it takes no writes, or is nearly full
+    """
+    if not pool.healthy:
+        raise Fault(
+            f"thin pool {name} takes no writes",
+            "see dmesg and lvmthin(7); "
+            + ("lvextend it, it is full" if pool.full else "lvconvert --repair"),
+        )
+    data = 100 * pool.used // max(pool.total, 1)
+    metadata = 100 * pool.metadata_used // max(pool.metadata_total, 1)
+    if max(data, metadata) >= _POOL_FULL:
+        raise Fault(
+            f"{data} % of {name} is in use, {metadata} % of its metadata",
+            "lvextend it (--poolmetadatasize for its metadata), delete volumes or evict images",
+        )
+    return f"{data} % in use, {metadata} % of its metadata"
 
 
 def revisions(found: Configured) -> tuple[str | None, str | None]:
-    """What the tables are at, and what this code needs.
+    """The revision of the tables, and the one that this code needs.
 
     :raises Fault: the database does not answer
     """
@@ -272,7 +188,7 @@ def revisions(found: Configured) -> tuple[str | None, str | None]:
         said = str(getattr(error, "orig", None) or error)
         raise Fault(
             f"does not answer: {said}",
-            "see that it runs, and connection in [database] of cinder.conf (or in "
+            "check that it is running, and connection in [database] of cinder.conf (or in "
             f"[{conf.DATABASE_GROUP}])",
         ) from error
 
@@ -290,7 +206,9 @@ def check_tables(found: str | None, wanted: str | None) -> str:
 
 
 def check_options(backend: Backend) -> str:
-    """:raises Fault: the driver would refuse to start; a Doubt where it does start"""
+    """:raises Fault: the driver would refuse to start
+    :raises Warn: it would start, with a default that may be wrong
+    """
     if backend.target_helper != "lioadm":
         raise Fault(
             f"target_helper is {backend.target_helper}", f"set it to lioadm in [{backend.name}]"
@@ -298,7 +216,7 @@ def check_options(backend: Backend) -> str:
     if backend.lvm_type not in ("thin", "auto"):
         raise Fault(f"lvm_type is {backend.lvm_type}", f"set it to thin in [{backend.name}]")
     if not backend.target_ip_address:
-        raise Doubt(
+        raise Warn(
             "target_ip_address is not set: hosts are sent to Cinder's my_ip",
             f"set it in [{backend.name}] to the address at which hosts reach volumes and masters",
         )
@@ -306,9 +224,9 @@ def check_options(backend: Backend) -> str:
 
 
 def cinder_report(config_file: str) -> list[Check]:
-    """All checks of a host with cinder.conf.
+    """Run all checks of a host with cinder.conf.
 
     :raises oslo_config.cfg.Error: it cannot be read
     """
-    host = CinderHost(ThisCloud(config_file), doctor.ThisHost(config_file))
-    return doctor.examine(host.checks())
+    host = CinderHost(ThisCloud(config_file), ThisHost(config_file))
+    return examine(host.checks())

@@ -1,13 +1,14 @@
-"""The checks of ``thunder-status upgrade check``: may the services be started with this code?
+"""The checks of ``thunder-status upgrade check``: can the services be started with this code?
 
-They are for after ``thunder db upgrade`` and before the restart, so nothing has to run but the
-database. What is checked while all runs is ``thunder doctor``'s.
+They are made after ``thunder db upgrade`` and before the restart of the services, so they need
+nothing but the database. ``thunder doctor`` checks a running cloud.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -17,11 +18,12 @@ from oslo_upgradecheck.upgradecheck import Code, Result
 from packaging.requirements import Requirement
 
 from cinder_thunder.cli.base import DISTRIBUTION, EXTRA, INSTALL_EXTRA, nothing_checked
-from cinder_thunder.cli.doctor import storage as doctor
-from cinder_thunder.cli.doctor.compute import Doubt, Fault, NotHere
+from cinder_thunder.cli.doctor import storage
+from cinder_thunder.cli.doctor.checks import Fault, NotApplicable, Warn
+from cinder_thunder.cli.doctor.cinder import CinderConf, Configured
 from os_brick_thunder import register
 
-_INSTALL = "install a version that this thunder is for, or a newer thunder"
+_INSTALL = "install a version that this Thunder supports, or a newer Thunder"
 
 
 class Checks(upgradecheck.UpgradeCommands):
@@ -35,7 +37,7 @@ class Checks(upgradecheck.UpgradeCommands):
     def check(self) -> Any:
         """Run all checks and print what they found; returns the exit code."""
         try:
-            checks = upgrade_checks(doctor.CinderConf(self._config))
+            checks = upgrade_checks(CinderConf(self._config))
         except cfg.Error as error:
             return nothing_checked(str(error))
         self._upgrade_checks = tuple(
@@ -45,80 +47,82 @@ class Checks(upgradecheck.UpgradeCommands):
 
 
 def result(check: Callable[[], str]) -> Result:
-    """What OpenStack calls what a check of the doctor's found."""
+    """A check of the doctor, as a result of oslo.upgradecheck."""
     try:
         return Result(Code.SUCCESS, check())
-    except NotHere as reason:
+    except NotApplicable as reason:
         return Result(Code.SUCCESS, str(reason))
     except Fault as fault:
-        code = Code.WARNING if isinstance(fault, Doubt) else Code.FAILURE
+        code = Code.WARNING if isinstance(fault, Warn) else Code.FAILURE
         return Result(code, f"{' '.join(fault.found.split())}. Remedy: {fault.remedy}")
 
 
-def upgrade_checks(found: doctor.Configured) -> Mapping[str, Callable[[], str]]:
-    """By name; each is one of the doctor's sort."""
+def upgrade_checks(found: Configured) -> Mapping[str, Callable[[], str]]:
+    """By name; each is a check as in :mod:`cinder_thunder.cli.doctor.checks`."""
     backends = found.backends()
     checks: dict[str, Callable[[], str]] = {
-        "Thunder's tables": lambda: doctor.check_tables(*doctor.revisions(found)),
+        "Thunder's tables": lambda: storage.check_tables(*storage.revisions(found)),
         "Versions": lambda: check_versions(required()),
         "Cinder's driver interface": check_driver,
         "os-brick's connectors": check_connectors,
     }
     for backend in backends:
-        checks[f"Backend {backend.name}"] = lambda b=backend: doctor.check_options(b)  # type: ignore[misc]
+        checks[f"Backend {backend.name}"] = partial(storage.check_options, backend)
     if not backends:
-        checks["Backends"] = lambda: doctor.NO_BACKEND
+        checks["Backends"] = lambda: storage.NO_BACKEND
     return checks
 
 
 def required() -> list[Requirement]:
-    """What this thunder says that it needs where Cinder is.
+    """The requirements that Thunder declares for a host with Cinder.
 
-    :raises NotHere: it runs from a source tree
+    :raises NotApplicable: it runs from a source tree, which declares none
     """
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError as error:
-        raise NotHere("thunder runs from a source tree, nothing says what it needs") from error
-    wanted = [Requirement(line) for line in lines]
-    return [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": EXTRA})]
+        raise NotApplicable(
+            "Thunder runs from a source tree, which declares no requirements"
+        ) from error
+    found = [Requirement(line) for line in lines]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": EXTRA})]
 
 
 def check_versions(
-    wanted: Iterable[Requirement], version: Callable[[str], str] = metadata.version
+    requirements: Iterable[Requirement], version: Callable[[str], str] = metadata.version
 ) -> str:
-    """pip says nothing more once somebody else has replaced what it installed for us.
+    """Check installed versions: another package may have replaced what pip installed for Thunder.
 
-    :raises Doubt: a version is one that thunder was not made for
-    :raises Fault: something is not installed
+    :raises Warn: a version is outside of the range that Thunder declares
+    :raises Fault: a requirement is not installed
     """
     missing, others = [], []
-    for requirement in wanted:
+    for requirement in requirements:
         try:
             installed = version(requirement.name)
         except metadata.PackageNotFoundError:
             missing.append(requirement.name)
             continue
-        # Distributions install what pip calls pre-releases.
+        # Linux distributions package what pip calls pre-releases.
         if not requirement.specifier.contains(installed, prereleases=True):
             others.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
     if missing:
         raise Fault(f"not installed: {', '.join(missing)}", INSTALL_EXTRA)
     if others:
-        raise Doubt("; ".join(others), _INSTALL)
-    return "as thunder asks for them"
+        raise Warn("; ".join(others), _INSTALL)
+    return "all within their ranges"
 
 
 def check_driver() -> str:
-    """Cinder has what our driver builds on, and calls its methods as they want to be called.
+    """Check that the driver can be loaded, and that Cinder's LVM driver has the same signatures.
 
-    :raises Fault: the driver would not start, or fail when it is used
+    :raises Fault: the driver would not start, or would fail when it is used
     """
     cinder = f"cinder {metadata.version('cinder')}"
     try:
         from cinder import objects
 
-        objects.register_all()  # before any driver is imported, as cinder-volume does
+        objects.register_all()  # before any driver is imported, as in cinder-volume
         from cinder.volume.drivers.lvm import LVMVolumeDriver
 
         from cinder_thunder.driver import ThunderDriver
@@ -126,12 +130,12 @@ def check_driver() -> str:
         raise Fault(f"the driver cannot be loaded with {cinder}: {error}", _INSTALL) from error
     changed = differences(ThunderDriver, LVMVolumeDriver)
     if changed:
-        raise Fault(f"{cinder} has other arguments for {', '.join(changed)}", _INSTALL)
+        raise Fault(f"{cinder} has other signatures of {', '.join(changed)}", _INSTALL)
     return cinder
 
 
 def differences(ours: type, theirs: type) -> list[str]:
-    """Methods that ``ours`` overrides with other arguments than ``theirs`` has."""
+    """Methods that ``ours`` overrides with another signature."""
 
     def arguments(method: Any) -> list[tuple[Any, ...]]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
@@ -144,7 +148,7 @@ def differences(ours: type, theirs: type) -> list[str]:
 
 
 def overridden(ours: type, theirs: type) -> list[str]:
-    """Methods of ``theirs`` that ``ours`` has its own of, without its constructor."""
+    """Methods of ``theirs`` that ``ours`` overrides, except the constructor."""
     return sorted(
         name
         for name, method in vars(ours).items()

@@ -29,7 +29,7 @@ def test_upgrade_and_version(cinder_conf_file: Path, capsys: pytest.CaptureFixtu
         said.append(capsys.readouterr().out.strip())
     assert said == [
         "none: run thunder db upgrade",
-        f"the tables were at revision None, they are at {head} now",
+        f"the tables were at revision None and are at {head} now",
         f"the tables are at revision {head}",
         head,
     ]
@@ -68,7 +68,7 @@ def said(caplog: pytest.LogCaptureFixture) -> str:
 
 def test_no_tables(cinder_conf_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert thunder.main(["host", "list", "--config-file", str(cinder_conf_file)]) == 1
-    assert said(caplog).startswith("Thunder's tables are not there: run thunder db upgrade (")
+    assert said(caplog).startswith("Thunder's tables do not exist: run thunder db upgrade (")
 
 
 def test_no_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,7 +77,7 @@ def test_no_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert thunder.main(["host", "list", "--config-file", str(path)]) == 1
     line = said(caplog)
     assert line.startswith("the database: ")
-    assert line.endswith("; connection in [database] of cinder.conf says where it is")
+    assert line.endswith("; check connection in [database] of cinder.conf")
     assert "SECRET" not in line
 
 
@@ -114,4 +114,4 @@ def test_stacks_are_for_root(
     config = tmp_path / "thunder.conf"
     config.write_text("[thunder]\nstate_file = /x/state.json\n")
     assert thunder.main(["stack", "list", "--agent-config-file", str(config)]) == 2
-    assert said(caplog) == "no right to read /x/state.json and device-mapper: run it as root"
+    assert said(caplog) == "no permission to read /x/state.json and device-mapper: run it as root"

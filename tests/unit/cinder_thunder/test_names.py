@@ -52,7 +52,7 @@ def test_known_to_glance_alone() -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         image("debian", debian=[ABSENT])
     assert str(caught.value) == (
-        f"there is no replica of an image debian ({ABSENT}): its first volume makes one "
+        f"there is no replica of an image debian ({ABSENT}): its first volume creates one "
         f"(openstack volume create --type TYPE --image {ABSENT} --size GIB NAME)"
     )
 
@@ -62,7 +62,7 @@ def test_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         image("debian")
     assert str(caught.value) == (
-        "there is no replica of an image debian: thunder image list shows those that there are"
+        "there is no replica of an image debian: thunder image list shows all of them"
     )
     with pytest.raises(errors.InvalidRequest, match="there is no replica of an image 111: "):
         image("111")  # too short for the beginning of an id

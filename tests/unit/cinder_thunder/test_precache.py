@@ -128,8 +128,8 @@ def test_which_hosts(world: World) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "say on which hosts: either --host (once or more), or --rack and --zone, or --all"),
-        (("--all", "--rack", "r1"), "say on which hosts: either "),
+        ((), "select hosts: either --host (once or more), or --rack and --zone, or --all"),
+        (("--all", "--rack", "r1"), "select hosts: either "),
         (("--host", "x"), "there is no compute host x: known are c1, c2, c3"),
         (("--host", STORAGE), f"there is no compute host {STORAGE}: known are c1, c2, c3"),
         (("--rack", "r9"), "there is no compute host in rack r9: known are c1, c2, c3"),
@@ -138,7 +138,7 @@ def test_which_hosts(world: World) -> None:
             ("--rack", "r1"),
             "rack r1 is ambiguous: there is one in each of the zones z1, z2; give --zone, too",
         ),
-        (("--all", "--profile"), "no boot profile of image i is recorded: pre-cache all of it"),
+        (("--all", "--profile"), "no boot profile of image i is recorded: pre-cache the whole"),
     ],
 )
 def test_bad_options(
@@ -240,7 +240,7 @@ def test_reasons(world: World) -> None:
     assert found == [
         Outcome("c1", "failed", 0, "the local pool has 1 MiB free, image i takes 4"),
         Outcome("c2", "failed", 0, "its replica was given up: see thunder-agent's log"),
-        Outcome("c3", "failed", 25, "not complete after 100 s; it goes on by itself"),
+        Outcome("c3", "failed", 25, "not complete after 100 s; the host continues to fill it"),
     ]
 
 

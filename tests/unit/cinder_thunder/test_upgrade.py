@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from cinder_thunder.cli import base, status
 from cinder_thunder.cli.doctor import upgrade
-from cinder_thunder.cli.doctor.compute import Doubt, Fault, NotHere
+from cinder_thunder.cli.doctor.checks import Fault, NotApplicable, Warn
 from cinder_thunder.db import migration
 
 SUCCESS, WARNING, FAILURE, NOTHING = 0, 1, 2, 255
@@ -186,7 +186,8 @@ def test_a_host_without_cinder() -> None:
     assert done.returncode == NOTHING
     (line,) = done.stderr.splitlines()
     assert line == (
-        f"thunder-status: it needs oslo_upgradecheck, which is not here: {base.WHERE_CINDER_IS}"
+        "thunder-status: it needs oslo_upgradecheck, which is not installed: "
+        f"{base.WHERE_CINDER_IS}"
     )
 
 
@@ -204,13 +205,13 @@ def check_versions(*wanted: str) -> str:
 
 
 def test_versions() -> None:
-    assert check_versions("cinder<30,>=25", "rich<16,>=13") == "as thunder asks for them"
-    assert check_versions("os-brick>=7,<9") == "as thunder asks for them"  # a pre-release
-    with pytest.raises(Doubt, match=r"^cinder is 29\.1\.0, not <29,>=25; rich is "):
+    assert check_versions("cinder<30,>=25", "rich<16,>=13") == "all within their ranges"
+    assert check_versions("os-brick>=7,<9") == "all within their ranges"  # a pre-release
+    with pytest.raises(Warn, match=r"^cinder is 29\.1\.0, not <29,>=25; rich is "):
         check_versions("cinder<29,>=25", "rich<15", "os-brick")
     with pytest.raises(Fault, match="not installed: cliff, waitress") as caught:
         check_versions("cliff", "rich<15", "waitress")
-    assert not isinstance(caught.value, Doubt)
+    assert not isinstance(caught.value, Warn)
 
 
 def test_what_is_required_where_cinder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +232,7 @@ def test_what_is_required_where_cinder_is(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_source_tree_does_not_say_what_it_requires(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(NotHere, match="source tree"):
+    with pytest.raises(NotApplicable, match="source tree"):
         upgrade.required()
 
 

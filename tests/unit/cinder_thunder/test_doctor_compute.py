@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cinder_thunder.cli.doctor import compute as doctor
-from cinder_thunder.cli.doctor.compute import FAIL, OK, SKIP, Check
+from cinder_thunder.cli.doctor import checks as framework
+from cinder_thunder.cli.doctor.checks import FAIL, OK, SKIP, Check
+from cinder_thunder.cli.doctor.compute import MAPPER_MODULES, compute_report
+from cinder_thunder.cli.doctor.host import ThisHost
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 
@@ -99,7 +101,7 @@ def _value(value: _T | Exception) -> _T:
 def report(folder: Path, host: FakeHost, config: str = CONFIG) -> dict[str, Check]:
     file = folder / "thunder.conf"
     file.write_text(config)
-    return {check.name: check for check in doctor.compute_report(str(file), host)}
+    return {check.name: check for check in compute_report(str(file), host)}
 
 
 def test_a_healthy_host(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_healthy_host(tmp_path: Path) -> None:
         "rights": "root",
         "options": "host cmp1, rack r1, zone z1",
         "tools": "all 6 are installed",
-        "device-mapper": ", ".join(doctor.MAPPER_MODULES),
+        "device-mapper": ", ".join(MAPPER_MODULES),
         "iSCSI target": "target_core_mod, target_core_iblock, iscsi_target_mod",
         "iSCSI initiator": "iqn.2026-11.org.example:cmp1",
         "address": "10.0.0.1",
@@ -134,7 +136,7 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
     (
         lambda h: h.missing.add("dm_cache"),
         *("device-mapper", "the kernel has no dm_cache (target cache)"),
-        "modprobe -a dm_cache; where there are none, install the full kernel package",
+        "modprobe -a dm_cache; if they do not exist, install the full kernel package",
     ),
     (
         lambda h: h.missing.add("loop"),
@@ -161,17 +163,17 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
     ),
     (
         lambda h: setattr(h, "iscsid", False),
-        *("iSCSI initiator", "iscsid does not run", "systemctl enable --now iscsid"),
+        *("iSCSI initiator", "iscsid is not running", "systemctl enable --now iscsid"),
     ),
     (
         lambda h: h.addresses.clear(),
-        *("address", "10.0.0.1 is not an address of this host: nobody could read its replicas"),
+        *("address", "10.0.0.1 is not an address of this host: no other host could read its "),
         "correct address in [thunder]",
     ),
     (
         lambda h: h.devices.clear(),
         *("local pool", "there is no block device /dev/vdb: check the path"),
-        "see whether the disk is there (lsblk, dmesg)",
+        "check whether the disk is there (lsblk, dmesg)",
     ),
     (
         lambda h: setattr(h, "status", None),
@@ -179,19 +181,27 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
     ),
     (
         lambda h: setattr(h, "status", PoolStatus(0, 0, healthy=False)),
-        *("local pool", "the pool has failed", "see dmesg; volumes go on without their caches"),
+        *("local pool", "the pool has failed", "see dmesg; volumes work without their caches"),
     ),
     (
         lambda h: setattr(h, "status", pool(healthy=False)),
-        *("local pool", "the pool takes no writes (needs a check)", "see dmesg; detach this"),
+        *(
+            "local pool",
+            "the pool takes no writes (its metadata needs a check)",
+            "see dmesg; detach this",
+        ),
     ),
     (
         lambda h: setattr(h, "status", pool(healthy=False, full=True)),
-        *("local pool", "the pool takes no writes, it is full", "see dmesg; evict images here"),
+        *("local pool", "the pool takes no writes, it is full", "see dmesg; evict images that"),
     ),
     (
         lambda h: setattr(h, "status", pool(metadata_used=60 * MIB)),
-        *("local pool", "93 % of the pool's metadata is in use", "give the pool larger blocks"),
+        *(
+            "local pool",
+            "93 % of the pool's metadata is in use",
+            "create a new pool with larger blocks",
+        ),
     ),
     (
         lambda h: setattr(h, "status", pool(used=15 * GIB // 2)),
@@ -200,17 +210,17 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
     ),
     (
         lambda h: h.left_suspended.append("thunder-vol-1"),
-        *("devices", "thunder-vol-1: suspended, what is read or written there waits"),
-        "start thunder-agent again",
+        *("devices", "thunder-vol-1: suspended, all I/O to it waits"),
+        "restart thunder-agent: it resumes",
     ),
     (
         lambda h: setattr(h, "mode", None),
-        *("agent", "thunder-agent does not run: there is no /run/thunder/agent.sock"),
+        *("agent", "thunder-agent is not running: there is no /run/thunder/agent.sock"),
         "systemctl start thunder-agent",
     ),
     (
         lambda h: setattr(h, "mode", 0o666),
-        *("agent", "/run/thunder/agent.sock has mode 666: others than root could have devices"),
+        *("agent", "/run/thunder/agent.sock has mode 666: users other than root could have"),
         "chmod 600 /run/thunder/agent.sock",
     ),
     (
@@ -219,7 +229,7 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
     ),
     (
         lambda h: setattr(h, "says", {"stacks": [{"volume_id": "v1", "failed": 1}]}),
-        *("agent", "volumes with a path that has failed: v1", "thunder stack list; "),
+        *("agent", "volumes with a failed path: v1", "see thunder stack list; "),
     ),
     (
         lambda h: setattr(h, "tracker", 7.5),
@@ -256,7 +266,7 @@ def test_no_tracker(tmp_path: Path) -> None:
     assert checks["clock"] == Check("clock", SKIP, "no tracker answers, see RPC")
 
 
-def test_who_is_not_root(tmp_path: Path) -> None:
+def test_without_root(tmp_path: Path) -> None:
     host = FakeHost()
     host.root = False
     host.initiator = errors.LoginError("/x gives no InitiatorName")  # that one cannot read
@@ -274,12 +284,12 @@ def test_who_is_not_root(tmp_path: Path) -> None:
         (
             "pool_device = /dev/vdb\n",
             "pool_device = /dev/vdb\npool_volume_group = vg\n",
-            "one of pool_device and pool_volume_group is to be set in [thunder], not both",
+            "exactly one of pool_device and pool_volume_group must be set in [thunder], not both",
         ),
         (
             "pool_device = /dev/vdb\n",
             "",
-            "one of pool_device and pool_volume_group is to be set in [thunder], not none",
+            "exactly one of pool_device and pool_volume_group must be set in [thunder], not none",
         ),
         ("[thunder]\n", "[thunder]\nexport_port = many\n", "Value for option export_port from "),
         ("[thunder]\n", "host cmp1\n", "Failed to parse "),
@@ -296,7 +306,7 @@ def test_a_check_that_cannot_be_made_is_not_passed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where it comes from is in the log, for --verbose."""
-    caplog.set_level("DEBUG", doctor.__name__)
+    caplog.set_level("DEBUG", framework.__name__)
     host = FakeHost()
     host.says = RuntimeError("what\nis this")
     found = report(tmp_path, host)["agent"]
@@ -309,12 +319,12 @@ def test_a_check_that_cannot_be_made_is_not_passed(
 
 @pytest.mark.parametrize(("there", "off"), [(99.0, -1.0), (100.0, 0.0), (104.0, 0.0), (106.0, 1.0)])
 def test_a_slow_answer_is_no_skew(there: float, off: float) -> None:
-    assert doctor.difference(there, before=100.0, after=105.0) == off
+    assert framework.difference(there, before=100.0, after=105.0) == off
 
 
-def test_this_host_is_looked_at_without_a_change() -> None:
-    """The real surroundings answer here, too, whatever there is."""
-    host = doctor.ThisHost("/nonexistent")
+def test_the_probe_of_this_host() -> None:
+    """It answers here, too, whatever there is."""
+    host = ThisHost("/nonexistent")
     assert host.has_tool("sh")
     assert not host.has_tool("no-such-tool")
     assert not host.has_module("no_such_module")

@@ -12,15 +12,15 @@ import pytest
 import sqlalchemy as sa
 
 from cinder_thunder.cli import thunder
-from cinder_thunder.cli.doctor import compute as doctor
-from cinder_thunder.cli.doctor import storage as cinder_doctor
-from cinder_thunder.cli.doctor.compute import FAIL, OK, SKIP, WARN, Check
-from cinder_thunder.cli.doctor.storage import Backend, CinderHost
+from cinder_thunder.cli.doctor import checks as framework
+from cinder_thunder.cli.doctor.checks import FAIL, OK, SKIP, WARN, Check
+from cinder_thunder.cli.doctor.cinder import Backend, ThisCloud
+from cinder_thunder.cli.doctor.storage import CinderHost
 from cinder_thunder.db import migration
 from cinder_thunder.db.values import KnownHost
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
-from tests.unit.os_brick_thunder.test_doctor import FakeHost
+from tests.unit.cinder_thunder.test_doctor_compute import FakeHost
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -78,7 +78,7 @@ def report(inject: Callable[[FakeCloud, FakeHost], object]) -> dict[str, Check]:
     host = FakeHost()
     cloud = FakeCloud(host)
     inject(cloud, host)
-    checks = doctor.examine(CinderHost(cloud, host).checks())
+    checks = framework.examine(CinderHost(cloud, host).checks())
     return {check.name: check for check in checks}
 
 
@@ -138,7 +138,7 @@ FAULTS: list[tuple[Callable[[FakeCloud, FakeHost], object], str, str, str]] = [
     ),
     (
         lambda c, h: c.known.clear(),
-        *("hosts", "no storage host was ever heard of", "start cinder-volume"),
+        *("hosts", "no storage host has ever sent a heartbeat", "start cinder-volume"),
     ),
     (
         lambda c, h: h.missing.add("thin_delta"),
@@ -170,7 +170,7 @@ FAULTS: list[tuple[Callable[[FakeCloud, FakeHost], object], str, str, str]] = [
     (
         lambda c, h: setattr(c, "status", _GONE),
         *("thunder: thin pool", "volume group cinder-volumes has no active thin pool cinder-"),
-        "start cinder-volume, which makes it",
+        "start cinder-volume, which creates it",
     ),
     (
         lambda c, h: setattr(c, "status", pool(healthy=False, full=True)),
@@ -195,7 +195,7 @@ def test_a_fault(
     assert checks[name].remedy.startswith(remedy)
 
 
-def test_a_doubt() -> None:
+def test_a_warning() -> None:
     """No fault: Cinder has a default for the address, which may be the right one."""
     backend = dataclasses.replace(BACKEND, target_ip_address="")
     checks = report(lambda cloud, host: setattr(cloud, "configured", [backend]))
@@ -223,10 +223,10 @@ def test_no_tracker() -> None:
     checks = report(lambda cloud, host: setattr(cloud, "tracker", error))
     failed = {name: check for name, check in checks.items() if check.result == FAIL}
     assert set(failed) == {"trackers", "thunder: RPC"}
-    assert "cinder-volume of stor1@thunder run" in failed["thunder: RPC"].remedy
+    assert "cinder-volume of stor1@thunder are running" in failed["thunder: RPC"].remedy
 
 
-def test_who_is_not_root() -> None:
+def test_without_root() -> None:
     checks = report(lambda cloud, host: setattr(host, "root", False))
     assert checks["storage: rights"].result == FAIL
     assert checks["thunder: thin pool"].result == SKIP
@@ -263,7 +263,7 @@ def cinder_conf_file(tmp_path: Path) -> Path:
 
 def test_backends_are_read_from_cinders_configuration(cinder_conf_file: Path) -> None:
     """Ours alone, with Cinder's defaults below [backend_defaults] below their own sections."""
-    assert cinder_doctor.ThisCloud(str(cinder_conf_file)).backends() == [
+    assert ThisCloud(str(cinder_conf_file)).backends() == [
         BACKEND,
         Backend("other", "elsewhere@other", "other", "thin", "tgtadm", target_ip_address=""),
     ]
@@ -276,7 +276,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It looks at a real database here; each fault is a row, and the code is 1."""
-    monkeypatch.setattr(doctor, "PATIENCE", 0.1)
+    monkeypatch.setattr(framework, "TIMEOUT", 0.1)
     command = ["doctor", "--config-file", str(cinder_conf_file), "-f", "json"]
 
     def rows() -> dict[str, dict[str, str]]:
@@ -290,7 +290,7 @@ def test_the_command(
     after = rows()
     assert after["tables"]["Found"] == f"revision {migration.head()}"
     assert after["database's clock"]["Result"] == SKIP
-    assert after["hosts"]["Found"] == "no storage host was ever heard of"
+    assert after["hosts"]["Found"] == "no storage host has ever sent a heartbeat"
     assert after["trackers"]["Result"] == FAIL
     assert after["other: options"]["Found"] == "target_helper is tgtadm"
     assert after["compute host"]["Result"] == SKIP
