@@ -87,12 +87,11 @@ def host_states(
     """
     now = transactions.now()
     found = models.HostRow
-    rows = session.execute(
-        sa.select(found.host, found.rack, found.zone, found.heartbeat_at, found.drained).where(
-            found.host.in_(among)
-        )
-    )
+    columns = found.host, found.rack, found.zone, found.heartbeat_at, found.drained, found.address
+    rows = session.execute(sa.select(*columns).where(found.host.in_(among)))
     return {
-        host: ranking.HostState(host, rack, zone, transactions.state(heartbeat_at, now), drained)
-        for host, rack, zone, heartbeat_at, drained in rows
+        host: ranking.HostState(
+            host, rack, zone, transactions.state(heartbeat_at, now), drained, address
+        )
+        for host, rack, zone, heartbeat_at, drained, address in rows
     }

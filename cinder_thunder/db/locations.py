@@ -60,9 +60,10 @@ class Locations:
                 return None
             row = models.LocationRow
             holders = sa.select(row.host).where(row.image_id == image_id)
+            hosts = host_states(self._transactions, session, holders)
             assignment = tree.assign(
                 ranking.HostState(child.host, child.rack, child.zone),
-                host_states(self._transactions, session, holders),
+                hosts,
                 self._of(session, image_id),
                 limits,
                 for_volume=volume_id is not None,
@@ -78,7 +79,10 @@ class Locations:
         return PlannedSources(
             Image(image_id, image.size, Extents.from_wire(json.loads(image.allocated))),
             location_id,
-            tuple(wire.Source(loc.id, loc.host, loc.kind, loc.host) for loc in assignment.sources),
+            tuple(
+                wire.Source(found.id, found.host, found.kind, found.host, hosts[found.host].address)
+                for found in assignment.sources
+            ),
         )
 
     def _put_assignment(

@@ -260,7 +260,7 @@ class Masters:
                 master.host,
             )
         )
-        return [wire.Source(m.id, m.host, m.kind, m.host) for m in masters]
+        return [wire.Source(m.id, m.host, m.kind, m.host, hosts[m.host].address) for m in masters]
 
     def _copy(self, image: Image, source: wire.Source) -> Master:
         expected = _manifest(image)

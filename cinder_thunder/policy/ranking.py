@@ -46,6 +46,7 @@ class HostState:
 
     :ivar state: "alive"; "suspect" when heartbeats are overdue: nobody new reads from it; "dead"
     :ivar drained: by its operator's wish nobody is to read from it
+    :ivar address: its IP address or name; empty if it is not known
     """
 
     host: str
@@ -53,6 +54,7 @@ class HostState:
     zone: str
     state: str = ALIVE
     drained: bool = False
+    address: str = ""
 
     @property
     def alive(self) -> bool:

@@ -62,7 +62,7 @@ def test_a_fresh_clone_is_all_image(world: World) -> None:
     assert (plan.mode, plan.reason) == ("cached", "")
     assert plan.image == wire.ImageInfo("i", SIZE, ((0, SIZE),))
     assert plan.unmodified == ((0, SIZE),)
-    assert [source.exporter for source in plan.sources] == [STORAGE]
+    assert [(source.exporter, source.address) for source in plan.sources] == [(STORAGE, "10.0.0.1")]
     assert [stack.mode for stack in world.database.volumes.stacks("v")] == ["cached"]
     assert wire.parse(wire.Plan, plan.to_wire()) == plan
 
