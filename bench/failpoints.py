@@ -1,6 +1,6 @@
 """The agent killed at every step of building and tearing down, in a lab, again and again.
 
-A point is a moment of a verb: before the n-th step of a name (see agent/failpoints.py), or after
+A point is a moment of a verb: before the n-th step of a name (see bench/faults.py), or after
 the verb's last one; "after" one step is "before" the next. For each: the verb is run and the agent
 dies there; a guest reads and writes on; the agent is started again, and kernel, pool, state file,
 iSCSI, exporter and tracker must come to agree; then the volume is detached and attached again,
@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.faults import AFTER, BEFORE, VARIABLE
 from lab.cluster import Cluster
 from lab.errors import LabError
 from lab.inside import blocks
@@ -37,7 +38,6 @@ from lab.nodes.topology import Topology
 from lab.play import audit
 from lab.play.journey import Journey
 from lab.progress import Steps
-from os_brick_thunder.agent.failpoints import AFTER, BEFORE, VARIABLE
 from os_brick_thunder.common import errors
 
 MIB = 1 << 20
@@ -47,6 +47,8 @@ SIZE, HASHED = 24 * MIB + 3 * 512, 26 * MIB
 _DATA = ((0, 6 * MIB), (12 * MIB, 4 * MIB), (23 * MIB, SIZE - 23 * MIB))
 _CONTROL = "/run/failpoint"
 _AGENT = "thunder-agent"
+#: The modules that are run as the agent: the product's, and the same with failpoints.
+_PLAIN, _FAULTY = "os_brick_thunder.agent.main", "bench.faults"
 #: Seconds for the agent to come to its point, and for all to agree after it was started again.
 _REACHED, _CONVERGED = 40.0, 40.0
 #: States of a host, as far as one image and one volume of it go.
@@ -112,10 +114,14 @@ def make_image(journey: Journey, folder: Path, name: str) -> Image:
 
 @contextmanager
 def failpoints_on(node: Node) -> Iterator[None]:
-    """A node's agent, started anew with failpoints, and without them at the end."""
+    """A node's agent, restarted with failpoints, and without them at the end."""
     plain = node.catalog[_AGENT]
     node.service_stop(_AGENT)
-    node.catalog[_AGENT] = dataclasses.replace(plain, env={**plain.env, VARIABLE: _CONTROL})
+    argv = tuple({_PLAIN: _FAULTY}.get(word, word) for word in plain.argv)
+    if argv == plain.argv:
+        raise LabError(f"{_AGENT} is not started as {_PLAIN}: {' '.join(argv)}")
+    env = {**plain.env, VARIABLE: _CONTROL}
+    node.catalog[_AGENT] = dataclasses.replace(plain, argv=argv, env=env)
     try:
         node.service_start(_AGENT)
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from os_brick_thunder.agent.app import Settings
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.common import errors, wire
@@ -20,6 +21,18 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.transport.iscsi import Session
 from os_brick_thunder.common.transport.lio import Credentials, Target
 
+#: An agent that fills no bases: its devices are not files that could be read.
+SETTINGS = Settings(
+    portal="10.0.0.1:3260",
+    parent_wait=0.0,
+    drain_timeout=30.0,
+    pool_low_percent=80,
+    pool_high_percent=90,
+    fill_workers=0,
+    fill_rate=0,
+    heartbeat_interval=60.0,
+    longest_plan=5.0,
+)
 MAPPER = "/dev/mapper/"
 #: What makes a path a device number here: the kernel's have a colon, too.
 NUMBER = "253:"

@@ -8,7 +8,7 @@ from typing import Any
 
 import oslo_messaging
 
-from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.common import errors, wire
 
 LOG = logging.getLogger(__name__)
@@ -21,28 +21,30 @@ class ExporterEndpoint:
 
     def __init__(
         self,
-        bases: Bases,
+        exports: Exports,
+        evict: Callable[[str], None],
         precache: Callable[[str], None],
         status: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._bases = bases
+        self._exports = exports
+        self._evict = evict
         self._precache = precache
         self._status = status
 
     def open_export(
         self, context: dict[str, Any], image_id: str, initiator: str, wait: float
     ) -> dict[str, Any]:
-        export: wire.Export = self._expected(self._bases.open_export, image_id, initiator, wait)
+        export: wire.Export = self._expected(self._exports.open, image_id, initiator, wait)
         return export.to_wire()
 
     def close_export(
         self, context: dict[str, Any], image_id: str, initiator: str
     ) -> dict[str, Any]:
-        self._expected(self._bases.close_export, image_id, initiator)
+        self._expected(self._exports.close, image_id, initiator)
         return {}
 
     def evict(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
-        self._expected(self._bases.evict, image_id)
+        self._expected(self._evict, image_id)
         return {}
 
     def precache(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class ExporterEndpoint:
 
     @staticmethod
     def _expected(function: Any, *arguments: Any) -> Any:
-        """An error that we raise on purpose is the caller's: no traceback in our log."""
+        """An error raised on purpose goes to the caller, without a traceback in this host's log."""
         try:
             return function(*arguments)
         except errors.ThunderError as error:

@@ -1,4 +1,4 @@
-"""``thunder-agent``: wires the mechanisms of this host to its services and runs them."""
+"""``thunder-agent``: an agent over the mechanisms of this host, and its two interfaces."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ import waitress
 from oslo_config import cfg
 from oslo_log import log
 
-from os_brick_thunder.agent import failpoints
+from os_brick_thunder.agent import app
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
-from os_brick_thunder.agent.base.bases import Bases
-from os_brick_thunder.agent.base.filler import Filler
-from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
 from os_brick_thunder.agent.mechanism import cachemeta
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.mechanism.losetup import LoSetup
-from os_brick_thunder.agent.pool.guard import PoolGuard
-from os_brick_thunder.agent.pool.usage import PoolUsage
-from os_brick_thunder.agent.ports import Kit, Tracker
-from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.common import conf as options
 from os_brick_thunder.common import errors, rpc, wire
 from os_brick_thunder.common.mechanism import blockdev
@@ -41,8 +35,6 @@ from os_brick_thunder.common.transport import iscsi, lio
 
 LOG = logging.getLogger(__name__)
 _THREADS = 16
-#: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
-_SOON = 0.6
 
 
 def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
@@ -66,25 +58,18 @@ def _kit(conf: Any) -> Kit:
     if bool(device) == bool(conf.pool_volume_group):
         raise errors.PoolError("set one of pool_device and pool_volume_group for the local pool")
     if conf.pool_block_kib % 64:
-        raise errors.PoolError(f"pool_block_kib {conf.pool_block_kib} is no multiple of 64")
+        raise errors.PoolError(f"pool_block_kib {conf.pool_block_kib} is not a multiple of 64")
     if not device:
         device = pool.resolve_group(conf.pool_volume_group, conf.pool_size_gib)
     pool.open(device, conf.pool_block_kib << 10)
     return kernel_kit(dm, pool)
 
 
-def _serve(socket: Path, agent: Agent) -> Any:
-    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.chmod(socket.parent, 0o700)
-    return waitress.create_server(
-        application(agent), unix_socket=str(socket), unix_socket_perms="600", threads=_THREADS
-    )
+def kernel_host(conf: cfg.ConfigOpts, transport: Any) -> Host:
+    """This host, as the options describe it, with its pool open.
 
-
-def run(conf: cfg.ConfigOpts) -> None:
-    """Run the agent until SIGTERM or SIGINT.
-
-    :raises errors.ThunderError: it cannot start; says why
+    :param transport: oslo.messaging's, to the trackers
+    :raises errors.ThunderError: an option is wrong, or the host is not prepared
     """
     mine = conf.thunder
     if not mine.address:
@@ -102,40 +87,27 @@ def run(conf: cfg.ConfigOpts) -> None:
         initiator=iscsi.initiator_name(),
     )
     store = StateFile(Path(mine.state_file))
-    kit = _kit(mine)
-    transport = rpc.transport(conf)
-    tracker: Tracker = rpc.RpcTracker(transport, mine.rpc_timeout)
-    if watch := failpoints.from_environment():
-        store = failpoints.WatchedStore(Path(mine.state_file), watch)
-        kit = failpoints.watched_kit(kit, watch)
-        tracker = failpoints.watched_tracker(tracker, watch)
-    portal = lio.portal_of(mine.address, mine.export_port)
-    bases = Bases(kit, store, tracker, topology, portal, mine.parent_wait, mine.drain_timeout)
-    usage = PoolUsage(kit, store, mine.pool_low_percent, mine.pool_high_percent)
-    soon = _SOON * mine.rpc_timeout
-    stacks = Stacks(kit, store, bases, tracker, topology, usage.refusal, soon)
-    guard = PoolGuard(usage, stacks, bases.evict)
-    rate = mine.fill_rate_mib << 20
-    workers = mine.fill_workers
-    filler = Filler(
-        store, bases, tracker, kit.metadata, kit.pool.block, workers, rate, usage.may_fill
-    )
-    interval = mine.heartbeat_interval
-    agent = Agent(kit, store, tracker, topology, bases, stacks, filler, interval, guard)
+    return Host(_kit(mine), store, rpc.RpcTracker(transport, mine.rpc_timeout), topology)
+
+
+def serve(conf: cfg.ConfigOpts, host: Host, transport: Any) -> None:
+    """Run the agent of a host, and serve its interfaces, until SIGTERM or SIGINT.
+
+    :raises errors.ThunderError: it cannot start
+    """
+    mine = conf.thunder
+    found = app.build(host, app.Settings.of(mine))
+    agent = found.agent
     agent.start()
-
-    precacher = Precacher(store, bases, tracker, topology, usage.refusal)
-    endpoint = ExporterEndpoint(bases, precacher.precache, agent.status)
+    endpoint = ExporterEndpoint(
+        found.exports, found.bases.evict, found.precacher.precache, agent.status
+    )
     exporter = exporter_server(transport, mine.host, endpoint)
-    # RabbitMQ may be away for now: volumes are direct, and get their caches when it is back.
+    # This waits for RabbitMQ. Without it volumes are attached direct, and get their caches later.
     threading.Thread(target=exporter.start, name="exporter", daemon=True).start()
-    server = _serve(Path(mine.socket), agent)
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    server = _api_server(Path(mine.socket), agent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
     LOG.info("thunder-agent of %s serves %s", mine.host, mine.socket)
     try:
         server.run()
@@ -144,7 +116,23 @@ def run(conf: cfg.ConfigOpts) -> None:
         LOG.info("thunder-agent stopped; devices stay as they are")
 
 
-def main(argv: list[str] | None = None) -> int:
+def _api_server(socket: Path, agent: Agent) -> Any:
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.chmod(socket.parent, 0o700)
+    return waitress.create_server(
+        application(agent), unix_socket=str(socket), unix_socket_perms="600", threads=_THREADS
+    )
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def configure(argv: list[str] | None = None) -> cfg.ConfigOpts:
+    """Read the options and set logging up.
+
+    :param argv: without the program's name; by default the process's
+    """
     conf = cfg.CONF
     options.register(conf, agent=True)
     log.register_options(conf)
@@ -154,8 +142,14 @@ def main(argv: list[str] | None = None) -> int:
         default_config_files=[options.DEFAULT_FILE] if Path(options.DEFAULT_FILE).exists() else [],
     )
     log.setup(conf, "thunder-agent")
+    return conf
+
+
+def main(argv: list[str] | None = None) -> int:
+    conf = configure(argv)
     try:
-        run(conf)
+        transport = rpc.transport(conf)
+        serve(conf, kernel_host(conf, transport), transport)
     except errors.ThunderError as error:
         LOG.error("%s", error)
         print(f"thunder-agent: {error}", file=sys.stderr)

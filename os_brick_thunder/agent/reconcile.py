@@ -11,15 +11,13 @@ from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common.mechanism.dmsetup import Device
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
-from os_brick_thunder.common.state import Base
 
 LOG = logging.getLogger(__name__)
 
 
-def reconcile(host: Host, bases: Bases, stacks: Stacks) -> list[Base]:
+def reconcile(host: Host, bases: Bases, stacks: Stacks) -> None:
     """Make the kernel and the state file agree; what belongs to nothing is removed.
 
-    :returns: bases that can only be restored when the tracker has named replicas for them
     :raises errors.ThunderError: a device could not be removed or restored
     """
     kit = host.kit
@@ -28,14 +26,13 @@ def reconcile(host: Host, bases: Bases, stacks: Stacks) -> list[Base]:
             LOG.warning("device %s was left suspended: resumed", device.name)
             kit.dm.resume(device.name)
     stacks.reconcile()
-    orphaned = bases.reconcile()
+    bases.reconcile()
     known = host.store.bases.values()
     expected = devices.expected(host.topology.host, known, host.store.stacks.values())
     _sweep_exports(kit, expected)  # first: an export has its device open
     _sweep_devices(kit, expected)
     _sweep_thin_ids(kit, expected)
     _sweep_sessions(kit, {path.iqn for base in known for path in base.paths})
-    return orphaned
 
 
 def _sweep_exports(kit: Kit, expected: Expected) -> None:

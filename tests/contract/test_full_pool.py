@@ -18,11 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent import app, ports
 from os_brick_thunder.agent.policy import cachemap, layout
-from os_brick_thunder.agent.pool.guard import PoolGuard
-from os_brick_thunder.agent.pool.usage import PoolUsage
-from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
@@ -171,9 +168,9 @@ class Host:
         self.tracker.plan_attach = self.plan  # type: ignore[method-assign]
         self.store = StateFile(folder / "state.json")
         topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
-        common = (self.kit, self.store)
-        self.bases = Bases(*common, self.tracker, topology, "127.0.0.1:3260", 0.0)
-        self.stacks = Stacks(*common, self.bases, self.tracker, topology)
+        here = ports.Host(self.kit, self.store, self.tracker, topology)
+        self.app = app.build(here, fakes.SETTINGS)
+        self.bases, self.stacks = self.app.bases, self.app.stacks
 
     def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
         """Compute the map from the volume's disk: the blocks that equal the image now."""
@@ -224,8 +221,7 @@ def test_an_agent_that_comes_too_late_still_saves_every_write(
     """As after a pause of some seconds: writes are already blocked when the agent starts."""
     host = Host(world, source, tmp_path)
     kit, store, stacks = host.kit, host.store, host.stacks
-    usage = PoolUsage(kit, store, 80, 90)
-    guard = PoolGuard(usage, stacks, host.bases.remove)
+    usage, guard = host.app.usage, host.app.guard
     host.attach()
     fill_up(world)
     guest = waiting_guest(world)

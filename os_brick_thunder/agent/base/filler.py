@@ -1,8 +1,8 @@
 """Filling bases in the background: read the source, write the same bytes to the base.
 
 Each chunk is checked against the image's manifest before it is written. The base has no other
-writer, so this is safe at any time and may be cut off at any point: what is mapped in the pool is
-filled, and a restart goes on from there.
+writer, so this is safe at any time and may be interrupted at any point: what is mapped in the pool
+is filled, and a restart goes on from there.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.policy import layout
-from os_brick_thunder.agent.ports import PoolMetadata, Tracker
+from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.blockdev import drop_cache
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.state import READY, Base, StateFile
+from os_brick_thunder.common.state import READY, Base
 from os_brick_thunder.common.transfer import Device, copy
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds before a base whose source failed is tried again.
 RETRY = 5.0
-#: Seconds between looks whether a full pool has room again.
-NO_ROOM = 1.0
+#: Seconds between two polls of a pool that has no space.
+NO_SPACE = 1.0
 
 
 class Filler:
@@ -38,42 +37,51 @@ class Filler:
 
     def __init__(
         self,
-        store: StateFile,
-        bases: Bases,
-        tracker: Tracker,
-        metadata: PoolMetadata,
-        block: int,
+        host: Host,
+        complete: Callable[[str], None],
+        on_wrong_bytes: Callable[[str], None],
+        may_fill: Callable[[], bool],
         workers: int,
-        rate: int,
-        may_fill: Callable[[], bool] = lambda: True,
+        rate: int = 0,
     ) -> None:
         """
-        :param rate: bytes a second for each base; 0 is no bound
-        :param may_fill: whether the pool has room; asked before each chunk
+        :param complete: called with the image's id when a base holds all of its image
+        :param on_wrong_bytes: called with the image's id when its source's bytes are not the image
+        :param may_fill: whether the pool has space; asked before each chunk
+        :param workers: how many bases are filled at one time; with 0 none is: what they do not hold
+            is read through from their sources
+        :param rate: bytes a second for each base; 0 is unlimited
         """
-        self._store = store
-        self._bases = bases
-        self._tracker = tracker
-        self._metadata = metadata
-        self._block = block
-        self._rate = rate
+        self._host = host
+        self._store = host.store
+        self._block = host.kit.pool.block
+        self._complete = complete
+        self._on_wrong_bytes = on_wrong_bytes
         self._may_fill = may_fill
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="fill")
+        self._rate = rate
+        self._workers = ThreadPoolExecutor(workers, "fill") if workers else None
         self._busy: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def start(self, image_id: str) -> None:
-        """Fill a base, unless that is going on already."""
+    def start(self) -> None:
+        """Go on with the bases that are not complete."""
+        for base in self._store.bases.values():
+            if base.phase == READY and not base.complete:
+                self.fill(base.image_id)
+
+    def fill(self, image_id: str) -> None:
+        """Fill a base in the background, unless that is going on already."""
         with self._lock:
-            if image_id in self._busy or self._stop.is_set():
+            if self._workers is None or image_id in self._busy or self._stop.is_set():
                 return
             self._busy.add(image_id)
-        self._threads.submit(self._work, image_id)
+            self._workers.submit(self._work, image_id)
 
     def stop(self) -> None:
         self._stop.set()
-        self._threads.shutdown(wait=True)
+        if self._workers:
+            self._workers.shutdown(wait=True)
 
     def _work(self, image_id: str) -> None:
         try:
@@ -83,15 +91,15 @@ class Filler:
                     return
                 try:
                     if self._fill(base):
-                        self._bases.complete(image_id)
+                        self._complete(image_id)
                     return
                 except errors.WrongDigest as error:
                     LOG.error("filling base of %s: %s; again in %g s", image_id, error, RETRY)
-                    self._bases.on_bad_source(image_id)
+                    self._on_wrong_bytes(image_id)
                     self._stop.wait(RETRY)
                 except Exception as error:
-                    # A source that fails is the multipath's and then the tracker's matter;
-                    # guests meanwhile read from their LUN.
+                    # The multipath device and then the tracker deal with a source that fails;
+                    # guests read from their LUNs meanwhile.
                     LOG.warning("filling base of %s: %s; again in %g s", image_id, error, RETRY)
                     self._stop.wait(RETRY)
         finally:
@@ -99,16 +107,16 @@ class Filler:
                 self._busy.discard(image_id)
 
     def _fill(self, base: Base) -> bool:
-        """:returns: whether all is there; False when it was stopped or the base was removed"""
+        """:returns: whether the base is full; False when it was removed or the filler stopped"""
         names = ImageNames(base.image_id)
         manifest = self._manifest(base)
-        wanted = layout.fill_extents(base.size, base.extents, self._block)
-        present = self._metadata.mapped(base.thin_id)
+        needed = layout.fill_extents(base.size, base.extents, self._block)
+        present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
         source = Device(
             devnames.path(names.source),
             base.size,
-            wanted,
+            needed,
             forget=functools.partial(_forget, devnames.path(names.paths)),
         )
         try:
@@ -128,7 +136,7 @@ class Filler:
             manifest=manifest,
             rate=self._rate,
             proceed=functools.partial(self._goes_on, base.image_id),
-            spawn=lambda work: work(),  # this thread is for nothing else
+            spawn=lambda work: work(),  # this thread has nothing else to do
         )
         try:
             filling.wait()
@@ -139,27 +147,30 @@ class Filler:
         return True
 
     def _manifest(self, base: Base) -> Manifest | None:
-        """What the base is checked against; None for an image that has none.
+        """What the base is checked against; None for an image without a manifest.
 
-        :raises errors.ThunderError: no tracker says whether there is one
-        :raises ValueError: it is not of this image
+        :raises errors.ThunderError: no tracker answers
+        :raises ValueError: the manifest is not of this image
         """
         try:
-            found = self._tracker.manifest(base.image_id)
+            found = self._host.tracker.manifest(base.image_id)
         except errors.NoReplica:
             LOG.warning("image %s has no manifest: its base is not checked", base.image_id)
             return None
         return Manifest.parse(base.size, found.chunk, found.digests)
 
     def _goes_on(self, image_id: str) -> bool:
-        """Wait for room in the pool, for as long as the base is wanted."""
+        """Wait for space in the pool.
+
+        :returns: False if the base was removed or the filler stopped meanwhile
+        """
         while not self._stop.is_set():
             base = self._store.bases.get(image_id)
             if base is None or base.phase != READY:
                 return False
             if self._may_fill():
                 return True
-            self._stop.wait(NO_ROOM)
+            self._stop.wait(NO_SPACE)
         return False
 
 

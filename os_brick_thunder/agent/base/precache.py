@@ -5,41 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from os_brick_thunder.agent.base.bases import Bases
-from os_brick_thunder.agent.ports import Tracker
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.state import StateFile
 
 
 class Precacher:
-    """Makes bases on request; the filler then fills them, as it fills every base."""
+    """Builds bases on request; the filler then fills them, as it fills every base."""
 
     def __init__(
         self,
-        store: StateFile,
+        host: Host,
         bases: Bases,
-        tracker: Tracker,
-        topology: wire.Topology,
+        reporter: Reporter,
         refusal: Callable[[wire.ImageInfo], str],
     ) -> None:
-        """:param refusal: why the pool has no room for an image; empty if it has"""
-        self._store = store
+        """:param refusal: why the pool has no space for an image; empty if it has"""
+        self._host = host
+        self._store = host.store
         self._bases = bases
-        self._tracker = tracker
-        self._topology = topology
+        self._reporter = reporter
         self._refusal = refusal
 
     def precache(self, image_id: str) -> None:
-        """Have a base of an image here, and let it fill behind the answer. One that is here stays.
+        """Build the base of an image, which is filled in the background; existing is success.
 
         :raises errors.NoReplica: no storage host with the image is alive, or no replica answered
-        :raises errors.PoolError: the pool has no room for it; nothing is left
+        :raises errors.PoolError: the pool has no space for it; nothing is left
         """
         with self._store.expecting(image_id):
-            plan = self._tracker.plan_sources(image_id, self._topology)
+            plan = self._host.tracker.plan_sources(image_id, self._host.topology)
             if plan.image is None:
                 raise errors.NoReplica(plan.reason)
             reason = "" if image_id in self._store.bases else self._refusal(plan.image)
             if reason:
-                self._bases.withdraw(image_id)
+                self._reporter.withdraw(image_id)
                 raise errors.PoolError(reason)
             self._bases.ensure(plan)

@@ -1,111 +1,127 @@
 """The watch over the sources of all bases: what fails is reinstated or replaced.
 
-The kernel goes to the next path by itself, within seconds. What is done here is that a base has
-such a path again, and reads from near by again: nothing waits for it.
+The kernel fails over to the next path by itself, within seconds. Here a base is given such a path
+again, and its nearest source: nothing waits for that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.health import PathHealth
+from os_brick_thunder.agent.base.sources import Sources
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.backoff import Backoff
+from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.state import StateFile
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds between looks.
+#: Seconds between two checks of all paths.
 INTERVAL = 2.0
 #: Seconds for which a path must have been broken before a new source is asked for.
 GRACE = 3.0
-#: Seconds before the first and between later attempts that did not help.
-_PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
 _WORKERS = 8
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Trouble:
-    """Some paths of a base do not work."""
+    """Some paths of a base have not worked since a time (seconds)."""
 
     since: float
-    tries: int = 0
-    again: float = 0.0  # not before that time
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 class Watch:
-    """Keeps the sources of one host's bases working, and does what the tracker orders."""
+    """Keeps the sources of one host's bases working, and does what the trackers order."""
 
-    def __init__(self, store: StateFile, bases: Bases) -> None:
+    def __init__(
+        self,
+        store: StateFile,
+        sources: Sources,
+        health: PathHealth,
+        evict: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param evict: removes a base of this host, as ``Bases.evict`` does"""
         self._store = store
-        self._bases = bases
+        self._sources = sources
+        self._health = health
+        self._evict = evict
+        self._clock = clock
         self._troubles: dict[str, _Trouble] = {}
-        self._threads = ThreadPoolExecutor(_WORKERS, thread_name_prefix="sources")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="sources")
         self._busy: set[str] = set()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        bases.on_trouble = self._replace
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = PeriodicThread(Task("watch", INTERVAL, self.check))
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._thread.stop()
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def obey(self, orders: wire.Orders) -> None:
-        """Do what the tracker wants, behind the answer; what cannot be done it orders again."""
+        """Carry out a tracker's orders in the background. What fails is ordered again."""
         for image_id in orders.reparent:
             self._replace(image_id)
         for image_id in orders.remove:
-            self._submit(image_id, functools.partial(self._bases.evict, image_id))
+            self._submit(image_id, functools.partial(self._evict, image_id))
 
-    def look(self) -> None:
-        """Look at the paths of every base once."""
+    def on_wrong_bytes(self, image_id: str) -> None:
+        """What was just read of an image is not the image: read on from another host."""
+        if self._health.distrust(image_id):
+            self._replace(image_id)
+
+    def check(self) -> None:
+        """Check the paths of every base once."""
         known = self._store.bases
         for image_id in self._troubles.keys() - known:
             del self._troubles[image_id]
         for image_id in known:
-            if self._is_busy(image_id):
-                continue
-            try:
-                broken = self._bases.repair(image_id)
-            except errors.ThunderError as error:
-                LOG.warning("base of image %s: %s", image_id, error)
-                continue
-            if not broken:
-                self._troubles.pop(image_id, None)
-                continue
-            now = time.monotonic()
-            trouble = self._troubles.setdefault(image_id, _Trouble(now))
-            if now >= max(trouble.since + GRACE, trouble.again):
-                LOG.warning("base of image %s: no data from %s", image_id, ", ".join(broken))
-                self._replace(image_id, broken)
+            if not self._is_busy(image_id):
+                self._check_one(image_id)
+
+    def _check_one(self, image_id: str) -> None:
+        try:
+            broken = self._health.repair(image_id)
+        except errors.ThunderError as error:
+            LOG.warning("base of image %s: %s", image_id, error)
+            return
+        if not broken:
+            self._troubles.pop(image_id, None)
+            return
+        now = self._clock()
+        trouble = self._troubles.setdefault(image_id, _Trouble(now))
+        if now >= max(trouble.since + GRACE, trouble.backoff.due):
+            LOG.warning("base of image %s: no data from %s", image_id, ", ".join(broken))
+            self._replace(image_id, broken)
 
     def _replace(self, image_id: str, broken: Iterable[str] | None = None) -> None:
         self._submit(image_id, functools.partial(self._reparent, image_id, broken))
 
     def _reparent(self, image_id: str, broken: Iterable[str] | None) -> None:
-        exclude = tuple(self._bases.repair(image_id) if broken is None else broken)
-        trouble = self._troubles.setdefault(image_id, _Trouble(time.monotonic()))
-        # Who was away may be back with new secrets, and may be the only storage host.
-        if trouble.tries % 2:
+        exclude = tuple(self._health.repair(image_id) if broken is None else broken)
+        trouble = self._troubles.setdefault(image_id, _Trouble(self._clock()))
+        # A host that was away may be back with new secrets, and may be the only storage host.
+        if trouble.backoff.attempts % 2:
             exclude = ()
-        pause = _PAUSES[min(trouble.tries, len(_PAUSES) - 1)]
-        trouble.tries += 1
         try:
-            self._bases.reparent(image_id, exclude)
+            self._sources.reparent(image_id, exclude)
         finally:
-            trouble.again = time.monotonic() + pause
+            backoff = trouble.backoff.after_attempt(self._clock())
+            self._troubles[image_id] = dataclasses.replace(trouble, backoff=backoff)
 
     def _submit(self, image_id: str, work: Callable[[], None]) -> None:
-        """Do something about an image, unless something is being done already."""
+        """Do something about an image in the background, unless that is going on already."""
 
         def guarded() -> None:
             try:
@@ -119,18 +135,11 @@ class Watch:
                     self._busy.discard(image_id)
 
         with self._lock:
-            if image_id in self._busy or self._stop.is_set():
+            if image_id in self._busy or self._thread.stopping:
                 return
             self._busy.add(image_id)
-            self._threads.submit(guarded)
+            self._workers.submit(guarded)
 
     def _is_busy(self, image_id: str) -> bool:
         with self._lock:
             return image_id in self._busy
-
-    def _run(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            try:
-                self.look()
-            except Exception:
-                LOG.exception("watch")

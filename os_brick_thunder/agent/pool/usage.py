@@ -7,13 +7,13 @@ from collections.abc import Collection
 
 from os_brick_thunder.agent.policy import layout, space
 from os_brick_thunder.agent.policy.space import Marks, Replica, Volume
-from os_brick_thunder.agent.ports import Kit
+from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.state import READY, Base, Stack, StateFile
+from os_brick_thunder.common.state import READY, Base, Stack
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 class PoolUsage:
     """What is in the pool, measured against its two marks: see :mod:`.policy.space`."""
 
-    def __init__(self, kit: Kit, store: StateFile, low_percent: int, high_percent: int) -> None:
+    def __init__(self, host: Host, low_percent: int, high_percent: int) -> None:
         """
         :param low_percent: the agent makes space while more than this is in use
         :param high_percent: above this, no base and no cache is built
@@ -32,8 +32,8 @@ class PoolUsage:
                 f"pool_low_percent {low_percent} is not below pool_high_percent {high_percent}: "
                 "leave room between them for what is written while space is made"
             )
-        self._kit = kit
-        self._store = store
+        self._kit = host.kit
+        self._store = host.store
         self._percent = low_percent, high_percent
 
     def status(self) -> PoolStatus:

@@ -568,22 +568,6 @@ class Stacks:
             except errors.ThunderError as error:
                 LOG.warning("release of volume %s waits: %s", volume_id, error)
 
-    def reinstate_luns(self) -> None:
-        """Bring failed LUN paths back whose device answers again.
-
-        The cached path is never reinstated: what was written past it is not in it.
-        """
-        for stack in self._store.stacks.values():
-            if stack.phase != READY:
-                continue
-            name = VolumeNames(stack.volume_id).vol
-            number = self._kit.blocks.devnum(stack.device)
-            words = self._kit.dm.status(name).split()
-            failed = number in words and words[words.index(number) + 1] == "F"
-            if failed and self._kit.blocks.answers(stack.device):
-                self._kit.dm.message(name, f"reinstate_path {number}")
-                LOG.warning("volume %s: its LUN is back", stack.volume_id)
-
     def _resume_to_direct(self, stack: Stack) -> None:
         try:
             self._finish_direct(stack)

@@ -29,6 +29,9 @@ class Agent:
         if image_id == "large":
             raise errors.PoolError("image large takes 9 MiB of the local pool")
 
+    def evict(self, image_id: str) -> None:
+        self.asked.append(image_id)
+
     def status(self) -> dict[str, Any]:
         return {"bases": [], "stacks": [{"volume_id": "v"}]}
 
@@ -44,7 +47,7 @@ def transport() -> Any:
 def agent(transport: Any) -> Iterator[Agent]:
     """An agent and a tracker that serve."""
     agent = Agent()
-    endpoint = ExporterEndpoint(None, agent.precache, agent.status)  # type: ignore[arg-type]
+    endpoint = ExporterEndpoint(None, agent.evict, agent.precache, agent.status)  # type: ignore[arg-type]
     tracker = oslo_messaging.get_rpc_server(
         transport,
         oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),

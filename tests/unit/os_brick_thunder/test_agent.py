@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from os_brick_thunder.agent import devices, failpoints
+from bench import faults
+from os_brick_thunder.agent import app, devices, ports
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.base.bases import Bases
-from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
@@ -42,16 +44,6 @@ PLAN = wire.Plan(
     sources=SOURCES,
     unmodified=((0, 512 * MIB),),
 )
-
-
-class NoFill:
-    """Bases stay as they are: filling is tried on real devices, in the lab."""
-
-    def start(self, image_id: str) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 class Crash(BaseException):
@@ -93,17 +85,15 @@ class Host:
         self.loops: fakes.FakeLoops = self.kit.loops  # type: ignore[assignment]
         self.blocks.sizes[LUN] = GIB
 
-    def agent(self, tripwire: Tripwire | None = None) -> tuple[Agent, Stacks, Bases, StateFile]:
-        kit, store, tracker = self.kit, StateFile(self.file), self.tracker
+    def agent(
+        self, tripwire: Tripwire | None = None, **options: Any
+    ) -> tuple[Agent, Stacks, Bases, StateFile]:
+        """Another agent of this host; ``app`` has its other parts."""
+        host = ports.Host(self.kit, StateFile(self.file), self.tracker, TOPOLOGY)
         if tripwire:
-            kit = failpoints.watched_kit(kit, tripwire)
-            store = failpoints.WatchedStore(self.file, tripwire)
-            tracker = failpoints.watched_tracker(tracker, tripwire)  # type: ignore[assignment]
-        bases = Bases(kit, store, tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
-        stacks = Stacks(kit, store, bases, tracker, TOPOLOGY)
-        filler: Filler = NoFill()  # type: ignore[assignment]
-        agent = Agent(kit, store, tracker, TOPOLOGY, bases, stacks, filler, 60.0)
-        return agent, stacks, bases, store
+            host = faults.watched_host(host, self.file, tripwire)
+        self.app = app.build(host, dataclasses.replace(fakes.SETTINGS, **options))
+        return self.app.agent, self.app.stacks, self.app.bases, host.store
 
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}
@@ -427,11 +417,62 @@ def test_the_lun_is_reinstated_and_the_cache_never(host: Host) -> None:
     vol, cached = f"thunder-vol-{VOLUME}", f"/dev/mapper/thunder-cached-{VOLUME}"
     host.dm.failed[vol] = {LUN, cached}
     host.blocks.silent.add(LUN)
-    stacks.reinstate_luns()
+    host.app.luns.check()
     assert host.dm.failed[vol] == {LUN, cached}
     host.blocks.silent.clear()
-    stacks.reinstate_luns()
+    host.app.luns.check()
     assert host.dm.failed[vol] == {cached}
+
+
+def test_a_lun_whose_disk_has_gone_keeps_none_from_the_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stacks, _, _ = host.agent()
+    host.blocks.sizes["/dev/sdc"] = GIB
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
+    devnum = host.blocks.devnum
+
+    def gone(device: str) -> str:
+        if device == LUN:
+            raise errors.DeviceNotFound(device)
+        return devnum(device)
+
+    monkeypatch.setattr(host.blocks, "devnum", gone)
+    host.dm.failed["thunder-vol-vol-2"] = {"/dev/sdc"}
+    host.app.luns.check()
+    assert host.dm.failed["thunder-vol-vol-2"] == set()
+
+
+def test_a_lun_that_hangs_does_not_stop_the_heartbeat(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, stacks, _, _ = host.agent(heartbeat_interval=0.01)
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.failed[f"thunder-vol-{VOLUME}"] = {LUN}
+    hangs, goes_on = threading.Event(), threading.Event()
+    beats = threading.Semaphore(0)
+
+    def answers(device: str) -> bool:
+        hangs.set()
+        return goes_on.wait(30)
+
+    def heartbeat(topology: wire.Topology) -> wire.Orders:
+        if hangs.is_set():
+            beats.release()
+        return wire.Orders()
+
+    monkeypatch.setattr(host.blocks, "answers", answers)
+    monkeypatch.setattr(host.tracker, "heartbeat", heartbeat)
+    agent.start()
+    try:
+        for _ in range(3):
+            assert beats.acquire(timeout=10)
+        assert hangs.is_set()
+        assert not goes_on.is_set()
+    finally:
+        goes_on.set()
+        agent.stop()
 
 
 def test_extend_follows_the_lun(host: Host) -> None:
@@ -448,15 +489,15 @@ def test_extend_follows_the_lun(host: Host) -> None:
 
 
 def test_a_second_host_opens_a_base_here(host: Host) -> None:
-    _, stacks, bases, _ = host.agent()
+    _, stacks, _, _ = host.agent()
     with pytest.raises(errors.NoReplica):
-        bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+        host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     stacks.attach(PAYLOAD, LUN, soon())
-    export = bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+    export = host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     assert export.iqn in host.targets.exported
-    assert bases.open_export(IMAGE, "iqn.x:cmp3", 0.0) == export
-    assert bases.open_export(IMAGE, "iqn.x:cmp4", 0.0).password != export.password
-    bases.close_export(IMAGE, "iqn.x:cmp3")
+    assert host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0) == export
+    assert host.app.exports.open(IMAGE, "iqn.x:cmp4", 0.0).password != export.password
+    host.app.exports.close(IMAGE, "iqn.x:cmp3")
     assert [i for _, i in host.targets.admitted] == ["iqn.x:cmp4"]
 
 
@@ -497,7 +538,7 @@ def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
             served += 1
         agent, stacks, _, store = host.agent()
         agent.reconcile()
-        agent.catch_up()
+        host.app.heartbeat.catch_up()
         if tripwire.steps[at] == "tracker.close_export":  # not asked again: it may never be back
             host.tracker.admitted.clear()
         for volume_id in stacks.wanting(()):
@@ -522,7 +563,7 @@ def test_wherever_the_agent_dies_a_restart_converges(tmp_path: Path) -> None:
             _attach_and_detach(stacks, bases)
         agent, stacks, bases, store = host.agent()
         agent.reconcile()
-        agent.catch_up()
+        host.app.heartbeat.catch_up()
         where = (at, tripwire.steps[at])
         assert host.leftovers(store) == [], where
         assert host.disagreements(store) == set(), where
@@ -558,13 +599,13 @@ def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots:
             try:
                 agent, *_ = host.agent(second)
                 agent.reconcile()
-                agent.catch_up()
+                host.app.heartbeat.catch_up()
                 break  # it has fewer steps than that
             except Crash:
                 died.add(second.steps[-1])
             agent, stacks, bases, store = host.agent()
             agent.reconcile()
-            agent.catch_up()
+            host.app.heartbeat.catch_up()
             where = (tripwire.steps[-1], second.steps[-1])
             assert host.leftovers(store) == [], where
             assert host.disagreements(store) == set(), where
@@ -595,10 +636,10 @@ def test_after_a_reboot_a_filling_base_asks_for_its_replicas_again(host: Host) -
     _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     _reboot(host)
-    agent, _, _, store = host.agent()
+    agent, _, bases, store = host.agent()
     agent.reconcile()
     assert f"thunder-base-{IMAGE}" not in host.dm.tables
-    agent._restore_orphaned()
+    bases.restore_absent()
     assert f"thunder-base-{IMAGE}" in host.dm.tables
     assert len(host.initiator.logged_in) == 2
     assert host.leftovers(store) == []
@@ -613,18 +654,18 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     agent, stacks, bases, store = host.agent()
     agent.reconcile()
     with pytest.raises(errors.NoReplica):
-        agent._restore_orphaned()
+        bases.restore_absent()
     with pytest.raises(errors.NoReplica):  # nor is it given to others
-        bases.open_export(IMAGE, "iqn.x:cmp3", 0.0)
+        host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     assert f"thunder-base-{IMAGE}" not in host.dm.tables
     assert host.leftovers(store) == []
     host.tracker.plan = PLAN
     stacks.attach(PAYLOAD, LUN, soon())  # the next attach brings its sources along
     assert f"thunder-base-{IMAGE}" in host.dm.tables
     assert len(store.bases) == 1
-    agent._restore_orphaned()  # has nothing left to do
+    bases.restore_absent()  # has nothing left to do
     assert len(host.initiator.logged_in) == 2
-    assert bases.open_export(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
+    assert host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
 
 
 def _reboot(host: Host) -> None:
@@ -648,6 +689,5 @@ def test_a_state_file_that_cannot_be_read_stops_the_agent(tmp_path: Path) -> Non
 
 def test_the_status_says_how_long_readers_have_to_leave(host: Host) -> None:
     """Whoever evicts a base waits for as long."""
-    agent, _, bases, _ = host.agent()
-    bases.drain_timeout = 75.0
+    agent, *_ = host.agent(drain_timeout=75.0)
     assert agent.status()["drain_timeout"] == 75.0

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from os_brick_thunder.agent.base import filler as filler_module
 from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
@@ -52,7 +54,7 @@ class World:
     def complete(self, image_id: str) -> None:
         self.completed.append(image_id)
 
-    def on_bad_source(self, image_id: str) -> None:
+    def on_wrong_bytes(self, image_id: str) -> None:
         self.bad.append(image_id)
         self.heal()
 
@@ -69,9 +71,12 @@ class World:
             data[start:end] = self.image[start:end]
         return bytes(data)
 
-    def filler(self, **options: Any) -> Filler:
+    def filler(self, may_fill: Callable[[], bool] = lambda: True) -> Filler:
+        """It sees this world as its host: state file, tracker and pool."""
         world: Any = self
-        return Filler(world, world, world, world, BLOCK, 1, options.pop("rate", 0), **options)
+        kit: Any = SimpleNamespace(metadata=world, pool=SimpleNamespace(block=BLOCK))
+        host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
+        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, workers=1)
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_a_base_is_filled_but_for_holes(world: World) -> None:
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.base() == world.expected()
@@ -116,7 +121,7 @@ def test_a_base_is_filled_but_for_holes(world: World) -> None:
 def test_what_is_mapped_is_not_written_again(world: World) -> None:
     world.mapped_ = Extents.of([(BLOCK, 4 * BLOCK), (2 * MIB, SIZE)])
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.completed)
     filler.stop()
     left = world.expected()
@@ -138,7 +143,7 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
 
     world.heal = heal
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.bad == ["i", "i"]
@@ -153,7 +158,7 @@ def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixtu
     answer = world.manifest_
     world.manifest_ = errors.TrackerUnavailable("nobody answers")
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.asked >= 3)
     assert set(world.base()) == {0xEE}
     world.manifest_ = answer
@@ -165,7 +170,7 @@ def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixtu
 def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
     world.manifest_ = errors.NoReplica("there is none")
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.base() == world.expected()
@@ -174,7 +179,7 @@ def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
 def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
     world.manifest_ = wire.Manifest("i", MIB, "")
     filler = world.filler()
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: world.asked >= 2)
     filler.stop()
     assert set(world.base()) == {0xEE}
@@ -191,7 +196,7 @@ def test_it_ends_when_nobody_wants_it(world: World, how: str) -> None:
         return len(asked) <= 1
 
     filler = world.filler(may_fill=full)
-    filler.start("i")
+    filler.fill("i")
     wait_until(lambda: len(asked) >= 2)
     if how == "removed":
         base = world.bases["i"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent.pool.guard import PoolGuard
-from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
@@ -21,7 +20,6 @@ from tests.unit.os_brick_thunder.test_agent import (
     LUN,
     MIB,
     PLAN,
-    TOPOLOGY,
     VOLUME,
     Crash,
     Host,
@@ -37,10 +35,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.host = Host(folder)
-        _, _, self.bases, self.store = self.host.agent()
-        kit, tracker = self.host.kit, self.host.tracker
-        self.usage = PoolUsage(kit, self.store, 80, 90)
-        self.stacks = Stacks(kit, self.store, self.bases, tracker, TOPOLOGY, self.usage.refusal)
+        _, self.stacks, self.bases, self.store = self.host.agent()
+        self.usage = self.host.app.usage
         self.evicted: list[str] = []
         self.guard = PoolGuard(self.usage, self.stacks, self._evict)
 
@@ -253,7 +249,7 @@ def test_filling_stops_between_the_marks(world: World) -> None:
 
 def test_marks_must_leave_room(world: World) -> None:
     with pytest.raises(errors.InvalidRequest, match="pool_low_percent 90 is not below"):
-        PoolUsage(world.host.kit, world.store, 90, 90)
+        world.host.agent(pool_low_percent=90, pool_high_percent=90)
 
 
 def test_a_pool_that_failed_is_nobodys_to_guard(world: World) -> None:

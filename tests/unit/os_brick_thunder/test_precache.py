@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent import ports
+from os_brick_thunder.agent.app import build
+from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors, wire
@@ -23,13 +25,11 @@ class Host:
         self.kit = fakes.fake_kit()
         self.store = StateFile(folder / "state.json")
         self.tracker = fakes.FakeTracker(plan)
-        self.bases = Bases(self.kit, self.store, self.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
-        self.ready: list[str] = []
-        self.bases.on_ready = self.ready.append
+        here = ports.Host(self.kit, self.store, self.tracker, TOPOLOGY)
+        app = build(here, fakes.SETTINGS)
+        self.bases, self.reporter = app.bases, app.reporter
         self.refusal = ""
-        self.precacher = Precacher(
-            self.store, self.bases, self.tracker, TOPOLOGY, lambda image: self.refusal
-        )
+        self.precacher = Precacher(here, app.bases, app.reporter, lambda image: self.refusal)
 
 
 @pytest.fixture
@@ -37,12 +37,14 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path, PLAN)
 
 
-def test_it_makes_a_base_and_has_it_filled(host: Host) -> None:
+def test_it_makes_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready: list[str] = []
+    monkeypatch.setattr(Filler, "fill", lambda self, image_id: ready.append(image_id))
     host.precacher.precache(IMAGE)
     assert host.store.bases[IMAGE].phase == READY
-    assert host.ready == [IMAGE]
+    assert ready == [IMAGE]
     host.precacher.precache(IMAGE)  # again: nothing more
-    assert host.ready == [IMAGE]
+    assert ready == [IMAGE]
 
 
 def test_an_image_that_nobody_has(host: Host) -> None:
@@ -70,7 +72,7 @@ def test_what_was_planned_when_the_agent_died_is_withdrawn(
     """Between the tracker's plan and the first line about the base in the state file."""
 
     def die(plan: wire.Plan) -> None:
-        host.bases.withdraw_all()  # a heartbeat in between withdraws nothing
+        host.reporter.withdraw_all()  # a heartbeat in between withdraws nothing
         raise SystemExit
 
     monkeypatch.setattr(host.bases, "ensure", die)
@@ -78,8 +80,9 @@ def test_what_was_planned_when_the_agent_died_is_withdrawn(
         host.precacher.precache(IMAGE)
     assert host.tracker.locations == {IMAGE}
     store = StateFile(tmp_path / "state.json")
-    bases = Bases(host.kit, store, host.tracker, TOPOLOGY, "10.0.0.1:3260", 0.0)
-    bases.withdraw_all()
+    build(
+        ports.Host(host.kit, store, host.tracker, TOPOLOGY), fakes.SETTINGS
+    ).reporter.withdraw_all()
     assert host.tracker.locations == set()
     assert StateFile(tmp_path / "state.json").withdrawals == {}
 
@@ -88,7 +91,7 @@ def test_a_base_that_is_here_needs_no_room(host: Host) -> None:
     host.precacher.precache(IMAGE)
     host.refusal = "the local pool is 100 % full"
     host.precacher.precache(IMAGE)
-    host.bases.withdraw_all()
+    host.reporter.withdraw_all()
     assert "gone" not in [report.state for report in host.tracker.reports]
 
 

@@ -387,7 +387,7 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
                 assert devices(host) in ((LUN,), (CACHED, LUN)), where
             agent, stacks, _, _ = host.agent()
             agent.reconcile()
-            agent.catch_up()
+            host.app.heartbeat.catch_up()
         assert host.dm.suspended == set(), where
         store = stacks._store
         if not survived:

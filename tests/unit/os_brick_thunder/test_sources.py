@@ -43,12 +43,12 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def reading(host: Host) -> tuple[Bases, StateFile]:
+def reading(host: Host) -> StateFile:
     """A host whose base reads from cmp2, then from stor1."""
-    _, stacks, bases, store = host.agent()
+    _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     host.tracker.plan = AGAIN
-    return bases, store
+    return store
 
 
 def hosts(store: StateFile) -> list[str]:
@@ -68,10 +68,10 @@ def patient(host: Host) -> list[str]:
 
 
 def test_only_the_last_path_is_waited_for(host: Host) -> None:
-    bases, _ = reading(host)
+    reading(host)
     assert table(host) == ["cmp2:3260", "stor1:3260"]
     assert patient(host) == ["stor1:3260"]
-    bases.reparent(IMAGE)
+    host.app.sources.reparent(IMAGE)
     assert patient(host) == ["stor1:3260"]
 
 
@@ -82,8 +82,8 @@ def test_if_the_last_one_cannot_be_opened_the_one_before_it_is_the_last(host: Ho
 
 
 def test_a_base_gets_another_parent_while_it_is_read(host: Host) -> None:
-    bases, store = reading(host)
-    bases.reparent(IMAGE, ("cmp2",))
+    store = reading(host)
+    host.app.sources.reparent(IMAGE, ("cmp2",))
     assert host.tracker.excluded == [("cmp2",)]
     assert table(host) == ["cmp4:3260", "stor1:3260"]
     assert hosts(store) == ["cmp4", "stor1"]
@@ -96,10 +96,10 @@ def test_a_base_gets_another_parent_while_it_is_read(host: Host) -> None:
 
 
 def test_sources_that_work_are_not_opened_again(host: Host) -> None:
-    bases, store = reading(host)
+    store = reading(host)
     before = dict(host.initiator.logged_in)
     host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
-    bases.reparent(IMAGE)
+    host.app.sources.reparent(IMAGE)
     assert host.initiator.logged_in == before
     assert hosts(store) == ["cmp2", "stor1"]
     assert host.tracker.closed == []
@@ -115,12 +115,12 @@ def test_sources_that_work_are_not_opened_again(host: Host) -> None:
 def test_no_better_source_leaves_what_is_there(
     host: Host, plan: wire.Plan, unreachable: tuple[str, ...]
 ) -> None:
-    bases, store = reading(host)
+    store = reading(host)
     before, sessions = store.bases[IMAGE], dict(host.initiator.logged_in)
     host.tracker.plan = plan
     host.initiator.unreachable.update(unreachable)
     with pytest.raises(errors.NoReplica):
-        bases.reparent(IMAGE, ("cmp2",) if plan.mode == "direct" else ("cmp2", "stor1"))
+        host.app.sources.reparent(IMAGE, ("cmp2",) if plan.mode == "direct" else ("cmp2", "stor1"))
     assert store.bases[IMAGE] == before
     assert host.initiator.logged_in == sessions
     assert table(host) == ["cmp2:3260", "stor1:3260"]
@@ -128,19 +128,19 @@ def test_no_better_source_leaves_what_is_there(
 
 
 def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> None:
-    bases, store = reading(host)
+    store = reading(host)
     host.initiator.unreachable.add("cmp4:3260")
-    bases.reparent(IMAGE)
+    host.app.sources.reparent(IMAGE)
     assert hosts(store) == ["stor1", "cmp2"]
     assert patient(host) == ["cmp2:3260"]
     assert host.leftovers(store) == []
 
 
 def test_a_complete_base_needs_no_parent(host: Host) -> None:
-    bases, store = reading(host)
-    bases.complete(IMAGE)
+    store = reading(host)
+    host.app.bases.complete(IMAGE)
     reports = len(host.tracker.reports)
-    bases.reparent(IMAGE)
+    host.app.sources.reparent(IMAGE)
     assert host.tracker.excluded == []
     assert host.tracker.reports[reports:][0].source is None
     assert host.initiator.logged_in == {}
@@ -148,11 +148,11 @@ def test_a_complete_base_needs_no_parent(host: Host) -> None:
 
 
 def test_a_parent_that_came_back_with_other_secrets_is_logged_in_anew(host: Host) -> None:
-    bases, store = reading(host)
+    store = reading(host)
     old = dict(host.initiator.logged_in)
     host.initiator.unreachable.add("cmp2:3260")
     host.dm.failed[PATHS] = {"/dev/sdm0"}
-    assert bases.repair(IMAGE) == ("cmp2",)
+    assert host.app.health.repair(IMAGE) == ("cmp2",)
     host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
 
     real = host.tracker.open_export
@@ -162,84 +162,97 @@ def test_a_parent_that_came_back_with_other_secrets_is_logged_in_anew(host: Host
         return real(*args)  # type: ignore[arg-type]
 
     host.tracker.open_export = back  # type: ignore[assignment, method-assign]
-    bases.reparent(IMAGE)
+    host.app.sources.reparent(IMAGE)
     assert table(host) == ["cmp2:3260", "stor1:3260"]
     (key,) = [key for key in old if key[1] == "cmp2:3260"]
     assert host.initiator.logged_in[key] != old[key]  # another session, another disk
-    assert bases.repair(IMAGE) == ()
+    assert host.app.health.repair(IMAGE) == ()
     assert host.leftovers(store) == []
 
 
 def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
-    bases, _ = reading(host)
+    reading(host)
     host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
     host.blocks.silent.add("/dev/sdm0")
-    assert bases.repair(IMAGE) == ("cmp2",)
+    assert host.app.health.repair(IMAGE) == ("cmp2",)
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
     host.blocks.silent.clear()
-    assert bases.repair(IMAGE) == ()
+    assert host.app.health.repair(IMAGE) == ()
     assert host.dm.failed[PATHS] == set()
     assert host.dm.log[-1] == f"switch_group 1 {PATHS}"
     host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
-    assert bases.repair(IMAGE) == ("cmp2",)  # it flaps; the last path is always taken back
+    assert host.app.health.repair(IMAGE) == (
+        "cmp2",
+    )  # it flaps; the last path is always taken back
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
 
 def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
-    bases, _ = reading(host)
-    told: list[str] = []
-    bases.on_trouble = told.append
-    bases.on_bad_source(IMAGE)
+    reading(host)
+    assert host.app.health.distrust(IMAGE)
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
-    assert told == [IMAGE]
-    assert bases.repair(IMAGE) == ("cmp2",)  # it answers, and is not believed
-    bases.on_bad_source(IMAGE)  # the storage host alone is left: it stays
+    assert host.app.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
+    assert not host.app.health.distrust(IMAGE)  # the storage host alone is left: it stays
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
 
-def test_the_watch_finds_a_new_parent_for_one_that_is_silent(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching, "GRACE", 0.0)
-    bases, store = reading(host)
-    watch = Watch(store, bases)
-    watch.look()
-    assert host.tracker.excluded == []
+def test_wrong_bytes_have_the_base_read_from_another_host(host: Host) -> None:
+    store = reading(host)
+    watch = host.app.watch
+    watch.on_wrong_bytes(IMAGE)
+    _settled(watch)
+    assert host.tracker.excluded == [("cmp2",)]
+    assert hosts(store) == ["cmp4", "stor1"]
+    watch.stop()
+
+
+def test_the_watch_finds_a_new_parent_for_one_that_is_silent(host: Host) -> None:
+    store = reading(host)
+    now = [1000.0]
+    watch = Watch(
+        store, host.app.sources, host.app.health, host.app.bases.evict, clock=lambda: now[0]
+    )
+    watch.check()
     host.initiator.unreachable.add("cmp2:3260")
     host.tracker.down = True
-    watch.look()
+    watch.check()
     _settled(watch)
+    assert watch._troubles[IMAGE].backoff.attempts == 0  # it may be back in a moment
+    now[0] += watching.GRACE
+    watch.check()
+    _settled(watch)
+    assert watch._troubles[IMAGE].backoff.attempts == 1
     assert hosts(store) == ["cmp2", "stor1"]
     host.tracker.down = False
-    watch.look()  # too early for another attempt
+    now[0] += 4.9
+    watch.check()  # too early for another attempt
     _settled(watch)
-    assert hosts(store) == ["cmp2", "stor1"]
-    watch._troubles[IMAGE].again = 0.0
-    watch.look()  # the second attempt excludes nobody: who was away may be back
+    assert host.tracker.excluded == []
+    now[0] += 0.1
+    watch.check()  # the second attempt excludes none: a host that was away may be back
     _settled(watch)
     assert host.tracker.excluded == [()]
     assert hosts(store) == ["cmp4", "stor1"]
-    watch.look()
+    watch.check()
     assert watch._troubles == {}
     watch.stop()
 
 
 def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
-    bases, store = reading(host)
-    watch = Watch(store, bases)
+    store = reading(host)
+    watch = host.app.watch
     watch.obey(wire.Orders(reparent=(IMAGE,)))
     _settled(watch)
     assert hosts(store) == ["cmp4", "stor1"]
     watch.obey(wire.Orders(remove=(IMAGE,)))
     _settled(watch)
     assert IMAGE in store.bases  # a volume uses it
-    host.agent()[1].detach(VOLUME)
-    store = StateFile(host.file)
-    watch = Watch(store, host.agent()[2])
+    host.app.stacks.detach(VOLUME)
     watch.obey(wire.Orders(remove=(IMAGE, "img-unknown")))
     _settled(watch)
     assert StateFile(host.file).bases == {}
     assert host.tracker.locations == set()
+    watch.stop()
 
 
 def _settled(watch: Watch) -> None:
@@ -251,11 +264,10 @@ def _settled(watch: Watch) -> None:
 
 def drained(host: Host, timeout: float) -> tuple[Bases, StateFile]:
     """A base that no volume uses, and a host that reads from it."""
-    _, stacks, bases, store = host.agent()
+    _, stacks, bases, store = host.agent(drain_timeout=timeout)
     stacks.attach(PAYLOAD, LUN, soon())
     stacks.detach(VOLUME)
-    bases.drain_timeout = timeout
-    bases.open_export(IMAGE, CHILD, 0.0)
+    host.app.exports.open(IMAGE, CHILD, 0.0)
     host.targets.readers[iqn_of("cmp1", IMAGE)] = {CHILD}
     return bases, store
 
@@ -267,7 +279,7 @@ def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
         while host.tracker.reports[-1].state != "draining":
             time.sleep(0.01)
         with pytest.raises(errors.NoReplica):  # nobody else comes
-            bases.open_export(IMAGE, "iqn.x:cmp8", 0.0)
+            host.app.exports.open(IMAGE, "iqn.x:cmp8", 0.0)
         host.targets.readers.clear()
 
     child = threading.Thread(target=leave)
@@ -297,12 +309,12 @@ def test_nothing_is_said_of_a_base_after_it_is_gone(
         report(said)
 
     monkeypatch.setattr(host.tracker, "report", slow)
-    telling = threading.Thread(target=bases.tell_all)
+    telling = threading.Thread(target=host.app.reporter.report_all)
     telling.start()
     assert began.wait(10)
     bases.evict(IMAGE)
     telling.join()
-    bases.tell_all()
+    host.app.reporter.report_all()
     assert store.bases == {}
     assert host.tracker.reports[-1].state == "gone"
 
@@ -313,7 +325,7 @@ def test_a_base_whose_readers_stay_stays_too_unless_it_must_go(host: Host) -> No
         bases.evict(IMAGE)
     assert store.bases[IMAGE].phase == READY
     assert [report.state for report in host.tracker.reports[-2:]] == ["draining", "filling"]
-    bases.open_export(IMAGE, "iqn.x:cmp8", 0.0)  # as before
+    host.app.exports.open(IMAGE, "iqn.x:cmp8", 0.0)  # as before
     bases.evict(IMAGE, force=True)
     assert store.bases == {}
     assert host.leftovers(store) == []
@@ -356,12 +368,11 @@ def test_a_base_that_could_not_go_is_built_anew(host: Host) -> None:
 def test_who_waits_for_a_base_hears_of_it_after_a_reboot(host: Host) -> None:
     reading(host)
     _reboot(host)
-    agent, _, bases, _ = host.agent()
-    agent.reconcile()
+    host.agent()[0].reconcile()
     found: list[wire.Export] = []
-    child = threading.Thread(target=lambda: found.append(bases.open_export(IMAGE, CHILD, 10.0)))
+    child = threading.Thread(target=lambda: found.append(host.app.exports.open(IMAGE, CHILD, 10.0)))
     child.start()
-    agent.catch_up()
+    host.app.heartbeat.catch_up()
     child.join(5)
     assert found[0].iqn == iqn_of("cmp1", IMAGE)
 
@@ -372,7 +383,7 @@ def test_a_base_that_went_while_it_waited_for_its_replicas_does_not_come_back(ho
     agent, _, bases, store = host.agent()
     agent.reconcile()
     bases.evict(IMAGE)
-    agent.catch_up()
+    host.app.heartbeat.catch_up()
     assert store.bases == {}
     assert host.tracker.locations == set()
     assert host.leftovers(store) == []
@@ -382,7 +393,7 @@ def _reparent_and_evict(host: Host, tripwire: Tripwire | None) -> None:
     _, stacks, bases, _ = host.agent(tripwire)
     host.tracker.plan = AGAIN
     host.initiator.unreachable.add("cmp2:3260")
-    bases.reparent(IMAGE, ("cmp2",))
+    host.app.sources.reparent(IMAGE, ("cmp2",))
     stacks.detach(VOLUME)
     bases.evict(IMAGE)
 
@@ -406,7 +417,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             _reparent_and_evict(host, tripwire)
         agent, _, _, store = host.agent()
         agent.reconcile()
-        agent.catch_up()
+        host.app.heartbeat.catch_up()
         assert host.leftovers(store) == [], (at, step)
         assert host.disagreements(store) == set(), (at, step)
         if base := store.bases.get(IMAGE):
@@ -424,19 +435,20 @@ def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path
     (tmp_path / "count").mkdir()
     host, tripwire = Host(tmp_path / "count"), Tripwire()
     reading(host)
-    host.agent(tripwire)[2].reparent(IMAGE, ("cmp2",))
+    host.agent(tripwire)
+    host.app.sources.reparent(IMAGE, ("cmp2",))
     for at, step in enumerate(tripwire.steps):
         folder = tmp_path / str(at)
         folder.mkdir()
         host, tripwire = Host(folder), Tripwire()
         reading(host)
         tripwire.at, tripwire.error = at, lambda: errors.ThunderError("injected")
-        _, _, bases, store = host.agent(tripwire)
+        store = host.agent(tripwire)[3]
         with contextlib.suppress(errors.ThunderError):
-            bases.reparent(IMAGE, ("cmp2",))
+            host.app.sources.reparent(IMAGE, ("cmp2",))
         assert not [line for line in table(host) if "gone" in line], (at, step)
         assert "stor1:3260" in table(host), (at, step)
-        bases.reparent(IMAGE, ("cmp2",))
+        host.app.sources.reparent(IMAGE, ("cmp2",))
         assert table(host) == ["cmp4:3260", "stor1:3260"], (at, step)
         assert hosts(store) == ["cmp4", "stor1"], (at, step)
         agent, _, _, store = host.agent()

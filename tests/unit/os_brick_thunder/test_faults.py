@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from os_brick_thunder.agent import failpoints
-from os_brick_thunder.agent.failpoints import Failpoints
+from bench import faults
+from bench.faults import Failpoints
 from os_brick_thunder.common.policy import dmtable
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.state import Stack
@@ -44,15 +43,15 @@ def test_steps_have_names_and_looks_are_none(tmp_path: Path) -> None:
         yield
 
     plain = fakes.fake_kit()
-    kit = failpoints.watched_kit(plain, watch)
+    kit = faults.watched_kit(plain, watch)
     kit.dm.create("a", TABLE)
     kit.dm.devices()
     kit.pool.create_thin(7)
     assert kit.pool.block == plain.pool.block
     kit.restore_cache("/dev/a", "<xml/>")
     assert kit.targets.targets() == ()
-    failpoints.WatchedStore(tmp_path / "state", watch).put(Stack("v", "t", "/dev/sdb", "direct"))
-    failpoints.watched_tracker(fakes.FakeTracker(), watch).release("v", "h")
+    faults.WatchedStateFile(tmp_path / "state", watch).put(Stack("v", "t", "/dev/sdb", "direct"))
+    faults.watched_tracker(fakes.FakeTracker(), watch).release("v", "h")
     assert steps == [
         "dm.create a", "pool.create_thin", "restore_cache", "state.save", "tracker.release",
     ]  # fmt: skip
@@ -65,7 +64,7 @@ def test_steps_have_names_and_looks_are_none(tmp_path: Path) -> None:
 )
 def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str, made: int) -> None:
     plain = fakes.fake_kit()
-    dm = failpoints.watched_kit(plain, Failpoints(control, die)).dm
+    dm = faults.watched_kit(plain, Failpoints(control, die)).dm
     control.write_text(f"{point}\n")
     dm.create("a", TABLE)
     dm.create("b", TABLE)
@@ -78,7 +77,7 @@ def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str,
 
 
 def test_what_is_not_armed_counts_nothing(control: Path) -> None:
-    dm = failpoints.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    dm = faults.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
     dm.suspend("a")
     assert not control.with_name("failpoint.log").exists()
     for _ in range(2):  # counted from one, each time it is armed
@@ -94,35 +93,31 @@ def test_what_is_not_armed_counts_nothing(control: Path) -> None:
 
 def test_a_step_that_fails_has_no_after(control: Path) -> None:
     control.write_text("nothing")
-    dm = failpoints.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    dm = faults.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
     with pytest.raises(Exception, match="No such device"):
         dm.reload("a", TABLE)
     assert control.with_name("failpoint.log").read_text() == "before 1 dm.reload a\n"
 
 
-def test_it_is_off_unless_the_environment_names_a_file(
-    monkeypatch: pytest.MonkeyPatch, control: Path
-) -> None:
-    monkeypatch.delenv(failpoints.VARIABLE, raising=False)
-    assert failpoints.from_environment() is None
-    monkeypatch.setenv(failpoints.VARIABLE, "")
-    assert failpoints.from_environment() is None
-    monkeypatch.setenv(failpoints.VARIABLE, str(control))
-    assert failpoints.from_environment() is not None
+def test_the_product_knows_nothing_of_it() -> None:
+    product = Path(faults.__file__).parents[1] / "os_brick_thunder"
+    for file in product.rglob("*.py"):
+        assert "failpoint" not in file.read_text().lower(), file
 
 
 def test_the_process_is_killed_with_no_farewell(control: Path) -> None:
     control.write_text("before 1 step")
     script = (
-        "from os_brick_thunder.agent import failpoints\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bench.faults import Failpoints\n"
         "try:\n"
-        "    with failpoints.from_environment()('step'): print('step', flush=True)\n"
+        "    with Failpoints(Path(sys.argv[1]))('step'): print('step', flush=True)\n"
         "finally:\n"
         "    print('farewell', flush=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, failpoints.VARIABLE: str(control)},
+        [sys.executable, "-c", script, str(control)],
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,11 @@
-"""Failpoints: the agent dies, by SIGKILL, before or after a chosen step; for tests alone.
+"""An agent with failpoints: it kills itself, by SIGKILL, before or after a chosen step.
 
-A step is a call that changes the world: the kernel, the state file, the tracker. Everything that
-changes it goes through three values, so a wrapper of each sees every step, and without one the
-agent runs as it is. bench/failpoints.py has an agent die at each of its steps in turn.
+``python -m bench.faults`` is ``thunder-agent`` with failpoints; bench/failpoints.py has such an
+agent die at each of its steps in turn.
+
+A step is a call that changes the kernel, the state file or the tracker. All of these go through
+the :class:`Host` that the agent is built on, so a wrapped one sees every step, and the agent itself
+knows nothing of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import functools
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,17 +24,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from os_brick_thunder.agent.ports import Kit, Tracker
+from os_brick_thunder.agent import main as agent
+from os_brick_thunder.agent.ports import Host, Kit, Tracker
+from os_brick_thunder.common import rpc
 from os_brick_thunder.common.state import StateFile
 
 LOG = logging.getLogger(__name__)
 
-#: Environment variable with the path of the control file; see :class:`Failpoints`. It is set by
-#: who starts the agent, which is root.
+#: Environment variable with the path of the control file; see :class:`Failpoints`.
 VARIABLE = "THUNDER_FAILPOINTS"
 BEFORE, AFTER = "before", "after"
 
-#: What a step is wrapped in; it gets the step's name: ``dm.create thunder-vol-…``, ``state.save``.
+#: What a step is wrapped in; called with its name: ``dm.create thunder-vol-…``, ``state.save``.
 Watch = Callable[[str], AbstractContextManager[None]]
 
 _KIT: Mapping[str, tuple[str, ...]] = {
@@ -41,6 +46,16 @@ _KIT: Mapping[str, tuple[str, ...]] = {
     "targets": ("export", "admit", "revoke", "unexport"),
 }
 _TRACKER = ("plan_attach", "plan_sources", "open_export", "close_export", "report", "release")
+
+
+def watched_host(host: Host, state_file: Path, watch: Watch) -> Host:
+    """The same host, each change by way of it wrapped in ``watch``."""
+    return dataclasses.replace(
+        host,
+        kit=watched_kit(host.kit, watch),
+        store=WatchedStateFile(state_file, watch),
+        tracker=watched_tracker(host.tracker, watch),
+    )
 
 
 def watched_kit(kit: Kit, watch: Watch) -> Kit:
@@ -57,13 +72,13 @@ def watched_kit(kit: Kit, watch: Watch) -> Kit:
 
 
 def watched_tracker(tracker: Tracker, watch: Watch) -> Tracker:
-    """The same tracker; heartbeats, which go on by the clock, are no steps."""
+    """The same tracker. Heartbeats, which come by the clock, are not steps."""
     watched: Any = _Watched(tracker, "tracker", _TRACKER, watch)
     return watched  # type: ignore[no-any-return]
 
 
-class WatchedStore(StateFile):
-    """The state file; each save of it is a step."""
+class WatchedStateFile(StateFile):
+    """The state file; each write of it is a step."""
 
     def __init__(self, path: Path, watch: Watch) -> None:
         super().__init__(path)
@@ -90,7 +105,7 @@ class _Watched:
 
         @functools.wraps(found)
         def step(*args: Any, **kwargs: Any) -> Any:
-            # Devices have names; ids, addresses and secrets of the others differ by the run.
+            # Names of devices are the same in every run; ids, addresses and secrets are not.
             which = f" {args[0]}" if self._port == "dm" else ""
             with self._watch(f"{self._port}.{name}{which}"):
                 return found(*args, **kwargs)
@@ -105,10 +120,10 @@ def _die() -> None:
 class Failpoints:
     """Dies where the control file says: one line, ``<before|after> <n> <step>``.
 
-    The n-th (from 1) step of that name since the file appeared, as steps of one attach may run
+    That is the n-th step (from 1) of that name since the file appeared: steps of an attach may run
     beside those of a filling. The file is removed first, so the agent that is started next lives.
-    While it is there, each moment that passes is added, in that form, to ``<file>.log``: with a
-    line that names no step nothing dies, and the log is the list of all points.
+    While the file exists, each moment that passes is appended in that form to ``<file>.log``. With
+    a line that names no step nothing dies, and the log is the list of all points.
     """
 
     def __init__(self, control: Path, die: Callable[[], object] = _die) -> None:
@@ -126,10 +141,10 @@ class Failpoints:
         self._pass(f"{AFTER} {{}} {step}")
 
     def _pass(self, moment: str) -> None:
-        with self._lock:  # held to the end: nobody gets any further once it is decided
+        with self._lock:  # held to the end: no other thread makes a step once it is decided
             try:
                 found = self._control.stat()
-                wanted = self._control.read_text().strip()
+                chosen = self._control.read_text().strip()
             except FileNotFoundError:
                 self._armed = None
                 return
@@ -140,16 +155,21 @@ class Failpoints:
             point = moment.format(self._seen[moment])
             with open(self._log, "a") as log:
                 log.write(f"{point}\n")
-            if point == wanted:
+            if point == chosen:
                 LOG.warning("failpoint: dying %s", point)
                 self._control.unlink()
                 self._die()
 
 
-def from_environment() -> Failpoints | None:
-    """The failpoints that this process was started with; none, as a rule."""
-    control = os.environ.get(VARIABLE)
-    if not control:
-        return None
-    LOG.warning("failpoints are on (%s=%s): this agent may die at any step", VARIABLE, control)
-    return Failpoints(Path(control))
+def main() -> int:
+    """Run the agent with failpoints, at the control file that the environment names."""
+    failpoints = Failpoints(Path(os.environ[VARIABLE]))
+    conf = agent.configure()
+    transport = rpc.transport(conf)
+    host = agent.kernel_host(conf, transport)
+    agent.serve(conf, watched_host(host, Path(conf.thunder.state_file), failpoints), transport)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

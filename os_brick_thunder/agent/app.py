@@ -1,0 +1,166 @@
+"""Where the agent is put together, for the daemon, the tests and the benches alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from os_brick_thunder.agent.agent import Agent
+from os_brick_thunder.agent.availability import Availability
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.devices import BaseDevices
+from os_brick_thunder.agent.base.exports import Exports
+from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.health import PathHealth
+from os_brick_thunder.agent.base.paths import Paths
+from os_brick_thunder.agent.base.precache import Precacher
+from os_brick_thunder.agent.base.replicas import Replicas
+from os_brick_thunder.agent.base.sources import Sources
+from os_brick_thunder.agent.base.watch import Watch
+from os_brick_thunder.agent.heartbeat import Heartbeat
+from os_brick_thunder.agent.pool.guard import PoolGuard
+from os_brick_thunder.agent.pool.usage import PoolUsage
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.reporter import Reporter
+from os_brick_thunder.agent.stack.luns import LunWatch
+from os_brick_thunder.agent.stack.recache import Recacher
+from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.transport import lio
+
+#: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
+_SOON = 0.6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that the agent's services depend on; see :mod:`os_brick_thunder.common.conf`.
+
+    :ivar portal: "address:port" of this host's exports
+    :ivar fill_rate: bytes a second; 0 is unlimited
+    :ivar longest_plan: seconds; a tracker that takes longer for a plan is not asked for one while a
+        guest waits
+    """
+
+    portal: str
+    parent_wait: float
+    drain_timeout: float
+    pool_low_percent: int
+    pool_high_percent: int
+    fill_workers: int
+    fill_rate: int
+    heartbeat_interval: float
+    longest_plan: float
+
+    @classmethod
+    def of(cls, options: Any) -> Settings:
+        """:param options: the group [thunder] of the configuration"""
+        return cls(
+            portal=lio.portal_of(options.address, options.export_port),
+            parent_wait=options.parent_wait,
+            drain_timeout=options.drain_timeout,
+            pool_low_percent=options.pool_low_percent,
+            pool_high_percent=options.pool_high_percent,
+            fill_workers=options.fill_workers,
+            fill_rate=options.fill_rate_mib << 20,
+            heartbeat_interval=options.heartbeat_interval,
+            longest_plan=_SOON * options.rpc_timeout,
+        )
+
+
+@dataclass(frozen=True)
+class App:
+    """An agent, and those of its parts that are called from outside."""
+
+    agent: Agent
+    bases: Bases
+    sources: Sources
+    health: PathHealth
+    exports: Exports
+    reporter: Reporter
+    watch: Watch
+    precacher: Precacher
+    usage: PoolUsage
+    guard: PoolGuard
+    stacks: Stacks
+    luns: LunWatch
+    recacher: Recacher
+    heartbeat: Heartbeat
+
+
+def build(host: Host, settings: Settings) -> App:
+    """Wire the services of a host. Nothing runs, and nothing was changed, before ``agent.start``.
+
+    :raises errors.InvalidRequest: options contradict each other
+    """
+    availability = Availability(host.store)
+    reporter = Reporter(host, availability, settings.portal)
+    paths = Paths(host, availability)
+    health = PathHealth(host, paths)
+    replicas = Replicas(host, settings.parent_wait)
+    sources = Sources(host, availability, paths, replicas, reporter)
+    exports = Exports(host, availability, reporter, settings.portal, settings.drain_timeout)
+    bases = Bases(
+        host,
+        availability,
+        BaseDevices(host, settings.portal),
+        sources,
+        exports,
+        reporter,
+        on_ready=lambda image_id: filler.fill(image_id),  # and the filler calls the bases
+    )
+    watch = Watch(host.store, sources, health, bases.evict)
+    usage = PoolUsage(host, settings.pool_low_percent, settings.pool_high_percent)
+    filler = Filler(
+        host,
+        bases.complete,
+        watch.on_wrong_bytes,
+        usage.may_fill,
+        settings.fill_workers,
+        settings.fill_rate,
+    )
+    stacks = Stacks(
+        host.kit,
+        host.store,
+        bases,
+        host.tracker,
+        host.topology,
+        usage.refusal,
+        settings.longest_plan,
+    )
+    guard = PoolGuard(usage, stacks, bases.evict)
+    recacher = Recacher(stacks, guard.may_build_unasked)
+    luns = LunWatch(host, settings.heartbeat_interval)
+
+    def obey(orders: wire.Orders) -> None:
+        watch.obey(orders)
+        recacher.obey(orders.recache)
+
+    heartbeat = Heartbeat(
+        host,
+        settings.heartbeat_interval,
+        obey,
+        (
+            reporter.withdraw_all,
+            reporter.report_all,
+            stacks.release_all,
+            bases.restore_absent,
+        ),
+    )
+    services = (guard, filler, heartbeat, luns, watch, recacher)
+    return App(
+        agent=Agent(host, bases, stacks, reporter, guard, settings.drain_timeout, services),
+        bases=bases,
+        sources=sources,
+        health=health,
+        exports=exports,
+        reporter=reporter,
+        watch=watch,
+        precacher=Precacher(host, bases, reporter, usage.refusal),
+        usage=usage,
+        guard=guard,
+        stacks=stacks,
+        luns=luns,
+        recacher=recacher,
+        heartbeat=heartbeat,
+    )

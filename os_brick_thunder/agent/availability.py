@@ -1,0 +1,42 @@
+"""Which bases of this host can be read from, now and after a wait."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+from os_brick_thunder.common.state import READY, StateFile
+
+
+class Availability:
+    """The part of the bases' state that ends with the process, shared by all that work on bases."""
+
+    def __init__(self, store: StateFile) -> None:
+        self._store = store
+        self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._changed = threading.Condition()
+        #: Images whose bases are in the state file and the pool, but not in the kernel since a
+        #: reboot.
+        self.absent: set[str] = set()
+        #: Images whose bases are about to be removed: no new reader is admitted.
+        self.draining: set[str] = set()
+
+    def lock(self, image_id: str) -> threading.RLock:
+        """Held by whoever changes the base of an image."""
+        return self._locks[image_id]
+
+    def is_ready(self, image_id: str) -> bool:
+        """Whether there is a base of this image to read from, and it is to stay."""
+        base = self._store.bases.get(image_id)
+        usable = base is not None and base.phase == READY and image_id not in self.absent
+        return usable and image_id not in self.draining
+
+    def wait_until_ready(self, image_id: str, seconds: float) -> bool:
+        """:returns: whether there is such a base, at the latest after this many seconds"""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_ready(image_id), seconds)
+
+    def announce(self) -> None:
+        """Have those that wait check again: a base has become ready."""
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,89 @@
+"""Paths that fail and come back, and hosts whose bytes are wrong."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from os_brick_thunder.agent.base.paths import Paths
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common.policy.devnames import ImageNames
+from os_brick_thunder.common.state import Base, ReplicaPath
+
+LOG = logging.getLogger(__name__)
+
+#: A path that failed again within this many seconds after it was reinstated is not reinstated.
+_FLAPPING = 60.0
+#: Seconds for which a host whose bytes were wrong is not read from.
+_DISTRUST = 600.0
+
+
+class PathHealth:
+    """Reinstates the paths of bases that answer again, and fails those that deliver wrong bytes."""
+
+    def __init__(self, host: Host, paths: Paths) -> None:
+        self._kit = host.kit
+        self._paths = paths
+        #: By image and host: when a path was reinstated, and when bytes were found to be wrong.
+        self._reinstated: dict[tuple[str, str], float] = {}
+        self._distrusted: dict[tuple[str, str], float] = {}
+
+    def repair(self, image_id: str) -> tuple[str, ...]:
+        """Reinstate paths that failed and answer again: replicas do not change.
+
+        :returns: hosts of the paths that do not work, distrusted ones included
+        """
+        base = self._paths.reading(image_id)
+        if base is None:
+            return ()
+        flags, disks = self._paths.flags(base), self._paths.disks(base)
+        broken = []
+        for path in base.paths:
+            number = self._paths.devnum(disks.get(path))
+            works = flags.get(number)
+            last = path == base.paths[-1]
+            if works and (last or not self._is_distrusted(image_id, path.host)):
+                continue
+            if works is not None and self._may_reinstate(base, path, disks[path]):
+                self._reinstate(image_id, path, number)
+            else:
+                broken.append(path.host)
+        return tuple(broken)
+
+    def _reinstate(self, image_id: str, path: ReplicaPath, number: str) -> None:
+        name = ImageNames(image_id).paths
+        self._kit.dm.message(name, f"reinstate_path {number}")
+        self._kit.dm.message(name, "switch_group 1")
+        self._reinstated[image_id, path.host] = time.monotonic()
+        LOG.warning("base of image %s: the replica on %s is back", image_id, path.host)
+
+    def _may_reinstate(self, base: Base, path: ReplicaPath, disk: str) -> bool:
+        if path != base.paths[-1]:  # the last one always: without it nothing is left
+            since = time.monotonic() - self._reinstated.get((base.image_id, path.host), -_FLAPPING)
+            if since < _FLAPPING or self._is_distrusted(base.image_id, path.host):
+                return False
+        return self._kit.blocks.answers(disk)
+
+    def distrust(self, image_id: str) -> bool:
+        """What was just read of an image is not the image: fail the path that is read through.
+
+        The wrong bytes may have come over another path than that. Then a good path is given up for
+        a while, and the bad one is met by the next read.
+
+        :returns: whether a path was failed; False if there is no other one to read through
+        """
+        base = self._paths.reading(image_id)
+        working = self._paths.working(base) if base else {}
+        if len(working) < 2:
+            LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
+            return False
+        path, disk = next(iter(working.items()))
+        LOG.error("image %s: the bytes read from %s are wrong", image_id, path.host)
+        self._distrusted[image_id, path.host] = time.monotonic()
+        number = self._paths.devnum(disk)
+        self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
+        return True
+
+    def _is_distrusted(self, image_id: str, host: str) -> bool:
+        since = self._distrusted.get((image_id, host))
+        return since is not None and time.monotonic() - since < _DISTRUST

@@ -1,0 +1,109 @@
+"""The iSCSI paths over which bases read from replicas, as the state file and the kernel see them.
+
+A path in the state file without an iqn is stale: it is not read through, but its exporter may have
+admitted this host, and has to be told when that is over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from os_brick_thunder.agent.availability import Availability
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import dmstatus
+from os_brick_thunder.common.policy.devnames import ImageNames
+from os_brick_thunder.common.state import READY, Base, ReplicaPath
+from os_brick_thunder.common.transport.iscsi import Session
+
+
+def in_use(base: Base) -> tuple[ReplicaPath, ...]:
+    """The paths that a base reads through, without the stale ones."""
+    return tuple(path for path in base.paths if path.iqn)
+
+
+def stale(base: Base) -> tuple[ReplicaPath, ...]:
+    return tuple(path for path in base.paths if not path.iqn)
+
+
+def as_stale(paths: Iterable[ReplicaPath]) -> tuple[ReplicaPath, ...]:
+    return tuple(dataclasses.replace(path, iqn="", portal="") for path in paths)
+
+
+def without(paths: Sequence[ReplicaPath], others: Iterable[ReplicaPath]) -> tuple[ReplicaPath, ...]:
+    """The paths whose exporters none of the others has."""
+    exporters = {path.exporter for path in others}
+    return tuple(path for path in paths if path.exporter not in exporters)
+
+
+def requested(sources: Iterable[wire.Source]) -> tuple[ReplicaPath, ...]:
+    """Stale paths for sources that are about to be asked for an export."""
+    return tuple(ReplicaPath(s.host, s.location_id, s.exporter, "", "") for s in sources)
+
+
+def opened(source: wire.Source, export: wire.Export) -> ReplicaPath:
+    """The path to a source that has answered with an export."""
+    return ReplicaPath(source.host, source.location_id, source.exporter, export.iqn, export.portal)
+
+
+def describe(base: Base) -> str:
+    """For the log: the hosts that a base reads from, nearest first."""
+    return ", then ".join(path.host for path in in_use(base))
+
+
+class Paths:
+    """Looks paths up in the kernel: sessions, disks, and what the multipath device says of them."""
+
+    def __init__(self, host: Host, availability: Availability) -> None:
+        self._kit = host.kit
+        self._store = host.store
+        self._availability = availability
+
+    def reading(self, image_id: str) -> Base | None:
+        """The base of an image with the paths in use; None unless it reads from replicas."""
+        base = self._store.bases.get(image_id)
+        if base is None or base.phase != READY or base.complete:
+            return None
+        paths = in_use(base)
+        if not paths or image_id in self._availability.absent:
+            return None
+        return dataclasses.replace(base, paths=paths)
+
+    def working(self, base: Base) -> dict[ReplicaPath, str]:
+        """The paths that a base can read through, nearest first, with their disks."""
+        flags = self.flags(base)
+        disks = self.disks(base).items()
+        return {path: disk for path, disk in disks if flags.get(self.devnum(disk))}
+
+    def flags(self, base: Base) -> dict[str, bool]:
+        """Whether the kernel uses a path, by the number of its disk, in the table's order."""
+        return dmstatus.paths(self._kit.dm.status(ImageNames(base.image_id).paths))
+
+    def disks(self, base: Base) -> dict[ReplicaPath, str]:
+        """Disks of the paths whose sessions are alive."""
+        sessions = self.sessions(base).items()
+        return {path: s.device for path, s in sessions if s.alive and s.device}
+
+    def sessions(self, base: Base) -> dict[ReplicaPath, Session]:
+        sessions = {(s.iqn, s.portal): s for s in self._kit.initiator.sessions()}
+        keys = {path: (path.iqn, path.portal) for path in base.paths}
+        return {path: sessions[key] for path, key in keys.items() if key in sessions}
+
+    def devnum(self, disk: str | None) -> str:
+        """The number of a disk; empty if it has just disappeared."""
+        try:
+            return self._kit.blocks.devnum(disk) if disk else ""
+        except errors.DeviceNotFound:
+            return ""
+
+    def set_timeouts(self, paths: Sequence[ReplicaPath]) -> None:
+        """Let all paths fail over soon, except for the last one, which I/O waits for."""
+        for path in paths:
+            self._kit.initiator.rank(path.iqn, path.portal, last=path == paths[-1])
+
+    def log_out(self, paths: Iterable[ReplicaPath]) -> None:
+        """Log out of the paths that are not stale; not logged in is success."""
+        for path in paths:
+            if path.iqn:
+                self._kit.initiator.logout(path.iqn, path.portal)

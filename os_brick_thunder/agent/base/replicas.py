@@ -1,0 +1,73 @@
+"""The other side of a path: exporters of replicas on other hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.state import ReplicaPath
+
+LOG = logging.getLogger(__name__)
+
+
+class Replicas:
+    """Opens and closes exports on other hosts, for the bases of this one."""
+
+    def __init__(self, host: Host, parent_wait: float) -> None:
+        """:param parent_wait: seconds to wait for a replica that is still being built"""
+        self._host = host
+        self._parent_wait = parent_wait
+
+    def open(self, image_id: str, sources: Sequence[wire.Source]) -> dict[str, wire.Export]:
+        """Ask all sources for exports at once.
+
+        :returns: by exporter, without those that did not answer or refused
+        """
+
+        def export(source: wire.Source) -> wire.Export | None:
+            try:
+                return self._host.tracker.open_export(
+                    source, image_id, self._host.topology.initiator, self._parent_wait
+                )
+            except errors.ThunderError as error:
+                LOG.warning("replica of image %s on %s: %s", image_id, source.host, error)
+                return None
+
+        with ThreadPoolExecutor(max_workers=max(1, len(sources))) as threads:
+            answers = threads.map(export, sources)
+            return {s.exporter: e for s, e in zip(sources, answers, strict=True) if e is not None}
+
+    def log_in(self, image_id: str, source: wire.Source, export: wire.Export, last: bool) -> str:
+        """Log in to a source; once more if that has admitted this host anew meanwhile.
+
+        A replica whose host was down may process our old close_export after it has added the new
+        ACL, and remove it.
+
+        :param last: whether it is the last path of its base, which I/O waits for
+        :returns: the disk
+        :raises errors.LoginError:
+        """
+        initiator = self._host.kit.initiator
+        try:
+            return initiator.login(export, last)
+        except errors.LoginRefused:
+            anew = self.open(image_id, (source,)).get(source.exporter, export)
+            if anew == export:
+                raise
+            LOG.info("replica of image %s on %s: logging in again", image_id, source.host)
+            return initiator.login(anew, last)
+
+    def close(self, image_id: str, paths: Iterable[ReplicaPath]) -> None:
+        """Tell exporters that this host no longer reads through these paths.
+
+        One that does not answer is not told again: its export ends with it.
+        """
+        for path in paths:
+            with contextlib.suppress(errors.ThunderError):
+                self._host.tracker.close_export(
+                    path.exporter, image_id, self._host.topology.initiator
+                )

@@ -1,0 +1,263 @@
+"""Where bases read from: opened when a base is built, and replaced while it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+from os_brick_thunder.agent.availability import Availability
+from os_brick_thunder.agent.base import paths as replica_paths
+from os_brick_thunder.agent.base.paths import Paths
+from os_brick_thunder.agent.base.replicas import Replicas
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.reporter import Reporter
+from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.devnames import ImageNames
+from os_brick_thunder.common.state import Base, ReplicaPath
+
+LOG = logging.getLogger(__name__)
+
+
+class Sources:
+    """Opens, replaces and closes the sources of bases.
+
+    An exporter may add our ACL before its answer arrives, and a login may survive the agent, so
+    each is recorded in the state file beforehand: a restart then has it revoked, or logs out.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        availability: Availability,
+        paths: Paths,
+        replicas: Replicas,
+        reporter: Reporter,
+    ) -> None:
+        self._host = host
+        self._store = host.store
+        self._availability = availability
+        self._paths = paths
+        self._replicas = replicas
+        self._reporter = reporter
+
+    # -- opening and closing ----------------------------------------------------------------
+
+    def open(
+        self, base: Base, sources: tuple[wire.Source, ...], undo: UndoStack
+    ) -> tuple[Base, tuple[str, ...]]:
+        """Open all sources at once and log in; ``undo`` closes them.
+
+        :returns: the base with the paths of those that could be opened, in the sources' order, and
+            their disks
+        :raises errors.NoReplica: none could be opened
+        """
+        requested = replica_paths.requested(sources)
+        left = replica_paths.without(base.paths, requested)
+        undo.push(lambda: self.close(self._store.bases[base.image_id]))
+        self._store.put(dataclasses.replace(base, paths=requested + left))
+        exports = self._replicas.open(base.image_id, sources)
+        opened = [(s, exports[s.exporter]) for s in sources if s.exporter in exports]
+        paths = tuple(replica_paths.opened(source, export) for source, export in opened)
+        base = dataclasses.replace(base, paths=paths)
+        self._store.put(dataclasses.replace(base, paths=paths + left))
+        disks: dict[ReplicaPath, str] = {}
+        for path, (source, export) in zip(paths, opened, strict=True):
+            try:
+                last = path == paths[-1]
+                disks[path] = self._replicas.log_in(base.image_id, source, export, last)
+            except errors.LoginError as error:
+                LOG.warning("replica of image %s on %s: %s", base.image_id, path.host, error)
+                self._replicas.close(base.image_id, (path,))
+        if not disks:
+            raise errors.NoReplica(
+                f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
+                "see the warnings above for each"
+            )
+        self._paths.set_timeouts(tuple(disks)[-1:])
+        return dataclasses.replace(base, paths=tuple(disks)), tuple(disks.values())
+
+    def reopen(
+        self, base: Base, sources: tuple[wire.Source, ...], undo: UndoStack
+    ) -> tuple[Base, tuple[str, ...]]:
+        """As :meth:`open`, for a base whose paths are from before a reboot."""
+        self._paths.log_out(base.paths)
+        reopened, disks = self.open(base, sources, undo)
+        gone = replica_paths.without(base.paths, reopened.paths)
+        self._replicas.close(base.image_id, gone)
+        return reopened, disks
+
+    def close(self, base: Base) -> None:
+        """Log out of all sources of a base, and tell their exporters."""
+        for path in base.paths:
+            self._paths.log_out((path,))
+            self._replicas.close(base.image_id, (path,))
+
+    def log_out(self, base: Base) -> None:
+        """Log out of all sources of a base; their exporters are told by :meth:`close_stale`."""
+        self._paths.log_out(base.paths)
+        self._record(base, (), ())
+
+    def close_stale(self, image_id: str) -> None:
+        """Tell the exporters of a base's former paths, and forget these."""
+        base = self._store.bases.get(image_id)
+        gone = replica_paths.stale(base) if base else ()
+        self._replicas.close(image_id, gone)
+        with self._availability.lock(image_id):
+            base = self._store.bases.get(image_id)
+            if base and gone:
+                left = tuple(path for path in base.paths if path not in gone)
+                self._store.put(dataclasses.replace(base, paths=left))
+
+    # -- replacing --------------------------------------------------------------------------
+
+    def reparent(self, image_id: str, exclude: tuple[str, ...] = ()) -> None:
+        """Ask a tracker for sources anew, and read from them. Reads go on meanwhile.
+
+        Whatever fails, the base reads as before. If it needs no sources, the tracker is told so.
+
+        :param exclude: hosts that this one cannot read from
+        :raises errors.ThunderError: it could not be done now
+        """
+        base = self._paths.reading(image_id)
+        if base is None:
+            self._report(image_id)
+            return
+        try:
+            plan = self._host.tracker.plan_sources(image_id, self._host.topology, exclude)
+            sources = [source for source in plan.sources if source.host not in exclude]
+            if not sources:
+                raise errors.NoReplica(f"image {image_id}: {plan.reason or 'no other source'}")
+            self._replace(base, sources, exclude)
+        finally:
+            self.close_stale(image_id)
+            self._report(image_id)  # the tracker may have planned what did not come to be
+
+    def _report(self, image_id: str) -> None:
+        if base := self._store.bases.get(image_id):
+            self._reporter.report(base)
+
+    def _replace(
+        self, base: Base, sources: Sequence[wire.Source], exclude: tuple[str, ...]
+    ) -> None:
+        image_id, lock = base.image_id, self._availability.lock(base.image_id)
+        working = {path.exporter for path in self._paths.working(base)}
+        missing = [source for source in sources if source.exporter not in working]
+        requested = replica_paths.requested(missing)
+        with lock:
+            if found := self._paths.reading(image_id):
+                self._record(found, found.paths, requested)
+        exports = self._replicas.open(image_id, missing)
+        with lock:
+            found = self._paths.reading(image_id)
+            if found:
+                self._swap(found, sources, exports, exclude)
+        if found is None:  # it was removed meanwhile, or no longer needs sources
+            self._replicas.close(image_id, requested)
+
+    def _swap(
+        self,
+        base: Base,
+        sources: Sequence[wire.Source],
+        exports: Mapping[str, wire.Export],
+        exclude: tuple[str, ...],
+    ) -> None:
+        """Swap the paths of a base, live; ``exports``: by exporter.
+
+        The volumes are not suspended: between them and these paths is the loop device's page cache,
+        which retries failed readahead.
+        """
+        image_id = base.image_id
+        fresh = {
+            source.exporter: replica_paths.opened(source, exports[source.exporter])
+            for source in sources
+            if source.exporter in exports
+        }
+        every = tuple(dict.fromkeys((*base.paths, *fresh.values())))
+        with UndoStack(f"new sources of the base of image {image_id}") as undo:
+            undo.push(self._record, base, base.paths, every)
+            self._record(base, every, ())
+            disks = self._connect(base, sources, exports, fresh, exclude, undo)
+            if not disks:
+                raise errors.NoReplica(f"image {image_id}: no new source could be opened")
+            self._paths.set_timeouts(tuple(disks))
+            table = layout.paths_table(tuple(disks.values()), base.size)
+            self._host.kit.dm.reload(ImageNames(image_id).paths, table, readonly=True)
+            undo.keep()
+        for path in every:
+            if path not in disks:
+                with _warned(f"replica of image {image_id} on {path.host}"):
+                    self._paths.log_out((path,))
+        changed = self._record(base, tuple(disks), every)
+        LOG.info("base of image %s reads from %s now", image_id, replica_paths.describe(changed))
+
+    def _connect(
+        self,
+        base: Base,
+        sources: Sequence[wire.Source],
+        exports: Mapping[str, wire.Export],
+        fresh: Mapping[str, ReplicaPath],
+        exclude: tuple[str, ...],
+        undo: UndoStack,
+    ) -> dict[ReplicaPath, str]:
+        """The paths to read through, in the sources' order, with their disks.
+
+        Those that work are taken as they are, the fresh ones are logged in to. Where one of these
+        fails, paths that worked before stay, last.
+        """
+        image_id, working = base.image_id, self._paths.working(base)
+        disks: dict[ReplicaPath, str] = {}
+        for source in sources:
+            path = next((p for p in working if p.exporter == source.exporter), None)
+            if path is not None:
+                disks[path] = working[path]
+            elif path := fresh.get(source.exporter):
+                # A session that there is already is dead: it may have another secret.
+                self._paths.log_out((path,))
+                undo.push(self._paths.log_out, (path,))
+                with _warned(f"replica of image {image_id} on {source.host}"):
+                    export, last = exports[source.exporter], source == sources[-1]
+                    disks[path] = self._replicas.log_in(image_id, source, export, last)
+        if len(disks) < len(sources):
+            for path, disk in working.items():
+                if path.host not in exclude:
+                    disks.setdefault(path, disk)
+        return disks
+
+    def _record(
+        self, base: Base, paths: tuple[ReplicaPath, ...], others: Sequence[ReplicaPath]
+    ) -> Base:
+        """Record a base's paths, and as stale ones the others and all that it had until now."""
+        others = (*self._store.bases[base.image_id].paths, *others)
+        left = replica_paths.without(replica_paths.as_stale(others), paths)
+        recorded = dataclasses.replace(base, paths=paths + tuple(dict.fromkeys(left)))
+        self._store.put(recorded)
+        return recorded
+
+    # -- after a restart --------------------------------------------------------------------
+
+    def reconcile(self, base: Base) -> None:
+        """Take the paths from the kernel's table: an agent may have died while it changed them."""
+        sessions = self._paths.sessions(base).items()
+        number = {path: self._paths.devnum(session.device) for path, session in sessions}
+        table = list(self._paths.flags(base))
+        used = [path for path in base.paths if number.get(path) in table]
+        used.sort(key=lambda path: table.index(number[path]))
+        if not used or tuple(used) == base.paths:
+            return
+        self._paths.log_out(path for path in base.paths if path not in used)
+        self._replicas.close(base.image_id, replica_paths.without(base.paths, used))
+        self._paths.set_timeouts(used)
+        self._store.put(dataclasses.replace(base, paths=tuple(used)))
+
+
+@contextlib.contextmanager
+def _warned(what: str) -> Iterator[None]:
+    """Log an error in the body as a warning, and go on."""
+    try:
+        yield
+    except errors.ThunderError as error:
+        LOG.warning("%s: %s", what, error)

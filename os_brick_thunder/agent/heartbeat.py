@@ -1,0 +1,59 @@
+"""The heartbeat: the trackers learn that this host is alive, and answer with orders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.periodic import PeriodicThread, Task
+
+LOG = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Beats every few seconds. A host whose heartbeat is late is taken for dead, so nothing that
+    waits for a disk belongs in this thread.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        interval: float,
+        obey: Callable[[wire.Orders], None],
+        chores: Sequence[Callable[[], None]],
+    ) -> None:
+        """
+        :param interval: seconds between two beats
+        :param obey: gets the orders, and carries them out in the background
+        :param chores: what else has to wait until a tracker answers, in this order
+        """
+        self._host = host
+        self._interval = interval
+        self._obey = obey
+        self._chores = chores
+        self._thread = PeriodicThread(Task("heartbeat", interval, self.beat, at_once=True))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._thread.stop()
+        self._thread.join(self._interval)
+
+    def beat(self) -> None:
+        """One heartbeat, and the chores."""
+        try:
+            self._obey(self._host.tracker.heartbeat(self._host.topology))
+            self.catch_up()
+        except errors.ThunderError as error:
+            LOG.warning("heartbeat: %s", error)
+
+    def catch_up(self) -> None:
+        """Do the chores.
+
+        :raises errors.ThunderError: not now: no tracker answers
+        """
+        for chore in self._chores:
+            chore()

@@ -1,0 +1,120 @@
+"""What the trackers are told of this host's bases."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+
+from os_brick_thunder.agent.availability import Availability
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import ImageNames
+from os_brick_thunder.common.state import READY, Base
+from os_brick_thunder.common.transport.lio import LUN, iqn_of
+
+LOG = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Reports bases to the trackers, and withdraws those that were removed."""
+
+    def __init__(self, host: Host, availability: Availability, portal: str) -> None:
+        """:param portal: "address:port" of this host's exports"""
+        self._host = host
+        self._availability = availability
+        self._portal = portal
+        self._reporting: dict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    # -- figures ----------------------------------------------------------------------------
+
+    def filled(self, base: Base) -> int:
+        """Bytes of its image that a base holds."""
+        kit = self._host.kit
+        needed = layout.fill_extents(base.size, base.extents, kit.pool.block)
+        if base.complete:
+            return needed.length
+        return kit.metadata.mapped(base.thin_id).intersection(needed).length
+
+    def from_network(self, base: Base) -> int:
+        """Image bytes that a base has read from replicas since it was built or restored."""
+        if not base.complete:
+            paths = devnames.path(ImageNames(base.image_id).paths)
+            try:
+                return base.fetched + self._host.kit.blocks.bytes_read(paths)
+            except errors.DeviceNotFound:  # it may just have become complete
+                base = self._host.store.bases.get(base.image_id, base)
+        return base.fetched
+
+    # -- reports ----------------------------------------------------------------------------
+
+    def report_all(self) -> None:
+        """Report every base.
+
+        :raises errors.TrackerUnavailable:
+        """
+        for base in self._host.store.bases.values():
+            if base.phase == READY:
+                self._report(base, self._state(base), self.filled(base))
+
+    def report(self, base: Base) -> None:
+        """Report a base now; if no tracker answers, the next heartbeat does it."""
+        try:
+            self._report(base, self._state(base), self.filled(base))
+        except errors.ThunderError as error:
+            LOG.warning("base of image %s: it is reported later: %s", base.image_id, error)
+
+    def report_gone(self, image_id: str) -> None:
+        """Tell the trackers that there is no base of this image.
+
+        :raises errors.TrackerUnavailable:
+        """
+        self._report(Base(image_id, 0, (), "", 0), "gone", 0)
+
+    def withdraw_all(self) -> None:
+        """Tell the trackers of the bases that were removed since they last answered."""
+        for image_id in self._host.store.withdrawals:
+            self.withdraw(image_id)
+
+    def withdraw(self, image_id: str) -> None:
+        """Tell the trackers that there is no base of this image, unless there is one again."""
+        store = self._host.store
+        with self._availability.lock(image_id):
+            location_id = store.withdrawal(image_id)
+            if location_id is None:
+                return
+            try:
+                self._report(Base(image_id, 0, (), location_id, 0), "gone", 0)
+                store.withdrawn(image_id)
+            except errors.ThunderError as error:
+                LOG.warning("image %s: its base is withdrawn later: %s", image_id, error)
+
+    def _state(self, base: Base) -> str:
+        if base.image_id in self._availability.draining:
+            return "draining"
+        return "complete" if base.complete else "filling"
+
+    def _report(self, base: Base, state: str, filled: int) -> None:
+        # One at a time for each image: no report may follow the one that says "gone".
+        with self._reporting[base.image_id]:
+            known = self._host.store.bases.get(base.image_id)
+            if state == "gone" or (known and known.location_id == base.location_id):
+                self._send(base, state, filled)
+
+    def _send(self, base: Base, state: str, filled: int) -> None:
+        name = self._host.topology.host
+        self._host.tracker.report(
+            wire.LocationReport(
+                location_id=base.location_id,
+                image_id=base.image_id,
+                host=name,
+                state=state,
+                filled=filled,
+                portal=self._portal,
+                iqn=iqn_of(name, base.image_id),
+                lun=LUN,
+                source=next((path.host for path in base.paths if path.iqn), None),
+            )
+        )
