@@ -68,19 +68,37 @@ class Stack:
     tracker: str
     device: str
     mode: str  # "cached" or "direct"
-    image_id: str | None = None
+    base_image_id: str | None = None  # of the base under its cache, while it uses one
     local_id: int | None = None
     meta_id: int | None = None
     cached: int = 0  # bytes
     reason: str = ""
     source: str = ""
     phase: str = CREATING
-    image: str = ""  # what the volume was made from, cached or not
-    #: It is direct, and is to get a cache without an order: the tracker may count it as cached, as
-    #: it was asked for a plan.
-    wanted: bool = False
+    origin_image_id: str = ""  # of the image that the volume was created from, cached or not
+    #: It is direct and gets a cache without an order. The tracker may count it as cached already,
+    #: because it was asked for a plan, and then gives no order.
+    recache_pending: bool = False
     attached_at: float = 0.0  # when the attach was answered, seconds since 1970
     cached_at: float = 0.0  # when its cache came into use; 0 while it has none
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Stack:
+        """:raises TypeError: unknown or missing fields"""
+        return cls(**{_STACK_FIELDS.get(key, key): value for key, value in raw.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the state file and in the agent's status, which older versions read too."""
+        keys = {name: key for key, name in _STACK_FIELDS.items()}
+        return {keys.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+
+
+#: Fields of a stack that have another name in JSON, by that name.
+_STACK_FIELDS = {
+    "image_id": "base_image_id",
+    "image": "origin_image_id",
+    "wanted": "recache_pending",
+}
 
 
 @dataclass
@@ -232,7 +250,7 @@ class StateFile:
         document = {
             "version": VERSION,
             "bases": [dataclasses.asdict(base) for base in self._doc.bases.values()],
-            "stacks": [dataclasses.asdict(stack) for stack in self._doc.stacks.values()],
+            "stacks": [stack.to_json() for stack in self._doc.stacks.values()],
             "next_thin_id": self._doc.next_thin_id,
             "releases": self._doc.releases,
             "withdrawals": self._doc.withdrawals,
@@ -256,7 +274,9 @@ def entries(raw: Mapping[str, Any]) -> tuple[list[Base], list[Stack]]:
 
     :raises KeyError, TypeError, ValueError: it is not one
     """
-    return [_base(entry) for entry in raw["bases"]], [Stack(**entry) for entry in raw["stacks"]]
+    return [_base(entry) for entry in raw["bases"]], [
+        Stack.from_json(entry) for entry in raw["stacks"]
+    ]
 
 
 def _base(raw: dict[str, Any]) -> Base:

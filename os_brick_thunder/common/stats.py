@@ -23,12 +23,12 @@ def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
     """
     names = VolumeNames(stack.volume_id)
     vol = _status(dm, names.vol)
-    cached = _status(dm, names.cached) if vol and stack.image_id else ""
+    cached = _status(dm, names.cached) if vol and stack.base_image_id else ""
     found = dmstatus.cache(cached) if cached else None
-    return dataclasses.asdict(stack) | {
+    return stack.to_json() | {
         "cache": dataclasses.asdict(found) if found else None,
         "failed": list(dmstatus.paths(vol).values()).count(False),
-        "present": bool(vol) and bool(cached or not stack.image_id),
+        "present": bool(vol) and bool(cached or not stack.base_image_id),
     }
 
 

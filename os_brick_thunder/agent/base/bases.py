@@ -170,7 +170,7 @@ class Bases:
 
     def _check_unused(self, image_id: str) -> None:
         """:raises errors.DeviceBusy: a volume of this host uses the base"""
-        if any(stack.image_id == image_id for stack in self._store.stacks.values()):
+        if any(stack.base_image_id == image_id for stack in self._store.stacks.values()):
             raise errors.DeviceBusy(ImageNames(image_id).base, "a volume of this host")
 
     def remove(self, image_id: str) -> None:

@@ -76,7 +76,7 @@ class BaseDevices:
         """
         with contextlib.ExitStack() as resumed:
             for stack in self._store.stacks.values():
-                if stack.image_id == image_id and stack.phase == READY:
+                if stack.base_image_id == image_id and stack.phase == READY:
                     name = VolumeNames(stack.volume_id).vol
                     resumed.callback(self._kit.dm.resume, name)
                     self._kit.dm.suspend(name)

@@ -107,7 +107,7 @@ def base_devices(base: Base, iqn: str) -> Graph:
 
 def cache_devices(stack: Stack) -> Graph:
     """The devices of a volume's cache, which it has while it has the thin ids for it."""
-    names, base = VolumeNames(stack.volume_id), ImageNames(stack.image_id or "").base
+    names, base = VolumeNames(stack.volume_id), ImageNames(stack.base_image_id or "").base
     return (
         _thin(
             names.meta,

@@ -93,9 +93,9 @@ class PoolUsage:
     def volumes(self) -> list[Volume]:
         """All volumes that use a base. Those that cannot be switched to direct hold 0 bytes."""
         return [
-            Volume(stack.volume_id, stack.image_id, self._local(stack))
+            Volume(stack.volume_id, stack.base_image_id, self._local(stack))
             for stack in self._store.stacks.values()
-            if stack.image_id is not None
+            if stack.base_image_id is not None
         ]
 
     def plan(self, spared: Collection[str] = ()) -> tuple[space.Action, ...]:

@@ -97,7 +97,11 @@ class Stacks:
             if old:
                 self._remove(old)
             stack = Stack(
-                payload.volume_id, payload.tracker, device, mode="direct", image=payload.image_id
+                payload.volume_id,
+                payload.tracker,
+                device,
+                mode="direct",
+                origin_image_id=payload.image_id,
             )
             self._store.put(stack)
             with UndoStack(f"stack of volume {payload.volume_id}") as undo:
@@ -128,7 +132,7 @@ class Stacks:
 
         :raises errors.ThunderError: there is no plan, or no base
         """
-        with self._store.expecting(stack.image):
+        with self._store.expecting(stack.origin_image_id):
             plan = self._admitted(self._plan(stack))
             if self._cached_length(stack, plan):
                 self._bases.ensure(plan)
@@ -148,7 +152,7 @@ class Stacks:
                 LOG.warning("volume %s: its cache was not built: %s", stack.volume_id, error)
                 stack, plan = dataclasses.replace(stack, reason=str(error)), None
         stack = dataclasses.replace(
-            stack, reason=plan.reason if plan else stack.reason, wanted=plan is None
+            stack, reason=plan.reason if plan else stack.reason, recache_pending=plan is None
         )
         self._store.put(stack)
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:
@@ -158,7 +162,7 @@ class Stacks:
     def _build_with_cache(self, stack: Stack, plan: wire.Plan, deadline: float) -> Stack:
         assert plan.image is not None  # noqa: S101 - a plan with a cached length has one
         # From here on the base has a user.
-        stack = dataclasses.replace(stack, image_id=plan.image.id)
+        stack = dataclasses.replace(stack, base_image_id=plan.image.id)
         self._store.put(stack)
         with (
             UndoStack(f"cache of volume {stack.volume_id}") as undo,
@@ -195,7 +199,7 @@ class Stacks:
         Whoever has it open may be what is left of a guest that has moved away, and back now.
         """
         if self.to_direct(stack.volume_id, "it was attached again while in use"):
-            stack = dataclasses.replace(self._store.stacks[stack.volume_id], wanted=True)
+            stack = dataclasses.replace(self._store.stacks[stack.volume_id], recache_pending=True)
             self._store.put(stack)
         return stack
 
@@ -215,7 +219,7 @@ class Stacks:
         """
         stack = dataclasses.replace(
             stack,
-            image_id=base.image_id,
+            base_image_id=base.image_id,
             local_id=self._store.new_thin_id(),
             meta_id=self._store.new_thin_id(),
             cached=self._cached_length(stack, plan),
@@ -277,8 +281,8 @@ class Stacks:
         what = f"removal of the stack of volume {stack.volume_id}"
         devices.dismantle(self._kit, layout.stack_devices(stack), what)
         self._store.drop_stack(stack.volume_id)
-        if stack.image_id is not None:
-            self._store.touch(stack.image_id)
+        if stack.base_image_id is not None:
+            self._store.touch(stack.base_image_id)
         self._left.pop(stack.volume_id, None)
         LOG.info("volume %s is detached", stack.volume_id)
 
@@ -351,11 +355,11 @@ class Stacks:
         self._reload(stack, VolumeNames(stack.volume_id).vol)
         what = f"removal of the cache of volume {stack.volume_id}"
         devices.dismantle(self._kit, layout.cache_devices(stack), what)
-        if stack.image_id is not None:
-            self._store.touch(stack.image_id)
+        if stack.base_image_id is not None:
+            self._store.touch(stack.base_image_id)
         self._store.put(
             dataclasses.replace(
-                stack, image_id=None, local_id=None, meta_id=None, cached=0, cached_at=0.0
+                stack, base_image_id=None, local_id=None, meta_id=None, cached=0, cached_at=0.0
             )
         )
         self._left.pop(stack.volume_id, None)
@@ -434,15 +438,15 @@ class Stacks:
         stack = self._ready(volume_id)
         if stack.local_id is not None:
             return self._answer(stack)  # it has one, or still has to get rid of one
-        with self._store.expecting(stack.image):
+        with self._store.expecting(stack.origin_image_id):
             # Without the volume's lock: a detach does not wait for replicas to be opened.
-            reason = self._base_refused(stack.image)
+            reason = self._base_refused(stack.origin_image_id)
             if not reason and not self._kit.blocks.answers(stack.device):
                 raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
             with self._locks[volume_id]:
                 stack = self._ready(volume_id)
                 if stack.local_id is None and reason:
-                    stack = self._stays(stack, reason, stack.wanted)
+                    stack = self._stays(stack, reason, stack.recache_pending)
                 elif stack.local_id is None:
                     stack = self._take_cache_up(stack)
                 return self._answer(stack)
@@ -475,36 +479,36 @@ class Stacks:
         return {
             stack.volume_id
             for stack in self._store.stacks.values()
-            if (stack.wanted or stack.volume_id in ordered)
+            if (stack.recache_pending or stack.volume_id in ordered)
             and stack.phase == READY
             and stack.mode == "direct"
             and stack.local_id is None
-            and stack.image  # noted by all agents but old ones
+            and stack.origin_image_id  # noted by all agents but old ones
         }
 
-    def _stays(self, stack: Stack, reason: str, wanted: bool) -> Stack:
-        stack = dataclasses.replace(stack, reason=reason, wanted=wanted)
+    def _stays(self, stack: Stack, reason: str, recache_pending: bool) -> Stack:
+        stack = dataclasses.replace(stack, reason=reason, recache_pending=recache_pending)
         self._store.put(stack)
         return stack
 
     def _take_cache_up(self, stack: Stack) -> Stack:
         names = VolumeNames(stack.volume_id)
         # From here on the base has a user, and the tracker may believe that there is a cache.
-        user = dataclasses.replace(stack, image_id=stack.image, wanted=True)
+        user = dataclasses.replace(stack, base_image_id=stack.origin_image_id, recache_pending=True)
         try:
             self._store.put(user)
             plan = self._early_plan(user)
             admitted = self._admitted(plan)
             refused = not self._cached_length(user, admitted)
         except BaseException:
-            self._store.put(dataclasses.replace(stack, wanted=True))
+            self._store.put(dataclasses.replace(stack, recache_pending=True))
             raise
         if refused:  # the tracker knows of its own refusal and orders again; a pool's passes
-            return self._stays(stack, admitted.reason, wanted=admitted is not plan)
+            return self._stays(stack, admitted.reason, recache_pending=admitted is not plan)
         with UndoStack(f"cache of volume {stack.volume_id}") as undo:
             undo.push(self._give_up_cache, stack.volume_id)
-            with self._bases.steady(stack.image):
-                base = self._present(stack.image)
+            with self._bases.steady(stack.origin_image_id):
+                base = self._present(stack.origin_image_id)
                 began = time.monotonic()
                 with self._waiting(names.vol):
                     plan = self._plan(user)
@@ -518,7 +522,9 @@ class Stacks:
                     stack = dataclasses.replace(stack, mode="cached")
                     self._reload(stack, names.vol)
                 seconds = time.monotonic() - began
-                stack = dataclasses.replace(stack, reason="", wanted=False, cached_at=time.time())
+                stack = dataclasses.replace(
+                    stack, reason="", recache_pending=False, cached_at=time.time()
+                )
                 self._store.put(stack)
             undo.keep()
         LOG.info("volume %s is cached now; its guest waited %.1f s", stack.volume_id, seconds)
@@ -530,8 +536,8 @@ class Stacks:
 
         :raises errors.ThunderError: not now
         """
-        with self._bases.steady(stack.image):
-            self._present(stack.image)
+        with self._bases.steady(stack.origin_image_id):
+            self._present(stack.origin_image_id)
         began = time.monotonic()
         plan = self._plan(stack)
         seconds = time.monotonic() - began
@@ -555,7 +561,9 @@ class Stacks:
     def _give_up_cache(self, volume_id: str) -> None:
         """Back to direct, from wherever :meth:`_take_cache_up` has come to."""
         stack = self._store.stacks[volume_id]
-        self._finish_direct(dataclasses.replace(stack, mode="direct", source="", wanted=True))
+        self._finish_direct(
+            dataclasses.replace(stack, mode="direct", source="", recache_pending=True)
+        )
 
     # -- in the background ------------------------------------------------------------------
 
@@ -582,7 +590,7 @@ class Stacks:
             if vol and (stack.phase == READY or vol.opened):
                 if stack.phase != READY:
                     self._store.put(dataclasses.replace(stack, phase=READY))
-                elif stack.mode == "direct" and stack.image_id is not None:
+                elif stack.mode == "direct" and stack.base_image_id is not None:
                     self._resume_to_direct(stack)
                 continue
             LOG.warning("stack of volume %s was left %s: removed", stack.volume_id, stack.phase)

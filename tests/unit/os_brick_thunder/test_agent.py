@@ -266,7 +266,12 @@ def direct_for_now(host: Host, stacks: Stacks, store: StateFile) -> str:
     assert table is not None
     assert table.devices == (LUN,)
     stack = store.stacks[VOLUME]
-    assert (stack.phase, stack.wanted, stack.image_id, stack.cached_at) == (READY, True, None, 0)
+    assert (stack.phase, stack.recache_pending, stack.base_image_id, stack.cached_at) == (
+        READY,
+        True,
+        None,
+        0,
+    )
     assert stacks.wanting(()) == {VOLUME}
     return answer.reason
 
@@ -275,7 +280,7 @@ def gets_its_cache(host: Host, stacks: Stacks, store: StateFile) -> None:
     host.dm.held.add(f"thunder-vol-{VOLUME}")  # under its guest
     assert stacks.to_cached(VOLUME).mode == "cached"
     stack = store.stacks[VOLUME]
-    assert (stack.wanted, stack.reason) == (False, "")
+    assert (stack.recache_pending, stack.reason) == (False, "")
     assert stack.cached_at >= stack.attached_at > 0
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()

@@ -50,7 +50,7 @@ def test_a_stack_has_a_cache_while_it_has_thin_ids_for_it() -> None:
     assert _names(layout.stack_devices(CACHED)) == ["meta", "local", "cached", "vol"]
     leaving = dataclasses.replace(CACHED, mode="direct")
     assert _names(layout.stack_devices(leaving)) == ["meta", "local", "cached", "vol"]
-    direct = dataclasses.replace(leaving, image_id=None, local_id=None, meta_id=None)
+    direct = dataclasses.replace(leaving, base_image_id=None, local_id=None, meta_id=None)
     assert _names(layout.stack_devices(direct)) == ["vol"]
 
 

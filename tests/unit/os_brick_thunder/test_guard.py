@@ -81,7 +81,7 @@ def test_a_volume_goes_direct_under_its_guest(world: World) -> None:
     world.host.dm.held.add(VolumeNames(volume).vol)
     assert world.stacks.to_direct(volume, "said so")
     stack = world.store.stacks[volume]
-    assert (stack.mode, stack.reason, stack.image_id, stack.local_id, stack.meta_id) == (
+    assert (stack.mode, stack.reason, stack.base_image_id, stack.local_id, stack.meta_id) == (
         "direct",
         "said so",
         None,
@@ -323,7 +323,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     assert table is not None
     assert table.devices == (devnames.path(VolumeNames(volume).cached), "/dev/sdc")
     stack = world.store.stacks[volume]
-    assert (stack.mode, stack.reason, stack.image_id) == ("cached", "", IMAGE)
+    assert (stack.mode, stack.reason, stack.base_image_id) == ("cached", "", IMAGE)
     assert world.stacks.leave_failed() == []
     assert world.leftovers() == []
     assert world.stacks.to_cached(volume).mode == "cached"
@@ -374,7 +374,9 @@ def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, cra
         table = host.dm.table(vol)
         assert table is not None
         if stack.mode == "direct":
-            assert (stack.local_id, stack.image_id, table.devices) == (None, None, (LUN,)), where
+            assert (stack.local_id, stack.base_image_id, table.devices) == (None, None, (LUN,)), (
+                where
+            )
             assert host.volumes() == {vol}, where
         else:
             assert table.devices == (CACHED, LUN), where

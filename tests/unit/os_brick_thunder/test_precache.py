@@ -114,5 +114,5 @@ def test_figures_of_a_stack(host: Host) -> None:
     dm.bare.add(names.cached)  # it has just been created
     entry = figures.of_stack(dm, stack)
     assert (entry["present"], entry["cache"]) == (False, None)
-    direct = dataclasses.replace(stack, mode="direct", image_id=None)
+    direct = dataclasses.replace(stack, mode="direct", base_image_id=None)
     assert figures.of_stack(dm, direct)["cache"] is None

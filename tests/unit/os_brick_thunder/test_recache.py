@@ -159,7 +159,7 @@ def test_a_migration_that_begins_meanwhile_has_the_volume_stay_direct(host: Host
     assert recacher.look()
     assert waited == [False, True, False]
     assert not recacher.look()
-    assert not stack_of(host).wanted
+    assert not stack_of(host).recache_pending
     assert host.tracker.modes == {VOLUME: "direct"}
     recacher.obey([VOLUME])  # when that is over
     assert recacher.look()
@@ -194,7 +194,7 @@ def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(host: Host) -> 
     with pytest.raises(errors.TrackerUnavailable, match="too long for a guest to wait"):
         stacks.to_cached(VOLUME)
     assert waited == [False]
-    assert stack_of(host).wanted
+    assert stack_of(host).recache_pending
 
 
 def test_a_lun_that_does_not_answer_is_left_alone(host: Host) -> None:
@@ -329,7 +329,7 @@ def test_no_plan_counts_on_a_base_that_goes(host: Host) -> None:
     stacks._base_refused = after_it_was_built  # type: ignore[method-assign]
     with pytest.raises(errors.NoReplica, match="has just gone"):
         stacks.to_cached(VOLUME)
-    assert store.stacks[VOLUME].image_id is None
+    assert store.stacks[VOLUME].base_image_id is None
     assert (host.volumes(), devices(host), host.dm.suspended) == ({VOL}, (LUN,), set())
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
@@ -403,7 +403,7 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
             recacher.obey([VOLUME])
         recacher.look()
         assert store.stacks[VOLUME].mode == "cached", where
-        assert not store.stacks[VOLUME].wanted, where
+        assert not store.stacks[VOLUME].recache_pending, where
         assert devices(host) == (CACHED, LUN), where
         assert host.tracker.modes[VOLUME] == "cached", where
         assert host.leftovers(store) == [], where

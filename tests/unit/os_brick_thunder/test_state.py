@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from os_brick_thunder.common.state import READY, Base, StateFile
+from os_brick_thunder.common.state import READY, Base, Stack, StateFile
 
 BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
 
@@ -35,3 +35,22 @@ def test_a_new_base_is_used_now_and_stays_so_whatever_else_changes(tmp_path: Pat
     assert StateFile(tmp_path / "state.json").bases == store.bases
     store.touch("img-2")
     assert "img-2" not in store.bases
+
+
+def test_the_keys_of_a_stack_in_the_file_stay_as_they_were(tmp_path: Path) -> None:
+    """An older agent wrote these, and the status that commands of older hosts read has them."""
+    entry = {
+        "volume_id": "v", "tracker": "stor1@thunder", "device": "/dev/sdb", "mode": "cached",
+        "image_id": "img-1", "local_id": 1, "meta_id": 2, "cached": 4096, "reason": "",
+        "source": "cmp2", "phase": "ready", "image": "img-2", "wanted": True,
+        "attached_at": 1.0, "cached_at": 2.0,
+    }  # fmt: skip
+    file = tmp_path / "state.json"
+    document = {"version": 1, "bases": [], "stacks": [entry], "next_thin_id": 3, "releases": {}}
+    file.write_text(json.dumps(document))
+    store = StateFile(file)
+    stack = store.stacks["v"]
+    assert (stack.base_image_id, stack.origin_image_id) == ("img-1", "img-2")
+    assert stack.recache_pending
+    store.put(Stack("w", "t", "/dev/sdc", "direct"))
+    assert json.loads(file.read_text())["stacks"][0] == entry
