@@ -1,4 +1,4 @@
-"""A MariaDB server of our own, for functional tests and benchmarks."""
+"""A private MariaDB server, for functional tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMEDY = "install MariaDB: apt-get install mariadb-server-core mariadb-client-co
 
 
 class ServerError(Exception):
-    """There is no MariaDB to run, or it does not come up."""
+    """MariaDB is not installed, or does not start."""
 
 
 def _tool(name: str) -> str:
@@ -30,8 +30,8 @@ def _tool(name: str) -> str:
 def server(home: Path) -> Iterator[str]:
     """A private server on a Unix socket, without a network.
 
-    :param home: an empty folder with a short name: a socket goes in there
-    :returns: its URL, with ``{}`` where the database goes
+    :param home: an empty folder with a short path, as it will contain the socket
+    :returns: its URL, with ``{}`` in place of the database
     :raises ServerError:
     """
     socket, log = home / "s", home / "log"
@@ -78,7 +78,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def new_database(url: str) -> str:
-    """Make an empty database on a server.
+    """Create an empty database on a server.
 
     :returns: its URL
     """

@@ -73,7 +73,7 @@ class Demo:
         with steps.step(f"thunder: boot {SERVERS} servers at once, to their login prompts"):
             before = self._storage.counters().sent
             boot = self._boot("thunder", source)
-            self._look_at_bases(boot, steps)
+            self._record_sources(boot, steps)
             boot.storage_egress_bytes = self._storage.counters().sent - before
         with steps.step("thunder: delete them"):
             self._delete(boot)
@@ -133,7 +133,7 @@ class Demo:
         boot.servers.sort(key=lambda row: (row.host, row.active_s))
         return boot
 
-    def _look_at_bases(self, boot: Boot, steps: Steps) -> None:
+    def _record_sources(self, boot: Boot, steps: Steps) -> None:
         """Record each server's source, and the network traffic once all bases are complete."""
         volumes = {row.id: self.servers.volumes(row.id)[0] for row in boot.servers}
         hosts = {volumes[row.id]: self.cluster.node(row.host) for row in boot.servers}

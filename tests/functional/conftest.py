@@ -1,4 +1,4 @@
-"""Databases for functional tests: SQLite in a file, and a MariaDB server of our own."""
+"""Databases for functional tests: SQLite in a file, and a private MariaDB server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.mariadb import ServerError, new_database, server
 
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a private server, less the database."""
+    """The URL of a private server, without the database."""
     try:
         with server(tmp_path_factory.mktemp("mariadb")) as server_url:
             yield server_url

@@ -1,4 +1,4 @@
-"""The DevStack plugin, dry: with stubs for what DevStack gives it, into a temporary folder."""
+"""The DevStack plugin's functions, with stubs for DevStack's own, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ plugin() { source "$DEVSTACK/plugin.sh" "$@"; }
 
 
 class DevStack:
-    """A host of a DevStack cloud that exists in one folder only."""
+    """A host of a DevStack cloud, simulated in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class DevStack:
         self.command("python3", "unexport")
 
     def command(self, name: str, said: str, code: int = 0) -> None:
-        """A program of DevStack's virtual environment that only says that it was called."""
+        """Create a program in DevStack's virtual environment that only records its calls."""
         program = self.folder / "bin" / name
         program.write_text(f"#!/bin/sh\necho {said} >> {self.folder}/calls\nexit {code}\n")
         program.chmod(0o755)
@@ -108,7 +108,7 @@ class DevStack:
         )
 
     def calls(self) -> list[str]:
-        """What the plugin asked of DevStack, and of the thunder command."""
+        """The plugin's calls of DevStack's functions and of the thunder commands."""
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -128,14 +128,14 @@ def parsed(text: str) -> configparser.ConfigParser:
     return parser
 
 
-#: What configure_cinder and init_cinder of DevStack's lib/cinder call, for each enabled backend.
+#: The calls of configure_cinder and init_cinder in DevStack's lib/cinder for each enabled backend.
 CINDER = """
     for be in ${CINDER_ENABLED_BACKENDS//,/ }; do
         "configure_cinder_backend_${be%%:*}" "${be##*:}"
         "init_cinder_backend_${be%%:*}" "${be##*:}"
     done
 """
-#: Options that DevStack and the lab have differently, and why they may.
+#: Options whose values differ between DevStack and the lab, and the reason.
 DIFFERENCES = {
     "cinder.conf [DEFAULT] enabled_backends": "lib/cinder writes it",
     "cinder.conf [DEFAULT] host": "DevStack's hosts have names: it is the default",
@@ -145,9 +145,9 @@ DIFFERENCES = {
     "thunder.conf [DEFAULT] log_color": "setup_logging",
     "thunder.conf [DEFAULT] transport_url": "each has its own RabbitMQ",
     "thunder.conf [thunder] host": "DevStack's hosts have names: it is the default, as Nova's is",
-    "thunder.conf [thunder] pool_device": "DevStack has files, no disks to give away",
+    "thunder.conf [thunder] pool_device": "DevStack uses files, it has no spare disks",
     "thunder.conf [thunder] pool_volume_group": "lib/lvm makes one on a file",
-    "thunder.conf [thunder] state_file": "DevStack keeps all in DATA_DIR",
+    "thunder.conf [thunder] state_file": "DevStack keeps all data in DATA_DIR",
     "cinder.conf [thunder] thunder_heartbeat_timeout": "the default, stretched for the lab",
     "cinder.conf [thunder] thunder_creating_timeout": "the default, stretched for the lab",
     "thunder.conf [thunder] attach_deadline": "the default, stretched for the lab's machine",
@@ -166,7 +166,7 @@ def options(file: str, parser: configparser.ConfigParser) -> dict[str, str]:
 
 
 def the_labs() -> dict[str, str]:
-    """Options that a lab gives to its hosts with our services."""
+    """The options of Thunder's services on a lab's hosts."""
     storage, compute = Topology.standard(storage=1, compute=1).nodes
     backend = config.ini(config.storage_backend(storage, DRIVER))
     return options("cinder.conf", parsed(backend)) | options(
@@ -175,9 +175,9 @@ def the_labs() -> dict[str, str]:
 
 
 def test_configuration_beside_the_labs(devstack: DevStack) -> None:
-    """What the lab runs with is what DevStack writes. ``pytest -s`` prints both."""
+    """DevStack writes the configuration that the lab runs with. ``pytest -s`` prints both."""
     devstack.run("plugin stack pre-install" + CINDER, "c-vol")
-    rack = {"THUNDER_RACK": "r1"}  # where the lab's first compute host stands
+    rack = {"THUNDER_RACK": "r1"}  # the location of the lab's first compute host
     devstack.run("plugin stack post-config", "n-cpu", **rack)
     found = options("cinder.conf", read(devstack.cinder_conf)) | options(
         "thunder.conf", read(devstack.thunder_conf)
@@ -215,7 +215,7 @@ def test_the_options_are_ones_that_are_read(devstack: DevStack) -> None:
 
 
 def test_a_volume_type_of_devstacks_leads_to_the_backend(devstack: DevStack) -> None:
-    """Its name is the backend's, and it has that as volume_backend_name (create_volume_types)."""
+    """Its name, and its volume_backend_name, is the backend's name (create_volume_types)."""
     devstack.run(
         f"plugin stack pre-install; echo $CINDER_ENABLED_BACKENDS > $FOLDER/be{CINDER}", ""
     )
@@ -253,7 +253,7 @@ def test_a_check_that_finds_something(devstack: DevStack, code: int, goes_on: bo
 
 
 def test_a_compute_host(devstack: DevStack) -> None:
-    """All that the README's "Compute hosts" asks for."""
+    """Everything in the README's section "Compute hosts"."""
     old = devstack.folder / "data/thunder/state.json"
     old.parent.mkdir(parents=True)
     old.write_text("of another cloud")
@@ -310,7 +310,7 @@ def test_unstack_and_clean(devstack: DevStack) -> None:
 
 
 def test_a_controller(devstack: DevStack) -> None:
-    """Neither an agent nor a backend, but Cinder's user, who asks Glance about images."""
+    """Neither an agent nor a backend, but Cinder's user, which queries Glance about images."""
     devstack.run("plugin stack post-config; plugin stack extra; plugin unstack", "c-api n-api")
     assert devstack.calls() == ["get_or_add_user_project_role admin cinder service Default Default"]
 

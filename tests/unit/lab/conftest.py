@@ -1,4 +1,4 @@
-"""Time limits of unit tests are what they say, on whatever machine."""
+"""Time limits in unit tests are not stretched, whatever the machine."""
 
 from __future__ import annotations
 

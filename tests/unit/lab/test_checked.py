@@ -1,4 +1,4 @@
-"""The checker's lines, as they are on a console."""
+"""Parsing the checker's lines on a console."""
 
 from __future__ import annotations
 

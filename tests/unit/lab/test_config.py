@@ -1,4 +1,4 @@
-"""The configuration that the lab writes is one that its readers know."""
+"""The services know every option of the configuration that the lab writes."""
 
 from __future__ import annotations
 

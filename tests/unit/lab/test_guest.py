@@ -1,6 +1,6 @@
 """The lab's guest image: its disk layout, its contents, and how building it fails.
 
-Nothing here downloads or boots anything: the contents are checked on the image a lab has built.
+Nothing is downloaded or booted here: the contents are checked on the image that a lab has built.
 ``python -m lab.guests.guest --check`` boots it.
 """
 
@@ -27,7 +27,7 @@ needs_tools = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw disk of a tree of a few files."""
+    """A raw disk with a tree of a few files."""
     work = tmp_path_factory.mktemp("guest")
     tree = work / "tree"
     (tree / "boot").mkdir(parents=True)
@@ -42,7 +42,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real image, raw; built here if nobody has yet (the lab would, later)."""
+    """The real image, raw; built here if it is not in the cache yet."""
     if os.geteuid() != 0 and not guest.image_path().exists():
         pytest.skip("the guest is not built: sudo python -m lab.guests.guest")
     image = guest.build()
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def partition(raw: Path) -> str:
-    """Name the partition as the tools of e2fsprogs take it."""
+    """The partition in the notation of e2fsprogs' tools."""
     return f"{raw}?offset={bootdisk.GAP}"
 
 
@@ -64,7 +64,7 @@ def debugfs(raw: Path, request: str) -> str:
 
 
 def check_disk(raw: Path) -> None:
-    """Check what every disk has: partition table, GRUB where it looks for itself, sound ext4."""
+    """Check the common parts of all disks: partition table, GRUB's location, a clean ext4."""
     with raw.open("rb") as file:
         head = file.read(bootdisk.GAP)
     assert head[510:512] == b"\x55\xaa"
@@ -193,7 +193,7 @@ def test_building_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pass for a host that can build."""
+    """Pretend to be a host that can build images."""
     monkeypatch.setattr(bootdisk, "require_tools", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 

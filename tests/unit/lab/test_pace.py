@@ -1,4 +1,4 @@
-"""How time limits are stretched; how fast this machine is, is not for a unit test to say."""
+"""Stretching time limits; the measurement itself is replaced in unit tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that cannot run a lab is told so in one line, with the remedy."""
+"""A machine that cannot run a lab gets one line with a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOPOLOGY = Topology.standard(storage=1, compute=3)
 
 @pytest.fixture(autouse=True)
 def good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has everything, whatever machine this is."""
+    """Pretend that this machine has everything."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(preconditions, "TUN", Path("/dev/null"))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")

@@ -1,4 +1,4 @@
-"""Processes that are looked for later."""
+"""Finding processes again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_one_that_ended_waited_for_or_not() -> None:
         process = Process.of(child.pid)
         assert process.find() is not None
         child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays, as a zombie
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it remains as a zombie
         assert process.find() is None
         child.wait()
         assert process.find() is None

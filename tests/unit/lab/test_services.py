@@ -1,4 +1,4 @@
-"""Starting, watching and ending daemons, with real processes of this machine."""
+"""Starting, monitoring and stopping daemons, with real processes of this machine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
 
 
 @pytest.fixture
-def impatient(tmp_path: Path) -> Iterator[Daemons]:
+def strict(tmp_path: Path) -> Iterator[Daemons]:
     with _daemons(tmp_path, stall=2) as daemons:
         yield daemons
 
@@ -64,27 +64,27 @@ def _add(daemons: Daemons, script: str, ready: str) -> None:
     daemons.catalog["it"] = Service("it", ("sh", "-c", script), ready)
 
 
-def test_ready_is_of_this_run(impatient: Daemons, tmp_path: Path) -> None:
-    _add(impatient, "sleep 0.3; echo ready; exec sleep 60", logged("ready"))
-    impatient.start("it")
-    assert impatient.running("it")
-    impatient.stop("it")
-    assert not impatient.running("it")
+def test_ready_is_of_this_run(strict: Daemons, tmp_path: Path) -> None:
+    _add(strict, "sleep 0.3; echo ready; exec sleep 60", logged("ready"))
+    strict.start("it")
+    assert strict.running("it")
+    strict.stop("it")
+    assert not strict.running("it")
 
-    # "ready" of the first run is still in the log; this time it never comes.
-    _add(impatient, "exec sleep 60", logged("ready"))
+    # "ready" of the first run is still in the log; the second run does not print it.
+    _add(strict, "exec sleep 60", logged("ready"))
     with pytest.raises(ConditionError, match="here: it: no progress for 2 seconds"):
-        impatient.start("it")
+        strict.start("it")
     assert (tmp_path / "it.log").read_text() == "ready\n"
 
 
-def test_a_slow_one_that_logs_is_waited_for(impatient: Daemons) -> None:
-    _add(impatient, "for i in 1 2 3 4; do sleep 1; echo $i; done; echo ready", logged("ready"))
-    impatient.start("it")
+def test_a_slow_one_that_logs_is_waited_for(strict: Daemons) -> None:
+    _add(strict, "for i in 1 2 3 4; do sleep 1; echo $i; done; echo ready", logged("ready"))
+    strict.start("it")
 
 
 def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
-    """Itself or, as here, in children that come and go."""
+    """Itself or, as here, in short-lived children."""
     compute = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
     child = f"{sys.executable} -S -c {shlex.quote(compute)}"
     with _daemons(tmp_path, stall=6) as daemons:
@@ -93,25 +93,25 @@ def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
         daemons.start("it")
 
 
-def test_one_that_hangs_is_not_waited_for(impatient: Daemons) -> None:
-    _add(impatient, "echo my last words; while :; do sleep 1; done", "false")
+def test_one_that_hangs_is_not_waited_for(strict: Daemons) -> None:
+    _add(strict, "echo my last words; while :; do sleep 1; done", "false")
     began = time.monotonic()
     with pytest.raises(ConditionError, match=r"no progress for 2 seconds; .*\nmy last words"):
-        impatient.start("it")
+        strict.start("it")
     assert time.monotonic() - began < 30
 
 
-def test_all_patience_ends(tmp_path: Path) -> None:
+def test_the_total_limit(tmp_path: Path) -> None:
     with _daemons(tmp_path, stall=2, total=4) as daemons:
         _add(daemons, "while :; do echo again; sleep 0.2; done", "false")
         with pytest.raises(ConditionError, match=r"not ready within 4 seconds; .*\nagain"):
             daemons.start("it")
 
 
-def test_patience_is_stretched(impatient: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_stretched(strict: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_factor", 3.0)
-    _add(impatient, "sleep 3; echo ready; exec sleep 60", logged("ready"))
-    impatient.start("it")
+    _add(strict, "sleep 3; echo ready; exec sleep 60", logged("ready"))
+    strict.start("it")
 
 
 def test_files_and_environment(daemons: Daemons, tmp_path: Path) -> None:

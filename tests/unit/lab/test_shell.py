@@ -1,4 +1,4 @@
-"""Processes and conditions: errors say what was wrong."""
+"""Processes and conditions, and the messages of their errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The lab's tiny guest: its initramfs, its disk, and the checker, which runs here on plain files.
 
-Nothing here boots anything: ``python -m lab.guests.tiny --check`` does.
+Nothing is booted here: ``python -m lab.guests.tiny --check`` does that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ needs_tools = pytest.mark.skipif(
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and libc6-dev")
 
 PAGE = 4096
-# Slots of the tests: half of them in the first MiB, half in the second.
+# The tests' slots: half of them in the first MiB, half in the second.
 STEP = 32 * 1024
 SIZE = 2 * MIB
 
@@ -90,7 +90,7 @@ def test_layout_has_room_for_all(kernel: int, initrd: int) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real image, raw; built here if nobody has yet."""
+    """The real image, raw; built here if it is not in the cache yet."""
     if os.geteuid() != 0 and not tiny.image_path().exists():
         pytest.skip("the guest is not built: sudo python -m lab.guests.tiny")
     raw = tmp_path_factory.mktemp("built") / "disk.raw"
@@ -135,7 +135,7 @@ def test_image_layout(built: Path) -> None:
 @needs_tools
 def test_initramfs_of_the_image(built: Path) -> None:
     data = built.read_bytes()
-    # It starts at a sector, as do some of its files by chance.
+    # It starts at a sector boundary, as do some of its files by chance.
     begin = next(
         at for at in range(tiny.KERNEL, len(data), SECTOR) if data[at : at + 6] == b"070701"
     )
@@ -165,7 +165,7 @@ def test_scripts_parse(script: str) -> None:
 
 @dataclass
 class Disk:
-    """A file with a slot every 32 KiB, and the checker of it."""
+    """A file with a slot every 32 KiB, and its checker."""
 
     checker: Path
     file: Path
@@ -177,7 +177,7 @@ class Disk:
         return [str(self.checker), *self.options, *options, *where]
 
     def check(self, writes: int, *options: str) -> list[str]:
-        """What it says when it ends after so many writes, without the name and the progress."""
+        """The checker's output for this many writes, without its name and the progress lines."""
         argv = self.command("-r", "0", "-n", str(writes), *options)
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
         *lines, last = done.stdout.splitlines()
@@ -231,7 +231,7 @@ def test_fresh_then_found(vda: Disk) -> None:
 def test_corruption_is_told_once_and_overwritten(vda: Disk) -> None:
     vda.check(100)
     vda.put(5, b"\xff", at=2000)
-    # Of numbers 37 to 100, slot 5 holds 70, for numbers begin at 1 and slots at 0.
+    # Of numbers 37 to 100, slot 5 has 70, because numbers begin at 1 and slots at 0.
     assert vda.check(0) == ["WRONG slot=5 want=70 got=torn", "found seq=100"]
     vda.put(5, b"\xff", at=0)
     assert vda.check(64) == ["WRONG slot=5 want=70 got=foreign", "found seq=100"]

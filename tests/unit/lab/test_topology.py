@@ -1,4 +1,4 @@
-"""Values that describe a lab, and what they refuse."""
+"""The values that describe a lab, and their checks."""
 
 from __future__ import annotations
 
