@@ -105,7 +105,7 @@ def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
         return journey.digest(pair[0], pair[1].path, size)
 
     with steps.step("read all at once"):
-        wanted = blocks.expected_digest(raw, ())
+        expected = blocks.expected_digest(raw, ())
         digests = at_once(digest, zip(hosts, attached, strict=True))
         use = meter.stop()
     return Outcome(
@@ -118,7 +118,7 @@ def measure(journey: Journey, image: Path, raw: Path, steps: Steps) -> Outcome:
             node.name: stack.get("source", "") for node, stack in zip(hosts, stacks, strict=True)
         },
         fetched={node.name: journey.from_network(node) for node in compute},
-        wrong=[v for v, d in zip(volumes, digests, strict=True) if d != wanted],
+        wrong=[v for v, d in zip(volumes, digests, strict=True) if d != expected],
     )
 
 

@@ -261,13 +261,13 @@ class Cluster:
         """Have Keystone read its policy before any service needs it.
 
         It does so at the first request; requests that arrive meanwhile are forbidden, and the
-        service that wanted a token checked answers with 503.
+        service that needed a token checked answers with 503.
         """
         self.ask(lambda cloud: list(cloud.identity.projects()))
 
     def _discover_hosts(self) -> None:
         self.controller.discover_hosts()
-        wanted = {node.name for node in self.of_kind("compute")}
+        names = {node.name for node in self.of_kind("compute")}
 
         def known(cloud: Any) -> bool:
             found = {
@@ -275,7 +275,7 @@ class Cluster:
                 for provider in cloud.placement.resource_providers()
                 if any(cloud.placement.resource_provider_inventories(provider))
             }
-            return found >= wanted
+            return found >= names
 
         # nova-compute reports its inventory to Placement at its start and every minute.
         wait_for(

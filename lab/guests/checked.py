@@ -47,5 +47,5 @@ def found(console: str, disk: str = "vda") -> int | None:
 
     None if it has not started; 0 for a disk that had never been written to.
     """
-    said = re.findall(rf"tiny: {disk} (?:found seq=(\d+)|fresh)", console)
-    return int(said[-1] or 0) if said else None
+    found = re.findall(rf"tiny: {disk} (?:found seq=(\d+)|fresh)", console)
+    return int(found[-1] or 0) if found else None

@@ -236,7 +236,7 @@ def _initramfs(debian: Path, version: str, checker: bytes) -> list[Entry]:
     applets = bootdisk.run([str(busybox), "--list"]).split()
     folders = ("acpi", "acpi/PWRF", "bin", "dev", "disk", "etc", "modules", "proc", "sys")
     modules = debian / "lib/modules" / version
-    wanted = in_order(MODULES, (modules / "modules.dep").read_text())
+    needed = in_order(MODULES, (modules / "modules.dep").read_text())
     return [
         *(Entry(path, stat.S_IFDIR | 0o755) for path in folders),
         _file("init", INIT.encode()),
@@ -247,7 +247,7 @@ def _initramfs(debian: Path, version: str, checker: bytes) -> list[Entry]:
           if name != "busybox"),
         *(
             _file(f"modules/{number:02}-{Path(path).name}", (modules / path).read_bytes())
-            for number, path in enumerate(wanted)
+            for number, path in enumerate(needed)
         ),
     ]  # fmt: skip
 

@@ -132,8 +132,8 @@ class Network:
         """Every process in the namespace."""
         if not self.exists():
             return []
-        wanted = os.stat(self.path)
-        return [pid for pid in psutil.pids() if _is_in(pid, wanted)]
+        namespace = os.stat(self.path)
+        return [pid for pid in psutil.pids() if _is_in(pid, namespace)]
 
     def links(self) -> list[str]:
         """The names of the interfaces in the namespace."""

@@ -185,8 +185,8 @@ class Node:
         text = command if isinstance(command, str) else shlex.join(command)
         done = run(self.ssh(text), input=input, check=False, timeout=timeout)
         if check and done.returncode != 0:
-            said = done.stderr.strip() or done.stdout
-            raise CommandError([self.name + ":", text], done.returncode, said)
+            output = done.stderr.strip() or done.stdout
+            raise CommandError([self.name + ":", text], done.returncode, output)
         return done
 
     def ssh(self, *arguments: str, options: Sequence[str] = ()) -> list[str]:

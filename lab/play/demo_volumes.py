@@ -139,7 +139,7 @@ class Demo:
 
     def read_all(self) -> None:
         """Read the hosts' first volumes, then the second ones, to tell their bytes apart."""
-        wanted = blocks.expected_digest(self.raw, ())
+        expected = blocks.expected_digest(self.raw, ())
         by_host = len(self.rows) // len(self.compute)
         seen = {node.name: 0 for node in self.compute}
         for turn in range(by_host):
@@ -150,7 +150,7 @@ class Demo:
                 return self.journey.digest(self._node(row), path, self.size)
 
             for row, digest in zip(rows, at_once(one, rows), strict=True):
-                row.content_ok = digest == wanted
+                row.content_ok = digest == expected
             for row in rows:
                 total = self.journey.from_network(self._node(row))
                 row.image_bytes_from_network = total - seen[row.host]
@@ -179,8 +179,8 @@ class Demo:
         if wrong := self.journey.differing(node, attached.path, row.id, self.offsets):
             raise LabError(f"volume {row.id} on {node.name}: writes are missing at {wrong}")
         patches = [(row.id, offset) for offset in self.offsets if offset < self.size]
-        wanted = blocks.expected_digest(self.raw, patches)
-        if self.journey.digest(node, attached.path, self.size) != wanted:
+        expected = blocks.expected_digest(self.raw, patches)
+        if self.journey.digest(node, attached.path, self.size) != expected:
             raise LabError(f"volume {row.id} on {node.name} differs from image and writes")
 
     # -- without Thunder --------------------------------------------------------------------

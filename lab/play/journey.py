@@ -102,10 +102,10 @@ class Journey:
             volume = str(self.cluster.openstack_json(*command, *source)["id"])
         else:
             kind, value = source
-            wanted = {"name": name, "size": gib, "volume_type": self.volume_type}
-            wanted[kind.removeprefix("--") + "_id"] = value
+            request = {"name": name, "size": gib, "volume_type": self.volume_type}
+            request[kind.removeprefix("--") + "_id"] = value
             volume = self.cluster.ask(
-                lambda cloud: str(cloud.block_storage.create_volume(**wanted).id)
+                lambda cloud: str(cloud.block_storage.create_volume(**request).id)
             )
         self.await_volume(volume)
         return volume

@@ -81,8 +81,8 @@ class Watch:
         self.samples = self._sampling.result()
 
     def _run(self) -> list[tuple[float, int]]:
-        said = self._node.run(f"python -m lab.play.lowspace {self._stop}", timeout=600).stdout
-        return [(at, used) for at, used in map(json.loads, said.splitlines())]
+        output = self._node.run(f"python -m lab.play.lowspace {self._stop}", timeout=600).stdout
+        return [(at, used) for at, used in map(json.loads, output.splitlines())]
 
     @property
     def peak(self) -> int:

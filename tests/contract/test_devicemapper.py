@@ -172,12 +172,12 @@ def test_a_device_without_a_table_has_an_empty_status_and_table(world: World) ->
 def test_a_table_of_many_segments_is_told_whole(world: World) -> None:
     """It does not fit into the first buffer that is passed to the kernel."""
     linear = ((8, dmtable.Linear(world.disk, 8 * (i % 100))) for i in range(600))
-    wanted = Table.of(*linear, (8, dmtable.Zero()), (8, dmtable.Error()))
-    world.kit.dm.create("thunder-a", wanted)
+    expected = Table.of(*linear, (8, dmtable.Zero()), (8, dmtable.Error()))
+    world.kit.dm.create("thunder-a", expected)
     devnum = world.kit.blocks.devnum
     found = world.kit.dm.table("thunder-a")
     assert found is not None
-    assert found.resolved(devnum) == wanted.resolved(devnum)
+    assert found.resolved(devnum) == expected.resolved(devnum)
 
 
 def test_a_thin_device_is_told_by_its_pool_and_id(world: World) -> None:

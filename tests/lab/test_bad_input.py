@@ -85,8 +85,8 @@ def test_an_image_whose_data_does_not_match_its_hash(journey: Journey, qcow2: Pa
     try:
         with pytest.raises(LabError, match="is error"):
             journey.create_volume("tampered", 1, "--image", found)
-        said = logs(journey.cluster)
-        assert f"Image {found} is unacceptable" in said or "Corrupt image download" in said
+        output = logs(journey.cluster)
+        assert f"Image {found} is unacceptable" in output or "Corrupt image download" in output
     finally:
         _delete_all(journey, "tampered")
         journey.cluster.openstack("image", "delete", found)
@@ -149,9 +149,9 @@ def test_a_pool_device_with_a_file_system_is_never_overwritten(storage: Node, di
         f"If nothing needs it any longer, run: wipefs --all {disk}"
     )
     storage.run(f"mount {disk} /mnt")
-    said = _agent(storage, f"pool_device = {disk}")
+    output = _agent(storage, f"pool_device = {disk}")
     storage.run(f"umount {disk}")
-    assert said == (
+    assert output == (
         f"{disk} is in use by a mount or another claim: it was not touched. "
         "Give thunder a device of its own (option pool_device)"
     )
@@ -164,9 +164,9 @@ def test_a_pool_device_with_a_file_system_is_never_overwritten(storage: Node, di
 
 
 def test_a_pool_device_that_lvm_uses(storage: Node) -> None:
-    said = _agent(storage, "pool_device = /dev/ubdb  ")
-    assert said.startswith("/dev/ubdb is in use by dm-")
-    assert said.endswith("Give thunder a device of its own (option pool_device)")
+    output = _agent(storage, "pool_device = /dev/ubdb  ")
+    assert output.startswith("/dev/ubdb is in use by dm-")
+    assert output.endswith("Give thunder a device of its own (option pool_device)")
 
 
 def test_a_payload_of_an_unknown_version(journey: Journey, qcow2: Path) -> None:

@@ -92,8 +92,8 @@ def test_six_volumes_on_three_hosts_at_once(journey: Journey, image: Image) -> N
     moved = journey.attach(hosts[-1], volumes[0])
     assert journey.differing(hosts[-1], moved.path, hosts[0].name, OFFSETS) == ""
     patches = [(hosts[0].name, offset) for offset in OFFSETS if offset < SIZE]
-    wanted = blocks.expected_digest(image.raw, patches)
-    assert journey.digest(hosts[-1], moved.path, SIZE) == wanted
+    expected = blocks.expected_digest(image.raw, patches)
+    assert journey.digest(hosts[-1], moved.path, SIZE) == expected
     journey.detach(hosts[-1], volumes[0])
     journey.delete_volumes(volumes)
 
@@ -111,8 +111,8 @@ def test_the_cache_answers_and_the_lun_is_current(
 
     before = read_from_lun()
     whole = SIZE // MIB * MIB
-    wanted = blocks.expected_digest(image.raw, (), whole)
-    assert journey.digest(node, attached.path, whole) == wanted
+    expected = blocks.expected_digest(image.raw, (), whole)
+    assert journey.digest(node, attached.path, whole) == expected
     assert read_from_lun() - before < MIB
     journey.write(node, attached.path, "w", OFFSETS)
     assert journey.differing(node, f"/dev/{lun}", "w", OFFSETS) == ""
@@ -138,7 +138,7 @@ def test_an_agent_that_does_not_do_its_work_costs_no_attach(
     node.write("/etc/thunder/thunder.conf", hasty)
     patches: list[tuple[str, int]] = []
     try:
-        for trouble, expected in _TROUBLES.items():
+        for trouble, message in _TROUBLES.items():
             _make_trouble(node, trouble)
             attached = journey.attach(node, volume)
             if trouble == "hung":
@@ -147,9 +147,9 @@ def test_an_agent_that_does_not_do_its_work_costs_no_attach(
             print(f"{trouble}: {attached.connect_s:.1f} s, plain {plain.connect_s:.1f} s")
             assert attached.connect_s - plain.connect_s <= deadline + stretch(2), trouble
             (warning,) = [w for w in attached.warnings if "as plain iSCSI" in w]
-            assert expected in warning
-            wanted = blocks.expected_digest(image.raw, patches)
-            assert journey.digest(node, attached.path, SIZE) == wanted, trouble
+            assert message in warning
+            expected = blocks.expected_digest(image.raw, patches)
+            assert journey.digest(node, attached.path, SIZE) == expected, trouble
             journey.write(node, attached.path, trouble, OFFSETS)
             patches = [(trouble, offset) for offset in OFFSETS]
             journey.detach(node, volume)
@@ -246,10 +246,10 @@ def test_a_tracker_that_says_nothing_costs_the_cache_for_a_while(
     assert (report["failed"], report["wrong"]) == (0, 0)
     written = blocks.churned("late", int(report["calls"]), _WRITTEN, _CHURNED)
     assert len(written) > 50
-    wanted = blocks.expected_digest(raw, [("late", at) for at in written])
-    assert journey.digest(node, attached.path, _CHURNED) == wanted
+    expected = blocks.expected_digest(raw, [("late", at) for at in written])
+    assert journey.digest(node, attached.path, _CHURNED) == expected
     stack = journey.stack(node, volume)
-    assert journey.digest(node, stack["device"], _CHURNED) == wanted
+    assert journey.digest(node, stack["device"], _CHURNED) == expected
     assert (stack["mode"], stack["failed"], stack["wanted"]) == ("cached", 0, False)
     assert stack["cache"]["mapped"] >= _WRITTEN
     journey.detach(node, volume)
@@ -357,9 +357,9 @@ def test_a_second_attachment_is_cached_when_it_is_alone(
         written = blocks.churned(seed, int(report["calls"]), _WRITTEN, _CHURNED)
         assert len(written) > 50
         patches |= dict.fromkeys(written, seed)
-        wanted = blocks.expected_digest(raw, [(seed, at) for at, seed in patches.items()])
-        assert journey.digest(target, path, _CHURNED) == wanted
-        assert journey.digest(target, stack["device"], _CHURNED) == wanted
+        expected = blocks.expected_digest(raw, [(seed, at) for at, seed in patches.items()])
+        assert journey.digest(target, path, _CHURNED) == expected
+        assert journey.digest(target, stack["device"], _CHURNED) == expected
         status = journey.stack(target, volume)
         assert (status["mode"], status["failed"]) == ("cached", 0)
         assert status["cache"]["mapped"] >= _WRITTEN

@@ -119,9 +119,9 @@ def test_down_stops_an_up_under_way() -> None:
 
     run(_command(lab.name, "down"), cwd=TREE)
 
-    _, said = up.communicate(timeout=60)
+    _, output = up.communicate(timeout=60)
     assert up.returncode == 130
-    assert b"interrupted" in said
+    assert b"interrupted" in output
     assert not lab.network.exists()
     assert not list(_processes(lab))
 
@@ -179,8 +179,8 @@ def test_a_lab_that_was_left_behind_is_taken_down(
 
         lab.up()
 
-        said = f"left behind by an earlier run (process {owner.pid}): taken down\n"
-        assert said in capsys.readouterr().err
+        output = f"left behind by an earlier run (process {owner.pid}): taken down\n"
+        assert output in capsys.readouterr().err
         assert not [pid for pid in old if psutil.pid_exists(pid)]
         assert lab.node("cmp1").run("hostname").stdout == "cmp1\n"
     finally:

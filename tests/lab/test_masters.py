@@ -57,9 +57,9 @@ def place(journey: Journey, image: str, away_from: str | None) -> tuple[str, str
     hints = {"different_host": [away_from]} if away_from else {}
 
     def make(cloud: Any) -> str:
-        wanted = {"name": "masters", "size": 1, "volume_type": journey.volume_type}
-        wanted |= {"image_id": image, "scheduler_hints": hints}
-        return str(cloud.block_storage.create_volume(**wanted).id)
+        request = {"name": "masters", "size": 1, "volume_type": journey.volume_type}
+        request |= {"image_id": image, "scheduler_hints": hints}
+        return str(cloud.block_storage.create_volume(**request).id)
 
     def host(cloud: Any) -> str:
         return str(cloud.block_storage.get_volume(volume).host or "").partition("@")[0]
@@ -93,10 +93,10 @@ def test_the_second_master_is_copied_from_the_first(
         *others, giver = sorted(copied.values())
         assert ALLOCATED <= giver <= ALLOCATED * 1.2 + 2 * MIB
         assert max(others) < ALLOCATED / 2
-        wanted = blocks.expected_digest(raw, ())
+        expected = blocks.expected_digest(raw, ())
         for volume, host in placed.items():
             path = f"/dev/cinder-volumes/volume-{volume}"
-            assert journey.digest(storage[host], path, SIZE) == wanted
+            assert journey.digest(storage[host], path, SIZE) == expected
         for name, node in storage.items():
             assert node.run(f"({_LEFT}) 2> /dev/null", check=False).stdout == "", name
     finally:

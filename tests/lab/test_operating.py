@@ -156,9 +156,9 @@ def test_bad_input(journey: Journey, image: Image, volume: str) -> None:
     try:
         with ThreadPoolExecutor(2) as threads:
             done = list(threads.map(lambda words: thunder(journey, *words), cases))
-        for answer, said in zip(done, cases.values(), strict=True):
+        for answer, message in zip(done, cases.values(), strict=True):
             (line,) = answer.stderr.splitlines()
-            assert said in line
+            assert message in line
             assert (answer.returncode, answer.stdout) == (2, "")
         assert journey.rows() == before
     finally:
@@ -198,7 +198,7 @@ class Fault:
     inject: Callable[[Node], object]
     heal: Callable[[Node], object]
     check: str
-    said: str
+    message: str
     options: tuple[str, ...] = ()
     prefix: str = ""
     #: Other checks that cannot pass then.
@@ -377,7 +377,7 @@ def _injected(node: Node, fault: Fault) -> None:
     failed = _failed(rows)
     print("\n".join([f"{node.name}, {fault.what}:", *_printed(rows, "FAIL")]), flush=True)
     assert code == 1, fault
-    assert failed[fault.check].startswith(fault.said), (fault, failed)
+    assert failed[fault.check].startswith(fault.message), (fault, failed)
     assert set(failed) - fault.also == {fault.check}, (fault, failed)
     assert rows[fault.check]["Remedy"]
 

@@ -111,8 +111,8 @@ def test_an_outage_of_the_control_plane(
             during = journey.reconnect(other, volumes[1], stored)
             connect_s = time.monotonic() - began
             # Blocks in the cache, blocks that the guest wrote, blocks beyond the image.
-            wanted = image.digest(seed, OFFSETS)
-            assert journey.digest(busy, attached.path, HASHED) == wanted
+            expected = image.digest(seed, OFFSETS)
+            assert journey.digest(busy, attached.path, HASHED) == expected
             assert journey.differing(busy, attached.path, seed, OFFSETS) == ""
             did = guest.result()
             assert (did["failed"], did["wrong"]) == (0, 0), did

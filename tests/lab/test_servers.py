@@ -126,9 +126,9 @@ def await_boot(cloud: Servers, server: str, number: int = 1) -> None:
 
 def heard(cloud: Servers, server: str, after: int = -1, disk: str = "vda") -> Checked:
     """The checker's next output, beyond a record; it must not have found an error."""
-    said = cloud.await_checked(server, after, disk, HEARD)
-    assert said.wrong == 0, cloud.console(server)[-2000:]
-    return said
+    counters = cloud.await_checked(server, after, disk, HEARD)
+    assert counters.wrong == 0, cloud.console(server)[-2000:]
+    return counters
 
 
 def stacks(cloud: Servers, journey: Journey, server: str) -> list[str]:

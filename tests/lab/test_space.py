@@ -79,8 +79,8 @@ def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) ->
         assert volumes in ([large], [large, middle])
         for volume in attached:
             stack = journey.stack(node, volume)
-            wanted = ("direct", "the local pool ran low") if volume in volumes else ("cached", "")
-            assert (stack["mode"], stack["reason"]) == wanted
+            expected = ("direct", "the local pool ran low") if volume in volumes else ("cached", "")
+            assert (stack["mode"], stack["reason"]) == expected
         for volume, length in zip(attached, WRITES, strict=True):
             found = journey.digest(node, attached[volume].path, length * MIB)
             assert found == lowspace.expected(volume, length * MIB)

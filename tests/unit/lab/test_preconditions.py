@@ -67,7 +67,7 @@ def test_the_command_says_it_in_one_line(
 
     assert main(["up"]) == 2
 
-    said = capsys.readouterr().err
-    assert said.startswith("lab: the lab makes network namespaces")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("lab: the lab makes network namespaces")
+    assert output.count("\n") == 1
     assert not (tmp_path / "state").exists()

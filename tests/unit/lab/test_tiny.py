@@ -185,8 +185,8 @@ class Disk:
         assert last.endswith(f" wrong={wrong}")
         assert done.returncode == (1 if wrong else 0), done.stderr
         assert all(line.startswith("tiny: vda ") for line in lines)
-        said = [line.removeprefix("tiny: vda ") for line in lines]
-        return [line for line in said if not line.startswith("seq=")]
+        reports = [line.removeprefix("tiny: vda ") for line in lines]
+        return [line for line in reports if not line.startswith("seq=")]
 
     def slot(self, index: int) -> bytes:
         with self.file.open("rb") as file:
