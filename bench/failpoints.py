@@ -1,16 +1,17 @@
-"""The agent killed at every step of building and tearing down, in a lab, again and again.
+"""The agent killed at every step of building and removing, one after the other, in a lab.
 
 A point is a moment of a verb: before the n-th step of a name (see bench/faults.py), or after
 the verb's last one; "after" one step is "before" the next. For each: the verb is run and the agent
-dies there; a guest reads and writes on; the agent is started again, and kernel, pool, state file,
-iSCSI, exporter and tracker must come to agree; then the volume is detached and attached again,
-and every byte of it must be right.
+dies there; a guest goes on reading and writing; the agent is started again, and kernel, pool, state
+file, iSCSI, exporter and tracker must come to agree; then the volume is detached and attached
+again, and every byte of it must be right.
 
-One verb is nobody's to call: "cache back". The volume is attached elsewhere, too, as plain iSCSI,
-and so direct here; that other attachment ends, and the agent dies while it gives the volume a
-cache. Its guest may have to wait for the next agent then, which has to come to a cache by itself.
+The verb "cache back" is not called but provoked. The volume is also attached elsewhere, as plain
+iSCSI, and therefore direct here; that attachment ends, and the agent dies while it builds the
+volume's cache. The guest may then have to wait for the next agent, which must build it unasked.
 
-Each compute node sweeps a share of the points, with an image of its own, so they do not meet.
+Each compute node sweeps a share of the points, with an image of its own, so that they do not
+interfere.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from lab.progress import Steps
 from os_brick_thunder.common import errors
 
 MIB = 1 << 20
-#: Bytes of an image: data, holes, and a last block that is partial; then what is hashed of a
-#: volume, to a place that is its LUN's alone.
+#: Bytes of an image, with data, holes, and a partial last block; then how much of a volume is
+#: hashed, which is more.
 SIZE, HASHED = 24 * MIB + 3 * 512, 26 * MIB
 _DATA = ((0, 6 * MIB), (12 * MIB, 4 * MIB), (23 * MIB, SIZE - 23 * MIB))
 _CONTROL = "/run/failpoint"
 _AGENT = "thunder-agent"
 #: The modules that are run as the agent: the product's, and the same with failpoints.
 _PLAIN, _FAULTY = "os_brick_thunder.agent.main", "bench.faults"
-#: Seconds for the agent to come to its point, and for all to agree after it was started again.
+#: Seconds for the agent to reach its point, and for everything to agree after its restart.
 _REACHED, _CONVERGED = 40.0, 40.0
 #: States of a host, as far as one image and one volume of it go.
 _ABSENT, _IDLE, _ATTACHED, _DIRECT = "absent", "idle", "attached", "direct"
@@ -76,14 +77,14 @@ class Point:
 
 @dataclass
 class Outcome:
-    """What became of one run; ``reached``: the agent did die."""
+    """The result of one run; ``reached``: the agent died at the point."""
 
     point: Point
     reached: bool = False
     seconds: float = 0.0
     orphans: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # bytes
-    failures: list[str] = field(default_factory=list)  # of verbs that had to succeed
+    failures: list[str] = field(default_factory=list)  # of verbs that must succeed
 
     @property
     def problems(self) -> list[str]:
@@ -132,13 +133,13 @@ def failpoints_on(node: Node) -> Iterator[None]:
         node.service_start(_AGENT)
 
 
-class Host:
-    """One node with one image and one volume of it, and what must be true of them."""
+class SweptHost:
+    """One node with one image and one volume of it, and the checks of these."""
 
     def __init__(
         self, journey: Journey, node: Node, other: Node, image: Image, volume: str
     ) -> None:
-        """:param other: has the volume, too, while it is direct here; its agent does nothing"""
+        """:param other: has the volume attached, too, while it is direct here"""
         self._journey = journey
         self._node = node
         self._other = other
@@ -152,7 +153,7 @@ class Host:
     # -- points -----------------------------------------------------------------------------
 
     def record(self) -> list[Point]:
-        """Every point of every verb, from a run in which nothing dies."""
+        """Every point of every verb, from a run without a crash."""
         found: list[Point] = []
         for verb in ("first attach", "detach", "second attach", "cache back", "detach", "eviction"):
             self.reach(VERBS[verb])
@@ -166,9 +167,9 @@ class Host:
             moments = self._named(log).splitlines()
             # Heartbeats report by the clock; the first report may be the verb's own.
             moments = [m for m in moments if "tracker.report" not in m or " 1 " in m]
-            wanted = [moment for moment in moments if moment.startswith(BEFORE)]
-            wanted += [moment for moment in moments if moment.startswith(AFTER)][-1:]
-            found += [Point(verb, moment) for moment in wanted if verb not in known]
+            expected = [moment for moment in moments if moment.startswith(BEFORE)]
+            expected += [moment for moment in moments if moment.startswith(AFTER)][-1:]
+            found += [Point(verb, moment) for moment in expected if verb not in known]
         return found
 
     def _named(self, text: str) -> str:
@@ -185,14 +186,16 @@ class Host:
     # -- verbs ------------------------------------------------------------------------------
 
     def reach(self, state: str) -> None:
-        """Go to a state by what all goes well."""
+        """Go to a state by verbs that must succeed."""
         while self._state != state:
             if self._state == _DIRECT:
-                self._leave_alone()
+                self._detach_other()
                 self._await(self._is_cached, "a cache")
             elif self._state == _ATTACHED:
                 self._detach()
-            elif state == _DIRECT and self._state == _ABSENT:  # so that it has to bring a base, too
+            elif (
+                state == _DIRECT and self._state == _ABSENT
+            ):  # the agent then has to build a base, too
                 self._journey.attach(self._other, self._volume, plain=True)
                 self._attach()
                 self._state = _DIRECT
@@ -213,7 +216,7 @@ class Host:
         self._attach()
         self._await(self._is_cached, "a cache")
 
-    def _leave_alone(self) -> None:
+    def _detach_other(self) -> None:
         self._journey.detach(self._other, self._volume, plain=True)
         self._state = _ATTACHED
 
@@ -231,7 +234,7 @@ class Host:
     # -- one run ----------------------------------------------------------------------------
 
     def run(self, point: Point) -> Outcome:
-        """Have the agent die at a point, and look whether all is well.
+        """Have the agent die at a point, and check everything.
 
         :raises LabError: the host could not be brought back into a known state
         """
@@ -259,7 +262,7 @@ class Host:
         return outcome
 
     def _interrupted(self, verb: str, outcome: Outcome) -> None:
-        """The verb, in which the agent dies; what a guest does meanwhile; the agent is back."""
+        """Run the verb, in which the agent dies; use the volume meanwhile; restart the agent."""
         gone = f"! test -e {_CONTROL} && ! ss -Hxl src /run/thunder/agent.sock | grep -q ."
         if verb == "eviction":
             call = threading.Thread(target=self._evict_quietly, daemon=True)
@@ -268,7 +271,7 @@ class Host:
             with contextlib.suppress(LabError):  # os-brick leaves it connected: there is a stack
                 self._detach()
         elif verb == "cache back":
-            self._leave_alone()
+            self._detach_other()
         else:
             self._attach()  # plain, if need be
         outcome.reached = self._happens(gone, _REACHED)
@@ -277,11 +280,11 @@ class Host:
             return
         if "attach" in verb:
             self._use(outcome, f"{self._path} without the agent")
-        self._node.service_stop(_AGENT)  # what it had started is gone, too
+        self._node.service_stop(_AGENT)  # and whatever it had started
         self._node.service_start(_AGENT)
 
     def _evict_quietly(self) -> None:
-        with contextlib.suppress(errors.ThunderError):  # nobody is there to answer
+        with contextlib.suppress(errors.ThunderError):  # the agent is dead
             self._journey.evict(self._node, self._image.id)
 
     def _happens(self, test: str, timeout: float) -> bool:
@@ -290,9 +293,9 @@ class Host:
         return self._node.run(f"{end}; {loop}", check=False).returncode == 0
 
     def _use(self, outcome: Outcome, when: str) -> None:
-        """As a guest: all bytes right, then one page more, in the image or past it."""
+        """As a guest: check all bytes, then write one more page, in the image or past it."""
         patches = [(seed, offset) for offset, seed in self._written.items()]
-        wanted = blocks.expected_digest(self._image.raw, patches)
+        expected = blocks.expected_digest(self._image.raw, patches)
         self._writes += 1
         seed = f"{self._volume}-{self._writes}"
         offset = self._writes * 977 * blocks.PAGE % HASHED
@@ -305,17 +308,17 @@ class Host:
             outcome.failures.append(f"{when}: {done.stderr.strip()[-200:]}")
             return
         self._written[offset] = seed
-        if done.stdout.strip() != wanted:
+        if done.stdout.strip() != expected:
             outcome.wrong.append(f"{when}: wrong bytes")
 
     def _recover(self) -> None:
-        """Into a known state after a run that failed."""
+        """Return to a known state after a run that failed."""
         self._node.run(f"rm -f {_CONTROL}")
         if not self._node.service_running(_AGENT):
             self._node.service_start(_AGENT)
         look = f"test -e /var/lib/lab-brick/{self._volume}.json"
         if self._other.run(look, check=False).returncode == 0:
-            self._leave_alone()
+            self._detach_other()
         attached = self._node.run(look, check=False).returncode == 0
         self._state = _ATTACHED if attached else _IDLE
         self.reach(_IDLE)
@@ -331,7 +334,7 @@ class Host:
         until = time.monotonic() + _CONVERGED
         while not condition():
             if time.monotonic() > until:
-                raise LabError(f"{self._node.name}: waited in vain for {what}")
+                raise LabError(f"{self._node.name}: waited too long for {what}")
             time.sleep(0.5)
 
 
@@ -354,10 +357,10 @@ def sweep(
     volumes = [journey.create_volume(i.id, 1, "--image", i.id) for i in images]
     compute = cluster.of_kind("compute")
     others = [next(other for other in compute if other is not node) for node in nodes]
-    hosts = list(map(Host, [journey] * len(nodes), nodes, others, images, volumes))
+    hosts = list(map(SweptHost, [journey] * len(nodes), nodes, others, images, volumes))
     outcomes: list[Outcome] = []
 
-    def work(node: Node, host: Host, points: Iterable[Point]) -> None:
+    def work(node: Node, host: SweptHost, points: Iterable[Point]) -> None:
         with failpoints_on(node):
             for point in points:
                 outcome = host.run(point)
@@ -380,7 +383,7 @@ def sweep(
 
 
 def in_turn(points: Sequence[Point]) -> list[Point]:
-    """The verbs by turns, each from where the one before it ended: no detours."""
+    """The points in an order in which each verb starts where the one before it ended."""
     by_verb = {verb: [p for p in points if p.verb == verb] for verb in VERBS}
     ordered = []
     while any(by_verb.values()):

@@ -14,12 +14,12 @@ from os_brick_thunder.agent.stack.stacks import Attached
 from os_brick_thunder.common import errors, wire
 
 LOG = logging.getLogger(__name__)
-#: Seconds for a caller that does not say how long it waits.
-_PATIENCE = 60.0
+#: Seconds until an attach without ``expires`` is too late.
+_DEFAULT_EXPIRY = 60.0
 
 
 class Service(Protocol):
-    """What the API is an interface to."""
+    """What the API serves: the agent."""
 
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached: ...
     def detach(self, volume_id: str) -> None: ...
@@ -69,7 +69,7 @@ class _Volumes:
             raise errors.InvalidRequest(
                 f"attach: the payload is of volume {payload.volume_id}, not of {volume_id}"
             )
-        expires = body.get("expires", time.monotonic() + _PATIENCE)
+        expires = body.get("expires", time.monotonic() + _DEFAULT_EXPIRY)
         if not isinstance(expires, int | float):
             raise errors.InvalidRequest(f"attach: expires: a time was expected, not {expires!r}")
         return self._service.attach(payload, body["device"], expires)

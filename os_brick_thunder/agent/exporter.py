@@ -1,4 +1,4 @@
-"""The exporter's RPC: other hosts open this host's bases here, and operators ask for its status."""
+"""RPC served by the agent: exports of this host's bases, and what operators ask of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from os_brick_thunder.common import errors, wire
 LOG = logging.getLogger(__name__)
 
 
-class ExporterEndpoint:
-    """RPC endpoint: other hosts open this host's bases here."""
+class AgentEndpoint:
+    """RPC methods of an agent, the exporter of its host's bases; plain JSON in and out."""
 
     target = oslo_messaging.Target(version=wire.EXPORTER_VERSION)
 
@@ -65,8 +65,8 @@ class ExporterEndpoint:
             raise oslo_messaging.ExpectedException() from error
 
 
-def exporter_server(transport: Any, host: str, endpoint: ExporterEndpoint) -> Any:
-    """The server for :class:`ExporterEndpoint`; ``start`` and ``stop`` are the caller's."""
+def agent_server(transport: Any, host: str, endpoint: AgentEndpoint) -> Any:
+    """The server for :class:`AgentEndpoint`; ``start`` and ``stop`` are the caller's."""
     return oslo_messaging.get_rpc_server(
         transport,
         oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.EXPORTER_TOPIC, server=host),

@@ -18,7 +18,7 @@ from oslo_log import log
 from os_brick_thunder.agent import app
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
-from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
+from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
 from os_brick_thunder.agent.mechanism import cachemeta
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.mechanism.losetup import LoSetup
@@ -99,10 +99,10 @@ def serve(conf: cfg.ConfigOpts, host: Host, transport: Any) -> None:
     found = app.build(host, app.Settings.of(mine))
     agent = found.agent
     agent.start()
-    endpoint = ExporterEndpoint(
+    endpoint = AgentEndpoint(
         found.exports, found.bases.evict, found.precacher.precache, agent.status
     )
-    exporter = exporter_server(transport, mine.host, endpoint)
+    exporter = agent_server(transport, mine.host, endpoint)
     # This waits for RabbitMQ. Without it volumes are attached direct, and get their caches later.
     threading.Thread(target=exporter.start, name="exporter", daemon=True).start()
     server = _api_server(Path(mine.socket), agent)

@@ -1,4 +1,8 @@
-"""Undo that goes on past a failure and never hides the first error."""
+"""Undo steps that go on past a failure and never hide the first error.
+
+:class:`contextlib.ExitStack` would replace the first error by that of an undo step, and chain the
+rest to it. Here the first error is raised, the others are logged; :meth:`UndoStack.run` raises all.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ LOG = logging.getLogger(__name__)
 
 
 class UndoStack:
-    """Calls to make, last pushed first: after an error, or by :meth:`run`.
+    """Undo steps, run in reverse order after an error, or by :meth:`run`.
 
-    Used as a context manager: leaving it by an exception runs what was pushed, logs what fails
-    of it, and lets the exception on.
+    As a context manager: when the body raises, the steps are run, failures among them are logged,
+    and the body's error propagates.
     """
 
     def __init__(self, what: str) -> None:
@@ -24,16 +28,17 @@ class UndoStack:
         self._calls: list[Callable[[], Any]] = []
 
     def push(self, function: Callable[..., Any], *args: Any) -> None:
+        """Add a step; it must succeed also if there is nothing to undo."""
         self._calls.append(lambda: function(*args))
 
     def keep(self) -> None:
-        """What was done stays done."""
+        """Drop all steps: what was done stays."""
         self._calls.clear()
 
     def run(self) -> None:
-        """Make all calls.
+        """Run all steps.
 
-        :raises errors.UndoFailed: with everything that failed, after all were made
+        :raises errors.UndoFailed: with all failures, after every step was run
         """
         failures = self._unwind()
         if failures:

@@ -12,8 +12,8 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transport.lio import iqn_of
 
 
 class BaseDevices:

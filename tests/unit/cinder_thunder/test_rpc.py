@@ -13,7 +13,7 @@ import pytest
 from oslo_config import cfg
 
 from cinder_thunder.tracker.server import TrackerEndpoint
-from os_brick_thunder.agent.exporter import ExporterEndpoint, exporter_server
+from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
 from os_brick_thunder.common import errors, rpc, wire
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 
@@ -47,7 +47,7 @@ def transport() -> Any:
 def agent(transport: Any) -> Iterator[Agent]:
     """An agent and a tracker that serve."""
     agent = Agent()
-    endpoint = ExporterEndpoint(None, agent.evict, agent.precache, agent.status)  # type: ignore[arg-type]
+    endpoint = AgentEndpoint(None, agent.evict, agent.precache, agent.status)  # type: ignore[arg-type]
     tracker = oslo_messaging.get_rpc_server(
         transport,
         oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),
@@ -55,7 +55,7 @@ def agent(transport: Any) -> Iterator[Agent]:
         executor="threading",
         access_policy=oslo_messaging.DefaultRPCAccessPolicy,
     )
-    servers = [exporter_server(transport, HOST, endpoint), tracker]
+    servers = [agent_server(transport, HOST, endpoint), tracker]
     for server in servers:
         server.start()
     yield agent
@@ -103,7 +103,7 @@ class Liar:
 @pytest.fixture
 def liar(transport: Any) -> Iterator[Liar]:
     made = Liar(EXPORT.to_wire())
-    server = exporter_server(transport, HOST, made)  # type: ignore[arg-type]
+    server = agent_server(transport, HOST, made)  # type: ignore[arg-type]
     server.start()
     yield made
     server.stop()

@@ -1,7 +1,7 @@
-"""The agent's services on fakes: the right devices, and nothing left of what failed or crashed.
+"""The agent's services on fakes: the right devices, and nothing left behind by a failure or crash.
 
-Two sweeps make the point: every call that the agent makes to the world is made to fail once, and
-the agent is made to die at every one of them once.
+Two sweeps: every call that changes the kernel, the state file or the tracker is made to fail once,
+and the agent is made to die at each of them once.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def test_a_volume_that_somebody_has_open_is_not_taken_down(host: Host) -> None:
     assert host.dm.tables == before
 
 
-def test_the_cache_of_a_stack_that_was_here_already_is_never_believed(host: Host) -> None:
+def test_the_cache_of_a_stack_that_was_here_already_is_never_used(host: Host) -> None:
     """As when a guest comes back by live migration: an idle stack is built anew, one in use is
     handed out without its cache, until there is a new one."""
     _, stacks, _, store = host.agent()
@@ -254,7 +254,7 @@ def test_an_admission_that_was_taken_back_is_asked_for_again(host: Host) -> None
 
 
 def direct_for_now(host: Host, stacks: Stacks, store: StateFile) -> str:
-    """Attach a volume that gets a stack over its LUN alone, and is to have a cache later.
+    """Attach a volume that gets a direct stack for now, and a cache later.
 
     :returns: the reason
     """
@@ -544,7 +544,7 @@ def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
         agent, stacks, _, store = host.agent()
         agent.reconcile()
         host.app.heartbeat.catch_up()
-        if tripwire.steps[at] == "tracker.close_export":  # not asked again: it may never be back
+        if tripwire.steps[at] == "tracker.close_export":  # not told again: it may never be back
             host.tracker.admitted.clear()
         for volume_id in stacks.wanting(()):
             stacks.to_cached(volume_id)
@@ -674,7 +674,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
 
 
 def _reboot(host: Host) -> None:
-    """The kernel forgets all but what is on disk: the pool's thin devices."""
+    """The kernel keeps only what is on disk: the pool and its thin devices."""
     pool = {devnames.POOL, devnames.POOL_DATA, devnames.POOL_METADATA, devnames.ZERO}
     host.dm.tables = {n: t for n, t in host.dm.tables.items() if n in pool}
     host.dm.held.clear()

@@ -34,7 +34,7 @@ def control(tmp_path: Path) -> Path:
     return tmp_path / "failpoint"
 
 
-def test_steps_have_names_and_looks_are_none(tmp_path: Path) -> None:
+def test_steps_have_names_and_reads_are_not_steps(tmp_path: Path) -> None:
     steps = []
 
     @contextmanager
@@ -73,10 +73,10 @@ def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str,
         dm.create("b", TABLE)
     assert (plain.dm.table("b") is not None) == made
     assert not control.exists()
-    dm.remove("a")  # who is started next lives
+    dm.remove("a")  # the agent that is started next lives
 
 
-def test_what_is_not_armed_counts_nothing(control: Path) -> None:
+def test_nothing_is_counted_while_it_is_not_armed(control: Path) -> None:
     dm = faults.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
     dm.suspend("a")
     assert not control.with_name("failpoint.log").exists()
@@ -105,7 +105,7 @@ def test_the_product_knows_nothing_of_it() -> None:
         assert "failpoint" not in file.read_text().lower(), file
 
 
-def test_the_process_is_killed_with_no_farewell(control: Path) -> None:
+def test_the_process_is_killed_without_any_cleanup(control: Path) -> None:
     control.write_text("before 1 step")
     script = (
         "import sys\n"
@@ -114,7 +114,7 @@ def test_the_process_is_killed_with_no_farewell(control: Path) -> None:
         "try:\n"
         "    with Failpoints(Path(sys.argv[1]))('step'): print('step', flush=True)\n"
         "finally:\n"
-        "    print('farewell', flush=True)\n"
+        "    print('cleanup', flush=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(control)],

@@ -156,7 +156,7 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
 
 def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:
     answer = world.manifest_
-    world.manifest_ = errors.TrackerUnavailable("nobody answers")
+    world.manifest_ = errors.TrackerUnavailable("no answer")
     filler = world.filler()
     filler.fill("i")
     wait_until(lambda: world.asked >= 3)
@@ -187,8 +187,8 @@ def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "stopped"])
-def test_it_ends_when_nobody_wants_it(world: World, how: str) -> None:
-    """While it waits for room in the pool, too."""
+def test_it_ends_when_its_base_goes_or_the_agent_stops(world: World, how: str) -> None:
+    """Also while it waits for space in the pool."""
     asked: list[None] = []
 
     def full() -> bool:

@@ -1,4 +1,4 @@
-"""Low space on fakes: who loses what, in which order, and nothing of it half done after a crash."""
+"""Low space on fakes: what is given up, in which order, and nothing half done after a crash."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_volume_goes_direct_under_its_guest(world: World) -> None:
     assert table.devices == ("/dev/sdc",)
     assert world.leftovers() == []
     assert not world.stacks.to_direct(volume, "again")
-    world.bases.remove(IMAGE)  # nobody uses it any more
+    world.bases.remove(IMAGE)  # no volume uses it any longer
 
 
 def test_a_volume_whose_lun_is_away_keeps_its_cache(world: World) -> None:
@@ -152,7 +152,7 @@ def test_what_cannot_be_given_up_is_left_alone_for_a_while(world: World) -> None
     assert world.given_up() == [("volume", small)]
 
 
-def test_who_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
+def test_a_volume_that_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
     calm, fast = world.attach(1), world.attach(2)
     world.write(calm, 500)
     world.write(fast, 330)
@@ -179,7 +179,7 @@ def test_slow_writers_are_not_stopped_early(world: World) -> None:
     assert world.host.dm.failed == {}
 
 
-def test_a_full_pool_is_freed_below_those_who_wait(world: World) -> None:
+def test_a_full_pool_is_freed_below_the_writes_that_wait(world: World) -> None:
     large, small = world.attach(1), world.attach(2)
     world.write(large, 700)
     world.write(small, 324)
@@ -210,8 +210,8 @@ def test_a_volume_that_is_just_going_direct_is_cut_too(world: World) -> None:
 
 
 def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
-    """What unused bases hold counts as room, what filling ones still want does not."""
-    first = world.attach(1)  # its base still wants 100 MiB
+    """What unused bases hold counts as free, what filling ones still need does not."""
+    first = world.attach(1)  # its base still needs 100 MiB
     world.write(first, 700)
     second = world.attach(2, "other")
     stack = world.store.stacks[second]
@@ -252,7 +252,7 @@ def test_marks_must_leave_room(world: World) -> None:
         world.host.agent(pool_low_percent=90, pool_high_percent=90)
 
 
-def test_a_pool_that_failed_is_nobodys_to_guard(world: World) -> None:
+def test_a_pool_that_failed_is_left_alone(world: World) -> None:
     world.host.kit.pool.total = 0  # type: ignore[attr-defined]
     assert world.guard.poll() > 0
     assert world.given_up() == []

@@ -1,4 +1,4 @@
-"""Pre-caching on fakes: the same base that an attach would have made, or nothing at all."""
+"""Pre-caching on fakes: the base that an attach would have built, or nothing at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path, PLAN)
 
 
-def test_it_makes_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_builds_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     ready: list[str] = []
     monkeypatch.setattr(Filler, "fill", lambda self, image_id: ready.append(image_id))
     host.precacher.precache(IMAGE)
@@ -47,14 +47,14 @@ def test_it_makes_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.Monke
     assert ready == [IMAGE]
 
 
-def test_an_image_that_nobody_has(host: Host) -> None:
+def test_an_image_that_no_storage_host_has(host: Host) -> None:
     host.tracker.plan = wire.Plan("", "direct", "no storage host with image img-1 is alive")
     with pytest.raises(errors.NoReplica, match="no storage host with image img-1 is alive"):
         host.precacher.precache(IMAGE)
     assert host.store.bases == {}
 
 
-def test_a_pool_without_room(host: Host) -> None:
+def test_a_pool_without_space(host: Host) -> None:
     """It is refused, and the tracker, which counts on the location, is told."""
     before = dict(host.kit.dm.tables)  # type: ignore[attr-defined]
     host.refusal = "image img-1 takes 101 MiB of the local pool, which has 40 MiB to give"

@@ -1,4 +1,4 @@
-"""Sources of a base that die, come back, are drained or lie: reads go on, and nothing is left."""
+"""Sources of a base that fail, come back, drain or deliver wrong bytes: reads go on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.watch import Watch
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import READY, StateFile
-from os_brick_thunder.common.transport.lio import iqn_of
 from tests.unit.os_brick_thunder.test_agent import (
     IMAGE,
     LUN,
@@ -124,7 +124,7 @@ def test_no_better_source_leaves_what_is_there(
     assert store.bases[IMAGE] == before
     assert host.initiator.logged_in == sessions
     assert table(host) == ["cmp2:3260", "stor1:3260"]
-    assert host.tracker.reports[-1].source == "cmp2"  # the tracker may have counted on another
+    assert host.tracker.reports[-1].source == "cmp2"  # the tracker may have planned another
 
 
 def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> None:
@@ -278,7 +278,7 @@ def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
     def leave() -> None:
         while host.tracker.reports[-1].state != "draining":
             time.sleep(0.01)
-        with pytest.raises(errors.NoReplica):  # nobody else comes
+        with pytest.raises(errors.NoReplica):  # no other reader is admitted
             host.app.exports.open(IMAGE, "iqn.x:cmp8", 0.0)
         host.targets.readers.clear()
 
@@ -289,15 +289,15 @@ def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
     assert store.bases == {}
     assert host.tracker.reports[-1].state == "gone"
     assert host.leftovers(store) == []
-    said = len(host.tracker.reports)
-    bases.evict(IMAGE)  # absent is success, and whoever asks learns of it
-    assert [report.state for report in host.tracker.reports[said:]] == ["gone"]
+    before = len(host.tracker.reports)
+    bases.evict(IMAGE)  # absent is success, and the tracker is told
+    assert [report.state for report in host.tracker.reports[before:]] == ["gone"]
 
 
-def test_nothing_is_said_of_a_base_after_it_is_gone(
+def test_no_report_of_a_base_follows_its_removal(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A report that was on its way would make the tracker believe in it for ever."""
+    """A report that arrived after that would leave the tracker with a location for ever."""
     bases, store = drained(host, 30.0)
     host.targets.readers.clear()
     report, began = host.tracker.report, threading.Event()
@@ -365,7 +365,7 @@ def test_a_base_that_could_not_go_is_built_anew(host: Host) -> None:
     assert host.leftovers(store) == []
 
 
-def test_who_waits_for_a_base_hears_of_it_after_a_reboot(host: Host) -> None:
+def test_a_reader_that_waits_for_a_base_is_admitted_after_a_reboot(host: Host) -> None:
     reading(host)
     _reboot(host)
     host.agent()[0].reconcile()
@@ -453,6 +453,6 @@ def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path
         assert hosts(store) == ["cmp4", "stor1"], (at, step)
         agent, _, _, store = host.agent()
         agent.reconcile()
-        if step == "tracker.close_export":  # not asked again: it may never be back
+        if step == "tracker.close_export":  # not told again: it may never be back
             host.tracker.admitted.clear()
         assert host.leftovers(store) == [], (at, step)
