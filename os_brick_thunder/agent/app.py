@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,15 +70,22 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class App:
-    """An agent, and those of its parts that are called from outside."""
+class BaseParts:
+    """What a host's bases consist of."""
 
-    agent: Agent
     bases: Bases
     sources: Sources
     health: PathHealth
     exports: Exports
     reporter: Reporter
+
+
+@dataclass(frozen=True)
+class App:
+    """An agent, and those of its parts that are called from outside."""
+
+    agent: Agent
+    base: BaseParts
     watch: Watch
     precacher: Precacher
     usage: PoolUsage
@@ -93,24 +101,12 @@ def build(host: Host, settings: Settings) -> App:
 
     :raises errors.InvalidRequest: options contradict each other
     """
-    availability = Availability(host.store)
-    reporter = Reporter(host, availability, settings.portal)
-    paths = Paths(host, availability)
-    health = PathHealth(host, paths)
-    replicas = Replicas(host, settings.parent_wait)
-    sources = Sources(host, availability, paths, replicas, reporter)
-    exports = Exports(host, availability, reporter, settings.portal, settings.drain_timeout)
-    bases = Bases(
-        host,
-        availability,
-        BaseDevices(host, settings.portal),
-        sources,
-        exports,
-        reporter,
-        on_ready=lambda image_id: filler.fill(image_id),  # and the filler calls the bases
-    )
-    watch = Watch(host.store, sources, health, bases.evict)
+    interval = settings.heartbeat_interval
     usage = PoolUsage(host, settings.pool_low_percent, settings.pool_high_percent)
+    # Bases and the filler call each other.
+    base = _build_bases(host, settings, on_ready=lambda image_id: filler.fill(image_id))
+    bases, reporter = base.bases, base.reporter
+    watch = Watch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(
         host,
         bases.complete,
@@ -130,37 +126,33 @@ def build(host: Host, settings: Settings) -> App:
     )
     guard = PoolGuard(usage, stacks, bases.evict)
     recacher = Recacher(stacks, guard.may_build_unasked)
-    luns = LunWatch(host, settings.heartbeat_interval)
+    luns = LunWatch(host, interval)
 
     def obey(orders: wire.Orders) -> None:
         watch.obey(orders)
         recacher.obey(orders.recache)
 
-    heartbeat = Heartbeat(
-        host,
-        settings.heartbeat_interval,
-        obey,
-        (
-            reporter.withdraw_all,
-            reporter.report_all,
-            stacks.release_all,
-            bases.restore_absent,
-        ),
+    chores = (
+        reporter.withdraw_all,
+        reporter.report_all,
+        stacks.release_all,
+        bases.restore_absent,
     )
+    heartbeat = Heartbeat(host, interval, obey, chores)
     services = (guard, filler, heartbeat, luns, watch, recacher)
-    return App(
-        agent=Agent(host, bases, stacks, reporter, guard, settings.drain_timeout, services),
-        bases=bases,
-        sources=sources,
-        health=health,
-        exports=exports,
-        reporter=reporter,
-        watch=watch,
-        precacher=Precacher(host, bases, reporter, usage.refusal),
-        usage=usage,
-        guard=guard,
-        stacks=stacks,
-        luns=luns,
-        recacher=recacher,
-        heartbeat=heartbeat,
-    )
+    agent = Agent(host, bases, stacks, reporter, guard, settings.drain_timeout, services)
+    precacher = Precacher(host, bases, reporter, usage.refusal)
+    return App(agent, base, watch, precacher, usage, guard, stacks, luns, recacher, heartbeat)
+
+
+def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]) -> BaseParts:
+    portal = settings.portal
+    availability = Availability(host.store)
+    reporter = Reporter(host, availability, portal)
+    paths = Paths(host, availability)
+    replicas = Replicas(host, settings.parent_wait)
+    sources = Sources(host, availability, paths, replicas, reporter)
+    exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
+    devices = BaseDevices(host, portal)
+    bases = Bases(host, availability, devices, sources, exports, reporter, on_ready)
+    return BaseParts(bases, sources, PathHealth(host, paths), exports, reporter)

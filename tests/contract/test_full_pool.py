@@ -170,7 +170,7 @@ class Host:
         topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
         here = ports.Host(self.kit, self.store, self.tracker, topology)
         self.app = app.build(here, fakes.SETTINGS)
-        self.bases, self.stacks = self.app.bases, self.app.stacks
+        self.bases, self.stacks = self.app.base.bases, self.app.stacks
 
     def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
         """Compute the map from the volume's disk: the blocks that equal the image now."""

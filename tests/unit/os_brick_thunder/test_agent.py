@@ -93,7 +93,7 @@ class Host:
         if tripwire:
             host = faults.watched_host(host, self.file, tripwire)
         self.app = app.build(host, dataclasses.replace(fakes.SETTINGS, **options))
-        return self.app.agent, self.app.stacks, self.app.bases, host.store
+        return self.app.agent, self.app.stacks, self.app.base.bases, host.store
 
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}
@@ -496,13 +496,13 @@ def test_extend_follows_the_lun(host: Host) -> None:
 def test_a_second_host_opens_a_base_here(host: Host) -> None:
     _, stacks, _, _ = host.agent()
     with pytest.raises(errors.NoReplica):
-        host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
+        host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     stacks.attach(PAYLOAD, LUN, soon())
-    export = host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
+    export = host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     assert export.iqn in host.targets.exported
-    assert host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0) == export
-    assert host.app.exports.open(IMAGE, "iqn.x:cmp4", 0.0).password != export.password
-    host.app.exports.close(IMAGE, "iqn.x:cmp3")
+    assert host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0) == export
+    assert host.app.base.exports.open(IMAGE, "iqn.x:cmp4", 0.0).password != export.password
+    host.app.base.exports.close(IMAGE, "iqn.x:cmp3")
     assert [i for _, i in host.targets.admitted] == ["iqn.x:cmp4"]
 
 
@@ -661,7 +661,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     with pytest.raises(errors.NoReplica):
         bases.restore_absent()
     with pytest.raises(errors.NoReplica):  # nor is it given to others
-        host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
+        host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     assert f"thunder-base-{IMAGE}" not in host.dm.tables
     assert host.leftovers(store) == []
     host.tracker.plan = PLAN
@@ -670,7 +670,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     assert len(store.bases) == 1
     bases.restore_absent()  # has nothing left to do
     assert len(host.initiator.logged_in) == 2
-    assert host.app.exports.open(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
+    assert host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
 
 
 def _reboot(host: Host) -> None:

@@ -27,9 +27,11 @@ class Host:
         self.tracker = fakes.FakeTracker(plan)
         here = ports.Host(self.kit, self.store, self.tracker, TOPOLOGY)
         app = build(here, fakes.SETTINGS)
-        self.bases, self.reporter = app.bases, app.reporter
+        self.bases, self.reporter = app.base.bases, app.base.reporter
         self.refusal = ""
-        self.precacher = Precacher(here, app.bases, app.reporter, lambda image: self.refusal)
+        self.precacher = Precacher(
+            here, app.base.bases, app.base.reporter, lambda image: self.refusal
+        )
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_what_was_planned_when_the_agent_died_is_withdrawn(
     store = StateFile(tmp_path / "state.json")
     build(
         ports.Host(host.kit, store, host.tracker, TOPOLOGY), fakes.SETTINGS
-    ).reporter.withdraw_all()
+    ).base.reporter.withdraw_all()
     assert host.tracker.locations == set()
     assert StateFile(tmp_path / "state.json").withdrawals == {}
 

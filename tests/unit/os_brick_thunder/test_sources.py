@@ -71,7 +71,7 @@ def test_only_the_last_path_is_waited_for(host: Host) -> None:
     reading(host)
     assert table(host) == ["cmp2:3260", "stor1:3260"]
     assert patient(host) == ["stor1:3260"]
-    host.app.sources.reparent(IMAGE)
+    host.app.base.sources.reparent(IMAGE)
     assert patient(host) == ["stor1:3260"]
 
 
@@ -83,7 +83,7 @@ def test_if_the_last_one_cannot_be_opened_the_one_before_it_is_the_last(host: Ho
 
 def test_a_base_gets_another_parent_while_it_is_read(host: Host) -> None:
     store = reading(host)
-    host.app.sources.reparent(IMAGE, ("cmp2",))
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
     assert host.tracker.excluded == [("cmp2",)]
     assert table(host) == ["cmp4:3260", "stor1:3260"]
     assert hosts(store) == ["cmp4", "stor1"]
@@ -99,7 +99,7 @@ def test_sources_that_work_are_not_opened_again(host: Host) -> None:
     store = reading(host)
     before = dict(host.initiator.logged_in)
     host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
-    host.app.sources.reparent(IMAGE)
+    host.app.base.sources.reparent(IMAGE)
     assert host.initiator.logged_in == before
     assert hosts(store) == ["cmp2", "stor1"]
     assert host.tracker.closed == []
@@ -120,7 +120,9 @@ def test_no_better_source_leaves_what_is_there(
     host.tracker.plan = plan
     host.initiator.unreachable.update(unreachable)
     with pytest.raises(errors.NoReplica):
-        host.app.sources.reparent(IMAGE, ("cmp2",) if plan.mode == "direct" else ("cmp2", "stor1"))
+        host.app.base.sources.reparent(
+            IMAGE, ("cmp2",) if plan.mode == "direct" else ("cmp2", "stor1")
+        )
     assert store.bases[IMAGE] == before
     assert host.initiator.logged_in == sessions
     assert table(host) == ["cmp2:3260", "stor1:3260"]
@@ -130,7 +132,7 @@ def test_no_better_source_leaves_what_is_there(
 def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> None:
     store = reading(host)
     host.initiator.unreachable.add("cmp4:3260")
-    host.app.sources.reparent(IMAGE)
+    host.app.base.sources.reparent(IMAGE)
     assert hosts(store) == ["stor1", "cmp2"]
     assert patient(host) == ["cmp2:3260"]
     assert host.leftovers(store) == []
@@ -138,9 +140,9 @@ def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> Non
 
 def test_a_complete_base_needs_no_parent(host: Host) -> None:
     store = reading(host)
-    host.app.bases.complete(IMAGE)
+    host.app.base.bases.complete(IMAGE)
     reports = len(host.tracker.reports)
-    host.app.sources.reparent(IMAGE)
+    host.app.base.sources.reparent(IMAGE)
     assert host.tracker.excluded == []
     assert host.tracker.reports[reports:][0].source is None
     assert host.initiator.logged_in == {}
@@ -152,7 +154,7 @@ def test_a_parent_that_came_back_with_other_secrets_is_logged_in_anew(host: Host
     old = dict(host.initiator.logged_in)
     host.initiator.unreachable.add("cmp2:3260")
     host.dm.failed[PATHS] = {"/dev/sdm0"}
-    assert host.app.health.repair(IMAGE) == ("cmp2",)
+    assert host.app.base.health.repair(IMAGE) == ("cmp2",)
     host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
 
     real = host.tracker.open_export
@@ -162,11 +164,11 @@ def test_a_parent_that_came_back_with_other_secrets_is_logged_in_anew(host: Host
         return real(*args)  # type: ignore[arg-type]
 
     host.tracker.open_export = back  # type: ignore[assignment, method-assign]
-    host.app.sources.reparent(IMAGE)
+    host.app.base.sources.reparent(IMAGE)
     assert table(host) == ["cmp2:3260", "stor1:3260"]
     (key,) = [key for key in old if key[1] == "cmp2:3260"]
     assert host.initiator.logged_in[key] != old[key]  # another session, another disk
-    assert host.app.health.repair(IMAGE) == ()
+    assert host.app.base.health.repair(IMAGE) == ()
     assert host.leftovers(store) == []
 
 
@@ -174,14 +176,14 @@ def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
     reading(host)
     host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
     host.blocks.silent.add("/dev/sdm0")
-    assert host.app.health.repair(IMAGE) == ("cmp2",)
+    assert host.app.base.health.repair(IMAGE) == ("cmp2",)
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
     host.blocks.silent.clear()
-    assert host.app.health.repair(IMAGE) == ()
+    assert host.app.base.health.repair(IMAGE) == ()
     assert host.dm.failed[PATHS] == set()
     assert host.dm.log[-1] == f"switch_group 1 {PATHS}"
     host.dm.failed[PATHS] = {"/dev/sdm0", "/dev/sdm1"}
-    assert host.app.health.repair(IMAGE) == (
+    assert host.app.base.health.repair(IMAGE) == (
         "cmp2",
     )  # it flaps; the last path is always taken back
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
@@ -189,10 +191,10 @@ def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
 
 def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
     reading(host)
-    assert host.app.health.distrust(IMAGE)
+    assert host.app.base.health.distrust(IMAGE)
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
-    assert host.app.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
-    assert not host.app.health.distrust(IMAGE)  # the storage host alone is left: it stays
+    assert host.app.base.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
+    assert not host.app.base.health.distrust(IMAGE)  # the storage host alone is left: it stays
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
 
@@ -210,7 +212,11 @@ def test_the_watch_finds_a_new_parent_for_one_that_is_silent(host: Host) -> None
     store = reading(host)
     now = [1000.0]
     watch = Watch(
-        store, host.app.sources, host.app.health, host.app.bases.evict, clock=lambda: now[0]
+        store,
+        host.app.base.sources,
+        host.app.base.health,
+        host.app.base.bases.evict,
+        clock=lambda: now[0],
     )
     watch.check()
     host.initiator.unreachable.add("cmp2:3260")
@@ -267,7 +273,7 @@ def drained(host: Host, timeout: float) -> tuple[Bases, StateFile]:
     _, stacks, bases, store = host.agent(drain_timeout=timeout)
     stacks.attach(PAYLOAD, LUN, soon())
     stacks.detach(VOLUME)
-    host.app.exports.open(IMAGE, CHILD, 0.0)
+    host.app.base.exports.open(IMAGE, CHILD, 0.0)
     host.targets.readers[iqn_of("cmp1", IMAGE)] = {CHILD}
     return bases, store
 
@@ -279,7 +285,7 @@ def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
         while host.tracker.reports[-1].state != "draining":
             time.sleep(0.01)
         with pytest.raises(errors.NoReplica):  # no other reader is admitted
-            host.app.exports.open(IMAGE, "iqn.x:cmp8", 0.0)
+            host.app.base.exports.open(IMAGE, "iqn.x:cmp8", 0.0)
         host.targets.readers.clear()
 
     child = threading.Thread(target=leave)
@@ -309,12 +315,12 @@ def test_no_report_of_a_base_follows_its_removal(
         report(said)
 
     monkeypatch.setattr(host.tracker, "report", slow)
-    telling = threading.Thread(target=host.app.reporter.report_all)
+    telling = threading.Thread(target=host.app.base.reporter.report_all)
     telling.start()
     assert began.wait(10)
     bases.evict(IMAGE)
     telling.join()
-    host.app.reporter.report_all()
+    host.app.base.reporter.report_all()
     assert store.bases == {}
     assert host.tracker.reports[-1].state == "gone"
 
@@ -325,7 +331,7 @@ def test_a_base_whose_readers_stay_stays_too_unless_it_must_go(host: Host) -> No
         bases.evict(IMAGE)
     assert store.bases[IMAGE].phase == READY
     assert [report.state for report in host.tracker.reports[-2:]] == ["draining", "filling"]
-    host.app.exports.open(IMAGE, "iqn.x:cmp8", 0.0)  # as before
+    host.app.base.exports.open(IMAGE, "iqn.x:cmp8", 0.0)  # as before
     bases.evict(IMAGE, force=True)
     assert store.bases == {}
     assert host.leftovers(store) == []
@@ -370,7 +376,9 @@ def test_a_reader_that_waits_for_a_base_is_admitted_after_a_reboot(host: Host) -
     _reboot(host)
     host.agent()[0].reconcile()
     found: list[wire.Export] = []
-    child = threading.Thread(target=lambda: found.append(host.app.exports.open(IMAGE, CHILD, 10.0)))
+    child = threading.Thread(
+        target=lambda: found.append(host.app.base.exports.open(IMAGE, CHILD, 10.0))
+    )
     child.start()
     host.app.heartbeat.catch_up()
     child.join(5)
@@ -393,7 +401,7 @@ def _reparent_and_evict(host: Host, tripwire: Tripwire | None) -> None:
     _, stacks, bases, _ = host.agent(tripwire)
     host.tracker.plan = AGAIN
     host.initiator.unreachable.add("cmp2:3260")
-    host.app.sources.reparent(IMAGE, ("cmp2",))
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
     stacks.detach(VOLUME)
     bases.evict(IMAGE)
 
@@ -436,7 +444,7 @@ def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path
     host, tripwire = Host(tmp_path / "count"), Tripwire()
     reading(host)
     host.agent(tripwire)
-    host.app.sources.reparent(IMAGE, ("cmp2",))
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
     for at, step in enumerate(tripwire.steps):
         folder = tmp_path / str(at)
         folder.mkdir()
@@ -445,10 +453,10 @@ def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path
         tripwire.at, tripwire.error = at, lambda: errors.ThunderError("injected")
         store = host.agent(tripwire)[3]
         with contextlib.suppress(errors.ThunderError):
-            host.app.sources.reparent(IMAGE, ("cmp2",))
+            host.app.base.sources.reparent(IMAGE, ("cmp2",))
         assert not [line for line in table(host) if "gone" in line], (at, step)
         assert "stor1:3260" in table(host), (at, step)
-        host.app.sources.reparent(IMAGE, ("cmp2",))
+        host.app.base.sources.reparent(IMAGE, ("cmp2",))
         assert table(host) == ["cmp4:3260", "stor1:3260"], (at, step)
         assert hosts(store) == ["cmp4", "stor1"], (at, step)
         agent, _, _, store = host.agent()
