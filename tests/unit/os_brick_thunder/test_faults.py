@@ -99,12 +99,6 @@ def test_a_step_that_fails_has_no_after(control: Path) -> None:
     assert control.with_name("failpoint.log").read_text() == "before 1 dm.reload a\n"
 
 
-def test_the_product_knows_nothing_of_it() -> None:
-    product = Path(faults.__file__).parents[1] / "os_brick_thunder"
-    for file in product.rglob("*.py"):
-        assert "failpoint" not in file.read_text().lower(), file
-
-
 def test_the_process_is_killed_without_any_cleanup(control: Path) -> None:
     control.write_text("before 1 step")
     script = (
