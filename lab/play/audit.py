@@ -88,7 +88,7 @@ def disagreements(cluster: Cluster, node: Node) -> list[str]:
     bases, stacks = state.entries(there.state)
     expected = devices.expected(node.name, bases, stacks)
     paths = [path for base in bases for path in base.paths]
-    replicas = {path.iqn for path in paths if path.iqn}
+    replicas = {path.iqn for path in paths if path.is_open}
     images, volumes = {b.image_id for b in bases}, {s.volume_id for s in stacks}
     rows = _rows(cluster, node.name)
     loops = {f"number {i}" for i in range(len(expected.loops))}
@@ -97,7 +97,7 @@ def disagreements(cluster: Cluster, node: Node) -> list[str]:
     found += [
         f"{path.exporter} is still to be told that this host no longer reads there"
         for path in paths
-        if not path.iqn
+        if not path.is_open
     ]
     found += [f"device {device} is suspended" for device in sorted(there.suspended)]
     for what, is_, should in (

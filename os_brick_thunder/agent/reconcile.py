@@ -32,7 +32,7 @@ def reconcile(host: Host, bases: Bases, stacks: Stacks) -> None:
     _sweep_exports(kit, expected)  # first: an export has its device open
     _sweep_devices(kit, expected)
     _sweep_thin_ids(kit, expected)
-    _sweep_sessions(kit, {path.iqn for base in known for path in base.paths})
+    _sweep_sessions(kit, {path.iqn for base in known for path in base.paths if path.is_open})
 
 
 def _sweep_exports(kit: Kit, expected: Expected) -> None:

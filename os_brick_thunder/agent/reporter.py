@@ -116,6 +116,6 @@ class Reporter:
                 portal=self._portal,
                 iqn=iqn_of(name, base.image_id),
                 lun=LUN,
-                source=next((path.host for path in base.paths if path.iqn), None),
+                source=next((path.host for path in base.paths if path.is_open), None),
             )
         )

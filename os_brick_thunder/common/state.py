@@ -23,21 +23,35 @@ from os_brick_thunder.common.policy.extents import Extents
 
 #: Pairs, as in "trying" and "done": what lies between is known after a crash.
 CREATING, READY, REMOVING = "creating", "ready", "removing"
+#: States of a path.
+OPEN, STALE = "open", "stale"
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class ReplicaPath:
-    """An iSCSI path to a replica that a base reads from.
+    """A path to a replica that a base reads from.
 
-    Without an iqn it is not used: its exporter may have admitted this host, and is to be told.
+    "open": it is in use, or about to be. "stale": it is not, without ``iqn`` and ``portal``; but
+    its exporter was asked to open it, so it may have admitted this host and has to be told.
     """
 
     host: str
     location_id: str
     exporter: str
-    iqn: str
-    portal: str
+    iqn: str = ""
+    portal: str = ""
+    state: str = OPEN
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == OPEN
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ReplicaPath:
+        """:raises TypeError: unknown or missing fields"""
+        # An older agent wrote no state: its stale paths have no iqn.
+        return cls(**{"state": OPEN if raw.get("iqn") else STALE, **raw})
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,17 @@ class Base:
     @property
     def extents(self) -> Extents:
         return Extents.from_wire(self.allocated)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Base:
+        """:raises KeyError, TypeError, ValueError: unknown, missing or malformed fields"""
+        paths = tuple(map(ReplicaPath.from_json, raw["paths"]))
+        allocated = tuple((start, length) for start, length in raw["allocated"])
+        return cls(**{**raw, "paths": paths, "allocated": allocated})
+
+    def to_json(self) -> dict[str, Any]:
+        # Not asdict(), which copies every range of the map.
+        return {**vars(self), "paths": [vars(path) for path in self.paths]}
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,7 @@ class StateFile:
         self._lock = threading.RLock()
         self._doc = self._load()
         self._expected: Counter[str] = Counter()
+        self._bases, self._stacks = _Texts(), _Texts()
 
     @property
     def bases(self) -> dict[str, Base]:
@@ -247,18 +273,20 @@ class StateFile:
             ) from error
 
     def _save(self) -> None:
-        document = {
-            "version": VERSION,
-            "bases": [dataclasses.asdict(base) for base in self._doc.bases.values()],
-            "stacks": [stack.to_json() for stack in self._doc.stacks.values()],
-            "next_thin_id": self._doc.next_thin_id,
-            "releases": self._doc.releases,
-            "withdrawals": self._doc.withdrawals,
+        document = self._doc
+        parts = {
+            "version": json.dumps(VERSION),
+            "bases": self._bases.of(document.bases),
+            "stacks": self._stacks.of(document.stacks),
+            "next_thin_id": json.dumps(document.next_thin_id),
+            "releases": json.dumps(document.releases),
+            "withdrawals": json.dumps(document.withdrawals),
         }
+        text = ", ".join(f'"{name}": {part}' for name, part in parts.items())
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path.with_suffix(".new")
         with open(fresh, "w") as file:
-            json.dump(document, file)
+            file.write(f"{{{text}}}")
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
@@ -269,17 +297,28 @@ class StateFile:
             os.close(folder)
 
 
+class _Texts:
+    """JSON of entries, made once for each: maps are long, and a change concerns one entry."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Base | Stack, str]] = {}
+
+    def of(self, entries: Mapping[str, Base] | Mapping[str, Stack]) -> str:
+        """A JSON list of the entries."""
+        self._made = {key: self._one(key, entry) for key, entry in entries.items()}
+        return f"[{', '.join(text for _, text in self._made.values())}]"
+
+    def _one(self, key: str, entry: Base | Stack) -> tuple[Base | Stack, str]:
+        known = self._made.get(key)
+        if known and known[0] is entry:
+            return known
+        return entry, json.dumps(entry.to_json())
+
+
 def entries(raw: Mapping[str, Any]) -> tuple[list[Base], list[Stack]]:
     """The bases and stacks of a state file's JSON.
 
     :raises KeyError, TypeError, ValueError: it is not one
     """
-    return [_base(entry) for entry in raw["bases"]], [
-        Stack.from_json(entry) for entry in raw["stacks"]
-    ]
-
-
-def _base(raw: dict[str, Any]) -> Base:
-    paths = tuple(ReplicaPath(**path) for path in raw["paths"])
-    allocated = tuple((start, length) for start, length in raw["allocated"])
-    return Base(**{**raw, "paths": paths, "allocated": allocated})
+    bases = [Base.from_json(entry) for entry in raw["bases"]]
+    return bases, [Stack.from_json(entry) for entry in raw["stacks"]]

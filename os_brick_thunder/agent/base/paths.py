@@ -1,7 +1,7 @@
 """The iSCSI paths over which bases read from replicas, as the state file and the kernel see them.
 
-A path in the state file without an iqn is stale: it is not read through, but its exporter may have
-admitted this host, and has to be told when that is over.
+A stale path is not read through, but its exporter may have admitted this host, and has to be told
+when that is over.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames
-from os_brick_thunder.common.state import READY, Base, ReplicaPath
+from os_brick_thunder.common.state import READY, STALE, Base, ReplicaPath
 from os_brick_thunder.common.transport.iscsi import Session
 
 
 def in_use(base: Base) -> tuple[ReplicaPath, ...]:
     """The paths that a base reads through, without the stale ones."""
-    return tuple(path for path in base.paths if path.iqn)
+    return tuple(path for path in base.paths if path.is_open)
 
 
 def stale(base: Base) -> tuple[ReplicaPath, ...]:
-    return tuple(path for path in base.paths if not path.iqn)
+    return tuple(path for path in base.paths if not path.is_open)
 
 
 def as_stale(paths: Iterable[ReplicaPath]) -> tuple[ReplicaPath, ...]:
-    return tuple(dataclasses.replace(path, iqn="", portal="") for path in paths)
+    return tuple(
+        ReplicaPath(path.host, path.location_id, path.exporter, state=STALE) for path in paths
+    )
 
 
 def without(paths: Sequence[ReplicaPath], others: Iterable[ReplicaPath]) -> tuple[ReplicaPath, ...]:
@@ -39,7 +41,7 @@ def without(paths: Sequence[ReplicaPath], others: Iterable[ReplicaPath]) -> tupl
 
 def requested(sources: Iterable[wire.Source]) -> tuple[ReplicaPath, ...]:
     """Stale paths for sources that are about to be asked for an export."""
-    return tuple(ReplicaPath(s.host, s.location_id, s.exporter, "", "") for s in sources)
+    return tuple(ReplicaPath(s.host, s.location_id, s.exporter, state=STALE) for s in sources)
 
 
 def opened(source: wire.Source, export: wire.Export) -> ReplicaPath:
@@ -105,5 +107,5 @@ class Paths:
     def log_out(self, paths: Iterable[ReplicaPath]) -> None:
         """Log out of the paths that are not stale; not logged in is success."""
         for path in paths:
-            if path.iqn:
+            if path.is_open:
                 self._kit.initiator.logout(path.iqn, path.portal)

@@ -1,4 +1,4 @@
-"""The state file: what an older agent wrote is read, and when a base was used is kept."""
+"""The state file: what an older agent wrote is read, and what is put is written and read again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from os_brick_thunder.common.state import READY, Base, Stack, StateFile
+from os_brick_thunder.common.state import OPEN, READY, STALE, Base, ReplicaPath, Stack, StateFile
 
 BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
 
@@ -54,3 +54,40 @@ def test_the_keys_of_a_stack_in_the_file_stay_as_they_were(tmp_path: Path) -> No
     assert stack.recache_pending
     store.put(Stack("w", "t", "/dev/sdc", "direct"))
     assert json.loads(file.read_text())["stacks"][0] == entry
+
+
+def test_paths_of_an_older_agent_have_a_state(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    path = {"host": "stor1", "location_id": "l", "exporter": "e", "iqn": "iqn.x", "portal": "p"}
+    entry = BASE.to_json() | {"paths": [path, {**path, "iqn": "", "portal": ""}]}
+    document = {"version": 1, "bases": [entry], "stacks": [], "next_thin_id": 4, "releases": {}}
+    file.write_text(json.dumps(document))
+    used, stale = StateFile(file).bases["img-1"].paths
+    assert (used.state, stale.state) == (OPEN, STALE)
+    assert used == ReplicaPath("stor1", "l", "e", "iqn.x", "p")
+
+
+def test_the_file_always_has_the_newest_of_every_entry(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    store = StateFile(file)
+    path = ReplicaPath("stor1", "l0", "stor1@thunder", "iqn.x", "10.0.0.1:3260")
+    for entry in (
+        BASE,
+        Stack("vol-1", "stor1@thunder", "/dev/sdb", "direct", reason='it is "here" — é'),
+        dataclasses.replace(BASE, image_id="img-2", paths=(path,)),
+        Stack("vol-1", "stor1@thunder", "/dev/sdb", "cached", "img-1"),
+        dataclasses.replace(BASE, complete=True),
+    ):
+        store.put(entry)
+        written = json.loads(file.read_text())
+        assert written["bases"] == json.loads(
+            json.dumps([dataclasses.asdict(base) for base in store.bases.values()])
+        )
+        assert written["stacks"] == [stack.to_json() for stack in store.stacks.values()]
+        assert (StateFile(file).bases, StateFile(file).stacks) == (store.bases, store.stacks)
+    store.drop_base("img-1")
+    store.drop_stack("vol-1")
+    written = json.loads(file.read_text())
+    assert [base["image_id"] for base in written["bases"]] == ["img-2"]
+    assert (written["stacks"], written["releases"]) == ([], {"vol-1": "stor1@thunder"})
+    assert written["withdrawals"] == {"img-1": "l1"}
