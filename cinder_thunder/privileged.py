@@ -1,7 +1,7 @@
-"""What of cinder-volume's work needs root: tools, device-mapper, iSCSI from both ends, copies.
+"""The part of cinder-volume's work that requires root: tools, device-mapper, iSCSI, copies.
 
-When cinder-volume runs as root, everything here is called directly. Otherwise oslo.privsep runs it
-in a helper process that it starts through Cinder's root helper (see
+If cinder-volume runs as root, everything here is called directly. Otherwise oslo.privsep runs it in
+a daemon that it starts through Cinder's root helper (see
 ``etc/cinder/rootwrap.d/thunder.filters``).
 """
 
@@ -14,13 +14,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cinder import monkey_patch
 from cinder.cmd import rtstool as cinder_rtstool
 from oslo_privsep import capabilities, priv_context
 
+from cinder_thunder import concurrency
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta
@@ -45,7 +45,7 @@ context = priv_context.PrivContext(
 )
 if os.geteuid() == 0:
     context.set_client_mode(False)
-# At DEBUG it logs what the calls return, and here some return secrets.
+# At DEBUG it logs what calls return, and some of these return secrets.
 logging.getLogger("oslo_privsep.daemon").setLevel(logging.INFO)
 
 #: The only programs that :func:`run` starts.
@@ -55,32 +55,20 @@ TOOLS = frozenset(
 )
 
 
-#: What env(1) may set for them: how Cinder tells LVM its locale and its configuration.
+#: The variables that env(1) may set for them: Cinder sets LVM's locale and configuration.
 VARIABLES = frozenset({"LC_ALL", "LVM_SYSTEM_DIR", "LVM_SUPPRESS_FD_WARNINGS"})
 
 
+@context.entrypoint
 def run(*argv: str, stdin: str | None = None, timeout: float = gate.DEFAULT_TIMEOUT) -> str:
     """:func:`os_brick_thunder.common.run.run`, as root, for :data:`TOOLS` alone."""
-    code: int
-    out: str
-    code, out, err = _run(list(argv), stdin, timeout)
-    if code:
-        raise errors.ProcessError(argv, code, err)
-    return out
-
-
-@context.entrypoint
-def _run(argv: list[str], stdin: str | None, timeout: float) -> tuple[int, str, str]:
     tool = _tool(argv)
     if tool not in TOOLS:
-        raise errors.InvalidRequest(f"{tool!r} is no tool that thunder runs as root")
-    try:
-        return 0, gate.run(*argv, stdin=stdin, timeout=timeout), ""
-    except errors.ProcessError as error:  # its fields do not survive privsep's pipe
-        return error.rc, "", error.err
+        raise errors.InvalidRequest(f"{tool!r} is not a tool that thunder runs as root")
+    return gate.run(*argv, stdin=stdin, timeout=timeout)
 
 
-def _tool(argv: list[str]) -> str:
+def _tool(argv: Sequence[str]) -> str:
     """The program that ``[env [VARIABLE=…]…] PROGRAM …`` runs."""
     words = iter(argv)
     word = next(words, "")
@@ -102,36 +90,25 @@ _VERBS: dict[str, Callable[..., str]] = {
 }
 
 
-class DeviceMapper:
-    """Device-mapper's ioctl interface, as root; of messages :data:`MESSAGES` alone."""
+class PrivilegedDm:
+    """Device-mapper's ioctl interface, as root; of the messages, :data:`MESSAGES` alone."""
 
     def status(self, name: str) -> str:
-        return _ask(name, "status")
+        return str(_device_mapper(name, "status"))
 
     def table(self, name: str) -> str:
-        return _ask(name, "table")
+        return str(_device_mapper(name, "table"))
 
     def message(self, name: str, text: str) -> str:
-        return _ask(name, "message", text)
-
-
-def _ask(name: str, verb: str, *words: str) -> str:
-    code: int
-    out: str
-    code, out, err = _device_mapper(name, verb, list(words))
-    if code:
-        raise errors.ProcessError(["dm", name, verb, *words], code, err)
-    return out
+        return str(_device_mapper(name, "message", text))
 
 
 @context.entrypoint
-def _device_mapper(name: str, verb: str, words: list[str]) -> tuple[int, str, str]:
+def _device_mapper(name: str, verb: str, *words: str) -> str:
     if verb == "message" and not MESSAGES.issuperset(words):
-        raise errors.InvalidRequest(f"{' '.join(words)!r} is no message that thunder sends as root")
-    try:
-        return 0, _VERBS[verb](name, *words), ""
-    except errors.ProcessError as error:  # as in _run
-        return error.rc, "", error.err
+        message = " ".join(words)
+        raise errors.InvalidRequest(f"{message!r} is not a message that thunder sends as root")
+    return _VERBS[verb](name, *words)
 
 
 # -- exports -------------------------------------------------------------------------------------
@@ -170,7 +147,7 @@ def exports(prefix: str) -> list[str]:
 
 @context.entrypoint
 def rtstool(arguments: list[str]) -> str:
-    """What ``cinder-rtstool ARGUMENTS`` prints. Raises what rtslib and configfs raise."""
+    """The output of ``cinder-rtstool ARGUMENTS``. Raises the errors of rtslib and configfs."""
     lio.forget_cached()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -203,8 +180,8 @@ def logout(iqn: str, portal: str) -> None:
 
 
 @context.entrypoint
-def _sessions() -> list[tuple[str, str, str | None]]:
-    return [(s.iqn, s.portal, s.device) for s in iscsi.IscsiAdm().sessions()]
+def _sessions() -> list[tuple[str, str, str | None, bool]]:
+    return [(s.iqn, s.portal, s.device, s.alive) for s in iscsi.IscsiAdm().sessions()]
 
 
 def sessions() -> list[iscsi.Session]:
@@ -214,11 +191,11 @@ def sessions() -> list[iscsi.Session]:
 
 # -- copies --------------------------------------------------------------------------------------
 
-#: Seconds between looks at a copy.
-LOOK = 0.2
-#: Seconds between lines about it in the log.
-TELL = 15.0
-#: What is being copied in this process.
+#: Seconds between two checks of a copy.
+POLL_INTERVAL = 0.2
+#: Seconds between two lines about a copy in the log.
+PROGRESS_LOG_INTERVAL = 15.0
+#: The copies of this process.
 _copies: dict[int, transfer.Transfer] = {}
 _numbers = itertools.count()
 
@@ -230,29 +207,29 @@ def copy(
     allocated: Extents | None = None,
     manifest: Manifest | None = None,
 ) -> Manifest | None:
-    """Write an image onto an empty thin volume, its holes and zeros left out, flushed.
+    """Write an image to an empty thin volume, without holes and zeroes, and flush it.
 
-    It is copied by a native thread; other green threads go on meanwhile.
+    A native thread copies; other green threads go on meanwhile.
 
     :param source: path of a raw file, or of a block device if ``allocated`` is given
     :param size: of the image in bytes
-    :param manifest: what every byte is checked against before it is written
-    :returns: the image's manifest: the given one, or, of a file, the one that was made on the way
-    :raises errors.TransferError: it failed; what was written stays
+    :param manifest: digests that all data is checked against before it is written
+    :returns: the image's manifest: the given one, or, for a file, the one computed on the way
+    :raises errors.TransferError: it failed; the volume is incomplete
     """
     extents = None if allocated is None else allocated.to_wire()
     expected = None if manifest is None else (manifest.chunk, manifest.digests)
     number = _begin(source, device, size, extents, expected)
     try:
-        began = told = time.monotonic()
+        began = logged = time.monotonic()
         while True:
             done, total, finished = _progress(number)
             if finished:
                 break
-            if time.monotonic() - told >= TELL:
-                told = time.monotonic()
+            if time.monotonic() - logged >= PROGRESS_LOG_INTERVAL:
+                logged = time.monotonic()
                 LOG.info("%s to %s: %d of %d MiB", source, device, done >> 20, total >> 20)
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
         made: tuple[int, bytes] | None = _result(number)
     finally:
         _end(number)
@@ -292,7 +269,7 @@ def _begin(
 
 def _in_a_native_thread(work: Callable[[], None]) -> None:
     threads: Any = threading
-    if monkey_patch.is_patched():  # its threads are green: a read would stop all of them
+    if concurrency.is_green():  # a read in a green thread would stop all of them
         from eventlet import patcher
 
         threads = patcher.original("threading")
@@ -307,7 +284,7 @@ def _progress(number: int) -> tuple[int, int, bool]:
 
 @context.entrypoint
 def _result(number: int) -> tuple[int, bytes] | None:
-    """What a finished copy has made: chunk and digests of a manifest. Raises what ended it."""
+    """Chunk and digests of the manifest that a finished copy computed. Raises its error."""
     found = _copies[number]
     found.wait()
     return None if found.manifest is None else (found.manifest.chunk, found.manifest.digests)
@@ -315,5 +292,5 @@ def _result(number: int) -> tuple[int, bytes] | None:
 
 @context.entrypoint
 def _end(number: int) -> None:
-    """Cancel a copy that goes on still, and let go of both of its ends."""
+    """Cancel a copy if it is still running, and close its source and its target."""
     _copies.pop(number).close()

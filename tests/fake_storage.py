@@ -128,6 +128,7 @@ class StorageNetwork:
     admitted: set[tuple[str, str, str]] = field(default_factory=set)  # exporter, image, initiator
     logged_in: dict[tuple[str, str], str] = field(default_factory=dict)  # iqn, portal: device
     fail: str | None = None  # the verb that fails
+    dead: set[str] = field(default_factory=set)  # iqns whose sessions are being recovered
     said: list[str] = field(default_factory=list)
 
     def _do(self, verb: str, what: str) -> None:
@@ -163,4 +164,7 @@ class StorageNetwork:
         self.logged_in.pop((iqn, portal), None)
 
     def sessions(self) -> list[Session]:
-        return [Session(iqn, portal, device) for (iqn, portal), device in self.logged_in.items()]
+        return [
+            Session(iqn, portal, device, iqn not in self.dead)
+            for (iqn, portal), device in self.logged_in.items()
+        ]

@@ -1,7 +1,7 @@
-"""Lets go of images that Glance has no more.
+"""Removes masters of images that were deleted in Glance.
 
-Glance's word alone marks an image as gone. Bases go first, by the orders that their hosts get; a
-master goes when nobody reads from it and no volume on its host is made of it.
+Only Glance's answer marks an image as deleted. Its bases are removed first, by orders to their
+hosts; a master follows when no living host has a base and no volume is a clone of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Cleaner:
-    """Looks after the images whose masters this host has."""
+    """Removes the masters of this host."""
 
     def __init__(
         self,
@@ -27,8 +27,8 @@ class Cleaner:
         remove: Callable[[str], object],
     ) -> None:
         """:param host: this backend's name
-        :param present: asks Glance which of these images it has; an image that it gave no clear
-            answer for is missing in the answer
+        :param present: asks Glance which of these images exist; an image without a clear answer
+            is missing in the result
         :param remove: removes this host's master of an image with its export; absent is success
         """
         self._host = host
@@ -37,17 +37,18 @@ class Cleaner:
         self._remove = remove
 
     def run(self) -> None:
-        for image_id, present in self._present(
-            sorted(self._database.images.mastered_on(self._host))
-        ).items():
-            if self._database.images.set_deleted(image_id, not present):
-                LOG.info("Image %s is %s Glance", image_id, "back in" if present else "gone from")
-        for image_id in self._database.images.useless_masters(self._host):
+        images = self._database.images
+        for image_id, present in self._present(sorted(images.mastered_on(self._host))).items():
+            if images.set_deleted(image_id, not present):
+                LOG.info(
+                    "Image %s %s in Glance", image_id, "exists again" if present else "was deleted"
+                )
+        for image_id in images.useless_masters(self._host):
             try:
                 self._remove(image_id)
             except errors.ThunderError as error:
-                LOG.warning("The master of image %s stays for now: %s", image_id, error)
-            except Exception:  # one that stays keeps none of the others here
-                LOG.exception("The master of image %s stays for now", image_id)
+                LOG.warning("Could not remove the master of image %s: %s", image_id, error)
+            except Exception:  # the others are tried all the same
+                LOG.exception("Could not remove the master of image %s", image_id)
             else:
-                LOG.info("The master of image %s is removed: Glance has it no more", image_id)
+                LOG.info("Removed the master of image %s, which was deleted in Glance", image_id)

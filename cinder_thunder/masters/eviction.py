@@ -1,4 +1,4 @@
-"""Taking all replicas of an image away: the deepest first, so that nobody loses its source."""
+"""Removes all replicas of an image: the deepest first, so that no replica loses its source."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from os_brick_thunder.common import errors
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one replica; ``kept`` says why it is still there, if it is."""
+class Eviction:
+    """The result for one replica; ``kept``: the reason why it was not removed, or empty."""
 
     host: str
     kind: str
     kept: str = ""
 
 
-def evict(database: Database, image_id: str, remove: Callable[[str, str], None]) -> list[Outcome]:
-    """Remove every replica of an image that nothing uses.
+def evict(database: Database, image_id: str, remove: Callable[[str, str], None]) -> list[Eviction]:
+    """Remove every replica of an image that is not in use.
 
     :param remove: asks the exporter on a host to remove its replica of an image
     :raises errors.InvalidRequest: there is no replica of such an image
@@ -28,9 +28,9 @@ def evict(database: Database, image_id: str, remove: Callable[[str, str], None])
     locations = database.locations.of(image_id)
     if not locations:
         raise errors.InvalidRequest(
-            f"there is no replica of an image {image_id}: give the id that Glance has for it"
+            f"there is no replica of an image {image_id}: give its id in Glance"
         )
-    outcomes: list[Outcome] = []
+    outcomes: list[Eviction] = []
     for location in sorted(locations, key=lambda found: (found.kind == MASTER, -found.depth)):
         kept = ""
         if location.kind == MASTER and any(o.kept and o.kind != MASTER for o in outcomes):
@@ -41,5 +41,5 @@ def evict(database: Database, image_id: str, remove: Callable[[str, str], None])
                 database.locations.drop(image_id, location.host)
             except errors.ThunderError as error:
                 kept = str(error)
-        outcomes.append(Outcome(location.host, location.kind, kept))
+        outcomes.append(Eviction(location.host, location.kind, kept))
     return outcomes

@@ -1,4 +1,4 @@
-"""Exports masters to the hosts that the tracker sent here."""
+"""Exports masters to the hosts that read them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from os_brick_thunder.common.transport import lio
 LOG = logging.getLogger(__name__)
 
 
-class Exports(Protocol):
-    """LIO, as :mod:`cinder_thunder.privileged` offers it."""
+class Targets(Protocol):
+    """Targets of masters; :class:`cinder_thunder.target.MasterTargets`."""
 
     def export(self, device: str, iqn: str, portal: str) -> None: ...
     def admit(self, iqn: str, initiator: str) -> lio.Credentials: ...
@@ -25,15 +25,15 @@ class Exports(Protocol):
     def exports(self, prefix: str) -> list[str]: ...
 
 
-class Exporter:
-    """One backend's masters over iSCSI: read-only, one target an image, one ACL a reader."""
+class MasterExporter:
+    """One backend's masters over iSCSI: read-only, one target an image, one ACL an initiator."""
 
     def __init__(
         self,
         host: str,
         portal: str,
         database: Database,
-        exports: Exports,
+        targets: Targets,
         device: Callable[[str], str],
         remove: Callable[[str], None],
         ready: Callable[[], bool],
@@ -42,12 +42,12 @@ class Exporter:
         :param device: path of an image's master
         :param remove: removes an image's master, row and volume
         :param ready: whether Cinder has restored the targets of its volumes. It does so only
-            while LIO has none, so none of ours may come before
+            while LIO has no targets, so ours must come later
         """
         self._host = host
         self._portal = portal
         self._database = database
-        self._exports = exports
+        self._targets = targets
         self._device = device
         self._remove = remove
         self._ready = ready
@@ -67,33 +67,33 @@ class Exporter:
                 raise errors.NoReplica(f"cinder-volume of {self._host} is still starting")
             time.sleep(0.1)
         iqn = lio.iqn_of(self._host, image_id)
-        self._exports.export(self._device(image_id), iqn, self._portal)
-        credentials = self._exports.admit(iqn, initiator)
+        self._targets.export(self._device(image_id), iqn, self._portal)
+        credentials = self._targets.admit(iqn, initiator)
         return wire.Export(
             self._portal, iqn, lio.LUN, credentials.username, credentials.password, found.size
         )
 
     def close_export(self, image_id: str, initiator: str) -> None:
-        self._exports.revoke(lio.iqn_of(self._host, image_id), initiator)
+        self._targets.revoke(lio.iqn_of(self._host, image_id), initiator)
 
     def evict(self, image_id: str) -> None:
         """Remove the master and its export; absent is success.
 
-        :raises errors.DeviceBusy: volumes here are made of it; it stays
+        :raises errors.DeviceBusy: volumes here are clones of it; it stays
         """
         volumes = self._database.volumes.count(image_id, self._host)
         if volumes:
             raise errors.DeviceBusy(f"master of image {image_id}", f"{volumes} volume(s)")
-        self._exports.unexport(lio.iqn_of(self._host, image_id))
+        self._targets.unexport(lio.iqn_of(self._host, image_id))
         self._remove(image_id)
 
     def reconcile(self) -> None:
-        """Remove exports of masters that are gone."""
-        wanted = {
+        """Remove exports of masters that no longer exist."""
+        expected = {
             lio.iqn_of(self._host, image_id)
             for image_id in self._database.images.mastered_on(self._host)
         }
-        for iqn in self._exports.exports(lio.iqn_of(self._host, "")):
-            if iqn not in wanted:
-                LOG.warning("Removing %s, the export of a master that is gone", iqn)
-                self._exports.unexport(iqn)
+        for iqn in self._targets.exports(lio.iqn_of(self._host, "")):
+            if iqn not in expected:
+                LOG.warning("Removing %s, the export of a master that no longer exists", iqn)
+                self._targets.unexport(iqn)

@@ -1,4 +1,4 @@
-"""Asks Glance which images it has, as the user that cinder-volume itself is."""
+"""Asks Glance which images exist, as cinder-volume's own user."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from os_brick_thunder.common import errors
 
 LOG = logging.getLogger(__name__)
 
-#: Where cinder.conf names the service's own user; the first that has the role is taken.
+#: Sections of cinder.conf with the service's own user; the first one with the role is used.
 GROUPS = ("service_user", "keystone_authtoken")
-#: To anybody with less, somebody's private image looks like one that is gone.
+#: Without it, a private image of another project looks like a deleted one.
 ROLE = "admin"
 
 
 class Glance:
-    """Answers only where Glance's answer is certain."""
+    """Reports an image as present or absent only if Glance's answer is unambiguous."""
 
     def __init__(self, conf: Any, files: Sequence[str], folders: Sequence[str] = ()) -> None:
-        """:param conf: Cinder's, for its options of Glance (``glance_api_servers`` and others)
-        :param files: Cinder's configuration files, and
-        :param folders: those with more of them, for its user. They are read apart: who registers
-            which options of those groups in ``conf`` is not ours to know
+        """:param conf: Cinder's, with its options for Glance (``glance_api_servers`` and others)
+        :param files: Cinder's configuration files
+        :param folders: its configuration folders. Files and folders are parsed again for the user,
+            as other libraries register options of those sections in ``conf`` in their own ways
         """
         self._conf = conf
         self._users = cfg.ConfigOpts()
@@ -37,13 +37,13 @@ class Glance:
             [], "cinder", default_config_files=list(files), default_config_dirs=list(folders)
         )
         self._plugins: dict[str, Any] = {}
-        self._said = ""
+        self._last_error = ""
 
     def present(self, image_ids: Iterable[str]) -> dict[str, bool]:
-        """Whether Glance has these images.
+        """Whether these images exist in Glance.
 
-        An image is not among the answers if there was none for it, or an error, or a refusal. When
-        Glance cannot be asked at all there are none, and one warning in the log says why.
+        An image for which Glance answers with an error is missing in the result. If Glance cannot
+        be asked at all the result is empty, and one warning in the log says why.
         """
         found: dict[str, bool] = {}
         try:
@@ -53,19 +53,19 @@ class Glance:
                 if status in (200, 404):
                     found[image_id] = status == 200
         except (errors.ThunderError, exceptions.ClientException) as error:
-            if str(error) != self._said:
-                self._said = str(error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
                 LOG.warning(
-                    "Images that Glance deletes stay here, as it cannot be asked: %s", error
+                    "Cannot ask Glance: replicas of images deleted there are kept: %s", error
                 )
         else:
-            self._said = ""
+            self._last_error = ""
         return found
 
     def _connect(self) -> Callable[[str], Any]:
-        """What gets a path from Glance, as its administrator.
+        """A function that gets a path from Glance, as an administrator.
 
-        :raises errors.ThunderError: no user may see all images, or nothing like Glance answers
+        :raises errors.ThunderError: no user may see all images, or no server answers like Glance
         """
         auth, keystone, token = self._administrator()
         glance = loading.session.Session().load_from_options(
@@ -82,7 +82,7 @@ class Glance:
 
         tried = []
         for server in self._servers(auth, keystone):
-            # A 404 counts for something only where Glance itself answers.
+            # A later 404 means a deleted image only if this server really is Glance.
             answer = get(f"{server}/v2/images?limit=1")
             if answer.status_code == 200 and _lists_images(answer):
                 return lambda path: get(server + path)
@@ -92,7 +92,7 @@ class Glance:
     def _administrator(self) -> tuple[Any, Any, str]:
         """Credentials, a session for Keystone, and a token that may see every image.
 
-        :raises errors.ThunderError: there are none
+        :raises errors.ThunderError: no configured user has the role
         """
         why = []
         for group in GROUPS:

@@ -1,6 +1,6 @@
-"""Masters on other storage hosts, as block devices of this one while they are copied.
+"""Opens masters on other storage hosts as block devices of this one, to copy them.
 
-What is opened is written down before, in a file each: a restart closes it.
+A note, one file a master, is written before anything is opened: a restart closes it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Exporters(Protocol):
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None: ...
 
 
-class Initiator(Protocol):
-    """This host's iSCSI initiator, as :mod:`cinder_thunder.privileged` offers it."""
+class LocalInitiator(Protocol):
+    """This host's iSCSI initiator; :mod:`cinder_thunder.privileged`."""
 
     def initiator_name(self) -> str: ...
     def login(self, export: wire.Export) -> str: ...
@@ -43,10 +43,10 @@ class Initiator(Protocol):
 
 
 class Peers:
-    """What one backend reads from others."""
+    """The masters that one backend reads from others."""
 
-    def __init__(self, exporters: Exporters, initiator: Initiator, folder: Path) -> None:
-        """:param folder: for notes of what is open; this backend's alone"""
+    def __init__(self, exporters: Exporters, initiator: LocalInitiator, folder: Path) -> None:
+        """:param folder: for the notes of this backend"""
         self._exporters = exporters
         self._initiator = initiator
         self._folder = folder
@@ -59,12 +59,12 @@ class Peers:
         """
         note = self._folder / image_id
         iqn = lio.iqn_of(source.exporter, image_id)
-        shared = next((s for s in self._initiator.sessions() if s.iqn == iqn and s.device), None)
-        if shared is not None and shared.device and not note.exists():
-            yield shared.device  # of an agent or another backend on this host, who closes it
+        shared = self._shared(iqn)
+        if shared is not None and not note.exists():
+            yield shared
             return
         initiator = self._initiator.initiator_name()
-        # Before the portal is known, too: the other host admits us while it answers.
+        # The exporter may add our ACL before we get its reply: a restart must have it revoked.
         self._write(note, source.exporter, iqn, "")
         try:
             export = self._exporters.open_export(source, image_id, initiator, WAIT)
@@ -73,11 +73,18 @@ class Peers:
         finally:
             self._close(note)
 
+    def _shared(self, iqn: str) -> str | None:
+        """The device of a session of an agent or another backend on this host, which closes it."""
+        return next(
+            (s.device for s in self._initiator.sessions() if s.iqn == iqn and s.alive and s.device),
+            None,
+        )
+
     def reconcile(self) -> None:
         """Close what a crash left open."""
         if self._folder.exists():
             for note in sorted(self._folder.iterdir()):
-                LOG.warning("A copy of image %s was cut off: closing its source", note.name)
+                LOG.warning("A copy of image %s was interrupted: closing its source", note.name)
                 self._close(note)
 
     def _write(self, note: Path, exporter: str, iqn: str, portal: str) -> None:
@@ -90,7 +97,7 @@ class Peers:
         fresh.replace(note)
 
     def _close(self, note: Path) -> None:
-        """Log out, have the exporter forget us, drop the note. Never raises."""
+        """Log out, have the exporter revoke our access, remove the note. Never raises."""
         try:
             found = json.loads(note.read_text())
             if found["portal"]:
@@ -102,6 +109,6 @@ class Peers:
             self._exporters.close_export(
                 found["exporter"], note.name, self._initiator.initiator_name()
             )
-        except errors.ThunderError as error:  # it is gone, or forgets when its master goes
-            LOG.warning("%s could not be told that we are done: %s", found["exporter"], error)
+        except errors.ThunderError as error:  # the ACL is removed with its master
+            LOG.warning("%s could not be asked to revoke access: %s", found["exporter"], error)
         note.unlink(missing_ok=True)

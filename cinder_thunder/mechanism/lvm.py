@@ -1,6 +1,6 @@
-"""The LVM operations that Cinder's own LVM object does not have, or does in too many steps.
+"""LVM operations that Cinder's own LVM class lacks, or does in more steps.
 
-One method a command: on a storage host the start of a process is what takes time.
+One command a method: on a storage host most of the time goes into the start of processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class ThinVolumes:
     """Thin volumes of one pool of one volume group; names are names of LVs, sizes bytes."""
 
     def __init__(self, group: str, pool: str, runner: Runner, prefix: Sequence[str] = ()) -> None:
-        """:param prefix: put before each LVM command (``env LC_ALL=C …``, as Cinder has it)"""
+        """:param prefix: put before each LVM command (``env LC_ALL=C …``, from Cinder)"""
         self.group = group
         self.pool = pool
         self._runner = runner
@@ -25,7 +25,7 @@ class ThinVolumes:
         return self._runner(*self._prefix, *argv)
 
     def rounded(self, size: int) -> int:
-        """``size`` as LVM makes it: rounded up to the volume group's extents."""
+        """The size of an LV of ``size`` bytes: rounded up to whole extents."""
         if self._extent is None:
             self._extent = int(
                 self._run(

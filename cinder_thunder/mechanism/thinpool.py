@@ -1,4 +1,4 @@
-"""What the storage host's thin pool knows: which blocks an image has, and which a volume shares."""
+"""The storage host's thin pool: the blocks that a volume has, and those that two volumes share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from os_brick_thunder.common.run import Runner
 def dm_name(group: str, volume: str, layer: str = "") -> str:
     """Name of an LV's device-mapper device: LVM doubles the hyphens within names.
 
-    :param layer: "tpool" (hyphen) or "tmeta" (underscore) of a thin pool, as lvmthin(7) has them
+    :param layer: "tpool" (hyphen) or "tmeta" (underscore) of a thin pool, as in lvmthin(7)
     """
     name = f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
     return name + {"": "", "tpool": "-tpool", "tmeta": "_tmeta"}[layer]
 
 
-class DeviceMapper(Protocol):
+class DmQueries(Protocol):
     """The functions of :mod:`os_brick_thunder.common.mechanism.dmioctl`."""
 
     def status(self, name: str) -> str: ...
@@ -32,11 +32,11 @@ class DeviceMapper(Protocol):
     def message(self, name: str, text: str) -> str: ...
 
 
-class ThinPool:
-    """One LVM thin pool, read through its metadata; nothing is ever written to it."""
+class StoragePool:
+    """One LVM thin pool, read through its metadata; nothing is written."""
 
-    def __init__(self, group: str, pool: str, runner: Runner, dm: DeviceMapper = dmioctl) -> None:
-        """:param runner: runs thin_delta and thin_dump, the only processes there are"""
+    def __init__(self, group: str, pool: str, runner: Runner, dm: DmQueries = dmioctl) -> None:
+        """:param runner: runs thin_delta and thin_dump, the only processes that are started"""
         self._group = group
         self._dm = dm
         self._pool = dm_name(group, pool, "tpool")
@@ -63,14 +63,14 @@ class ThinPool:
         return self._metadata.different(self._thin_id(volume), self._thin_id(master))
 
     def status(self) -> dmstatus.PoolStatus:
-        """How full the pool is.
+        """Used and total space of the pool.
 
         :raises errors.ProcessError: it is not active
         """
         name = self._pool
         try:
             table = self._dm.table(name)
-        except errors.ProcessError:  # without an active volume LVM gives it the LV's own name
+        except errors.ProcessError:  # without active volumes the device has the LV's own name
             name = self._idle
             table = self._dm.table(name)
         # "0 <sectors> thin-pool <metadata> <data> <sectors a block> …"
@@ -80,8 +80,8 @@ class ThinPool:
     def _thin_id(self, volume: str) -> int:
         """From the kernel's table, ``0 <sectors> thin <pool> <id>``.
 
-        Asked for each time: a volume that was reverted to a snapshot has another id under its old
-        name, and the map of an id that is not the volume's is wrong bytes.
+        Never cached: a volume that was reverted to a snapshot has another id under its old name,
+        and a map computed for a wrong id would serve wrong data.
         """
         device = dm_name(self._group, volume)
         try:
@@ -92,7 +92,7 @@ class ThinPool:
             ) from error
         if len(table) < 5 or table[2] != "thin":
             raise errors.DeviceError(
-                f"{self._group}/{volume} is no thin volume (its table: {' '.join(table)}): "
-                "thunder serves volumes of a thin pool only"
+                f"{self._group}/{volume} is not a thin volume (its table: {' '.join(table)}): "
+                "thunder only serves volumes of a thin pool"
             )
         return int(table[4])

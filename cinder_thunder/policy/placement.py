@@ -1,7 +1,7 @@
-"""Which storage host is to hold another replica of an image. Pure, and the same on every tracker.
+"""Which storage host makes the next master of an image. Pure, and the same on every tracker.
 
-All trackers see the same tables, so they come to the same answer without asking each other: hosts
-are told apart by what changes rarely. Amounts are in bytes.
+All trackers read the same tables, and compare hosts by values that rarely change: so they come to
+the same answer without a message. Amounts are in bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StorageHost:
-    """A storage host that may be given a replica.
+    """A storage host that may make a master.
 
-    :ivar free: what it can still allocate
+    :ivar free: bytes that it can still allocate
     """
 
     host: str
@@ -25,12 +25,12 @@ class StorageHost:
 
 
 @dataclass(frozen=True)
-class Held:
-    """An image and who has it.
+class ReplicatedImage:
+    """An image and the storage hosts that hold a master.
 
-    :ivar size: what a replica of it takes
+    :ivar size: of each master
     :ivar counted: storage hosts whose masters count
-    :ivar others: storage hosts whose masters do not: dead for long, or drained
+    :ivar others: storage hosts whose masters do not count: long dead, or drained
     """
 
     image_id: str
@@ -40,22 +40,22 @@ class Held:
 
 
 def missing(
-    images: Iterable[Held], hosts: Iterable[StorageHost], wanted: int
+    images: Iterable[ReplicatedImage], hosts: Iterable[StorageHost], minimum: int
 ) -> dict[str, list[str]]:
-    """Who is to make which replicas: host → ids of images, the smallest first.
+    """The missing masters: host → ids of the images, the smallest image first.
 
-    Zones that hold fewer replicas of an image come first, then racks, then hosts with more free
-    space. No host is given more than fits, all its new replicas together. An image that nobody has
-    cannot be copied.
+    Zones with fewer masters of an image come first, then racks, then hosts with more free space.
+    All masters that a host is given fit on it together. An image without a master that counts
+    cannot be copied, and is left out.
 
-    :param wanted: how many masters each image is to have
+    :param minimum: masters that each image should have
     """
     known = sorted(hosts, key=lambda host: host.host)
     free = {host.host: host.free for host in known}
     found: dict[str, list[str]] = {}
     for image in sorted(images, key=lambda image: (image.size, image.image_id)):
         holders = list(image.counted)
-        while 0 < len(holders) < wanted:
+        while 0 < len(holders) < minimum:
             taken = {holder.host for holder in holders} | image.others
             fit = [
                 host for host in known if host.host not in taken and free[host.host] >= image.size
@@ -70,10 +70,11 @@ def missing(
 
 
 def _rank(
-    image: Held, host: StorageHost, holders: list[StorageHost]
+    image: ReplicatedImage, host: StorageHost, holders: list[StorageHost]
 ) -> tuple[int, int, int, bytes]:
-    """Free space counts by its order of magnitude alone: a copy under way changes the figure, but
-    may not change the choice. Among equals each image has an order of its own."""
+    """Free space counts by its order of magnitude alone: a copy that is under way changes the
+    figure, but should not change the choice. Equal hosts are ordered by a hash, differently for
+    each image."""
     same_zone = [holder for holder in holders if holder.zone == host.zone]
     same_rack = [holder for holder in same_zone if holder.rack == host.rack]
     order = hashlib.blake2b(f"{image.image_id} {host.host}".encode(), digest_size=8).digest()

@@ -1,13 +1,11 @@
-"""Who reads an image from whom: nearest first, load bounded, no cycles, a storage host last.
+"""The choice of sources: nearest first, load bounded, no cycles, a storage host last.
 
-Pure functions on frozen values; the tracker and the simulator run the same code. Times are in
-seconds, amounts in bytes.
+Pure functions on frozen values. Times are in seconds, amounts in bytes.
 
-The edges of one image form a tree. A location's *depth* is fixed when it is planned (a base's is
-its first parent's plus one), and whatever a location may ever read from, its spare sources
-included, has a smaller depth, also when it is given another parent. So no chain of fail-overs can
-close a circle, however old the plans are. What reads from nobody has depth 0: masters, and bases
-from the moment that they are complete.
+The edges of one image form a tree. A location's *depth* is fixed when it is planned (for a base,
+its first parent's plus one). All that a location may ever read from has a smaller depth: its
+spare sources, and every later parent. So no sequence of fail-overs can close a cycle, however old
+the plans are. Locations that read from no other have depth 0: masters, and complete bases.
 """
 
 from __future__ import annotations
@@ -42,10 +40,10 @@ class Distance(enum.IntEnum):
 
 @dataclass(frozen=True)
 class HostState:
-    """A host that reads or serves images.
+    """The place of a host, and whether others may read from it.
 
-    :ivar state: "alive"; "suspect" when heartbeats are overdue: nobody new reads from it; "dead"
-    :ivar drained: by its operator's wish nobody is to read from it
+    :ivar state: "alive"; "suspect" when heartbeats are overdue: it gets no new children; "dead"
+    :ivar drained: the operator has excluded it as a source
     :ivar address: its IP address or name; empty if it is not known
     """
 
@@ -58,18 +56,18 @@ class HostState:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still serve those that read from it."""
+        """Whether it may keep its children."""
         return self.state != DEAD
 
 
 @dataclass(frozen=True)
 class Location:
-    """A replica of the image in question.
+    """A replica of an image.
 
     :ivar kind: "master" (on a storage host) or "base" (on a compute host)
-    :ivar state: "creating", "filling", "complete" or "draining" (about to go)
+    :ivar state: "creating", "filling", "complete" or "draining" (about to be removed)
     :ivar parent: id of the location that it reads from, None if it needs none
-    :ivar age: seconds since it was last heard of
+    :ivar age: seconds since its last report
     """
 
     id: str
@@ -86,11 +84,11 @@ class Location:
 class Limits:
     """Bounds of the tree.
 
-    :ivar fanout: children of one base, never more
-    :ivar storage_fanout: children of all masters of an image together, while another location
-        has room
-    :ivar creating: seconds for which a location that is being created is believed in
-    :ivar sources: length of a plan
+    :ivar fanout: maximum of children of one base
+    :ivar storage_fanout: maximum of children of all masters of an image together, as long as
+        another location can take one more
+    :ivar creating: seconds within which a location that is being created must be reported
+    :ivar sources: maximum number of sources in a plan
     """
 
     fanout: int = 2
@@ -109,7 +107,7 @@ def distance(one: HostState, other: HostState) -> Distance:
 
 
 def state_of(silent: float, timeout: float) -> str:
-    """What a host is that was last heard of ``silent`` seconds ago.
+    """The state of a host whose last heartbeat is ``silent`` seconds old.
 
     :param timeout: seconds of silence after which it is dead
     """
@@ -128,9 +126,9 @@ def choose(
 ) -> tuple[Location, ...]:
     """The locations that ``child`` may read the image from, best first, a master last.
 
-    The first is its parent, the others are spares. There is no master among them when ``child``
-    excludes all that are fit; and when none is alive, complete bases alone can be sources: whatever
-    else there is still reads from somebody. Empty if nothing is left.
+    The first is its parent, the others are spares. The list has no master if ``child`` excludes
+    every master that can serve. If no master is alive, only complete bases can be sources, since
+    all other bases still depend on one. Empty if there is no source.
 
     :param hosts: every known host by its name
     :param locations: every location of the image, the child's own (if any) among them
@@ -146,7 +144,7 @@ def choose(
     storage_load = sum(served[loc.id] for loc in living_masters) / limits.storage_fanout
 
     def allowed(location: Location) -> bool:
-        """Whether ``child`` might read from it, be its host suspect or not."""
+        """Whether ``child`` may read from it; its host may be suspect."""
         if location == own or location.host in exclude or not _serves(location, hosts, limits):
             return False
         if location.kind == MASTER:
@@ -156,12 +154,12 @@ def choose(
         return bool(living_masters) or location.state == COMPLETE
 
     def load(location: Location) -> float:
-        """Children against fan-out; 1 is full. All masters together have one bound."""
+        """Children as a share of the maximum, which all masters have together."""
         return storage_load if location.kind == MASTER else served[location.id] / limits.fanout
 
     def rank(location: Location) -> tuple[Distance, bool, int, int, int, str]:
-        """Load is a bound, and decides among equals only: who went where nobody is yet would go to
-        the end of a chain, and through all of it come the blocks that a boot waits for."""
+        """Load is a bound, and otherwise decides only between equals: preferring idle parents
+        would build long chains, and every block that a boot waits for would cross all of them."""
         return (
             distance(child, hosts[location.host]),
             location.kind == MASTER,
@@ -176,7 +174,7 @@ def choose(
     masters = [location for location in fit if location.kind == MASTER] or [
         location
         for location in ranked
-        if location.kind == MASTER  # suspect: better than none
+        if location.kind == MASTER  # on a suspect host, which is better than no master
     ]
     room = [location for location in fit if load(location) < 1]
     if not (room or masters):
@@ -187,7 +185,7 @@ def choose(
         first = next(stay, first)
     if first.kind == MASTER:
         return (first, *(master for master in masters if master != first))[: limits.sources]
-    # A spare is not a child, yet it may become one: so spares have room, too.
+    # A spare source may become the parent, so it must have room for one more child, too.
     depth = depth_below(first) if own is None else own.depth
     spares = [
         location
@@ -205,16 +203,39 @@ def depth_below(parent: Location) -> int:
 def needs_new_parent(
     child: Location, parent: Location | None, hosts: Mapping[str, HostState]
 ) -> bool:
-    """Whether a base that still fills has lost what it reads from, or is about to lose it.
+    """Whether a base that is still filling has lost its parent, or is about to lose it.
 
-    :param parent: None if it has none that is known
+    :param parent: None if it has none, or one that is not recorded
     """
     if child.state not in {FILLING, DRAINING}:
         return False
     if parent is None:
-        return child.state == FILLING  # one that drains may be complete, and need nobody
+        return child.state == FILLING  # a draining base may be complete, and need no parent
     host = hosts.get(parent.host)
     return host is None or not host.alive or host.drained or parent.state == DRAINING
+
+
+def nearest_masters(
+    here: HostState, hosts: Mapping[str, HostState], locations: Iterable[Location]
+) -> list[Location]:
+    """Masters on other hosts that are alive, in the order in which they should be copied.
+
+    A drained host comes last: copying from it still is better than a download.
+    """
+    masters = [
+        location
+        for location in locations
+        if location.kind == MASTER
+        and location.host != here.host
+        and location.host in hosts
+        and hosts[location.host].state == ALIVE
+    ]
+
+    def rank(master: Location) -> tuple[bool, Distance, str]:
+        host = hosts[master.host]
+        return host.drained, distance(here, host), master.host
+
+    return sorted(masters, key=rank)
 
 
 def _alive(name: str, hosts: Mapping[str, HostState]) -> bool:
@@ -222,8 +243,8 @@ def _alive(name: str, hosts: Mapping[str, HostState]) -> bool:
     return host is not None and host.alive
 
 
-def _believed(location: Location, limits: Limits) -> bool:
-    """Whether it is there, or is soon."""
+def _expected(location: Location, limits: Limits) -> bool:
+    """Whether it exists, or can still be expected to."""
     return location.state != CREATING or location.age <= limits.creating
 
 
@@ -232,7 +253,7 @@ def _serves(location: Location, hosts: Mapping[str, HostState], limits: Limits) 
         _alive(location.host, hosts)
         and not hosts[location.host].drained
         and location.state != DRAINING
-        and _believed(location, limits)
+        and _expected(location, limits)
     )
 
 
@@ -242,13 +263,13 @@ def _served(
     own: Location | None,
     limits: Limits,
 ) -> Counter[str]:
-    """Children of every location; those that are dead, given up or the asking host's own are not
-    a load."""
+    """Children of every location, without those on dead hosts, those that were never reported,
+    and ``own``."""
     return Counter(
         location.parent
         for location in locations
         if location.parent is not None
         and location != own
         and _alive(location.host, hosts)
-        and _believed(location, limits)
+        and _expected(location, limits)
     )

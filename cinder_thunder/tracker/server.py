@@ -9,8 +9,8 @@ from typing import Any
 import oslo_messaging
 from oslo_log import log as logging
 
-from cinder_thunder.masters.exporter import Exporter
-from cinder_thunder.tracker.service import Tracker
+from cinder_thunder.masters.exporter import MasterExporter
+from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.periodic import Periodic, Task
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 
 
 def _expected(function: Callable[..., Any], *arguments: Any) -> Any:
-    """An error that is the caller's goes to the caller, without a traceback in our log."""
+    """Pass an error of the request on to the caller, without a traceback in our log."""
     try:
         return function(*arguments)
     except (errors.ThunderError, wire.MalformedValue) as error:
@@ -31,7 +31,7 @@ class TrackerEndpoint:
 
     target = oslo_messaging.Target(version=wire.TRACKER_VERSION)
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: TrackerService) -> None:
         self._tracker = tracker
 
     def heartbeat(self, context: Any, topology: Any) -> Any:
@@ -67,12 +67,12 @@ class TrackerEndpoint:
         return {"now": time.time()}
 
 
-class ExporterEndpoint:
+class MasterExporterEndpoint:
     """RPC methods of the exporter of masters."""
 
     target = oslo_messaging.Target(version=wire.EXPORTER_VERSION)
 
-    def __init__(self, exporter: Exporter) -> None:
+    def __init__(self, exporter: MasterExporter) -> None:
         self._exporter = exporter
 
     def open_export(
@@ -91,30 +91,31 @@ class ExporterEndpoint:
 
 
 class Server:
-    """Both endpoints, this host's own heartbeats, and what else it does from time to time."""
+    """Both endpoints, this host's own heartbeats, and its other periodic tasks."""
 
     def __init__(
         self,
         transport: Any,
         executor: str,
         topology: wire.Topology,
-        tracker: Tracker,
-        exporter: Exporter,
+        tracker: TrackerService,
+        exporter: MasterExporter,
         interval: float,
         free: Callable[[], int | None],
         tasks: Sequence[Task] = (),
     ) -> None:
-        """:param transport: oslo.messaging's, of the process that serves
-        :param executor: "eventlet" or "threading", as that process works
+        """:param transport: oslo.messaging's, created in this process
+        :param executor: "eventlet" or "threading"
         :param topology: of this backend; its host is the name of the servers
         :param interval: seconds between heartbeats
-        :param free: bytes that this host can still allocate; None if that is not known
-        :param tasks: what it does besides
+        :param free: bytes that this host can still allocate; None if it is not known
+        :param tasks: other periodic tasks
         """
         self._topology = topology
         self._tracker = tracker
         self._free = free
         self._periodic = Periodic([Task("thunder-heartbeat", interval, self._beat), *tasks])
+        self._started: list[Any] = []
         self._servers = [
             oslo_messaging.get_rpc_server(
                 transport,
@@ -125,7 +126,7 @@ class Server:
             )
             for topic, endpoint in (
                 (wire.TRACKER_TOPIC, TrackerEndpoint(tracker)),
-                (wire.EXPORTER_TOPIC, ExporterEndpoint(exporter)),
+                (wire.EXPORTER_TOPIC, MasterExporterEndpoint(exporter)),
             )
         ]
 
@@ -134,10 +135,13 @@ class Server:
         self._periodic.start()
         for server in self._servers:
             server.start()
+            self._started.append(server)
 
     def stop(self) -> None:
+        """Stop what was started: oslo.messaging would wait for a start that never comes."""
         self._periodic.stop()
-        for server in self._servers:
+        while self._started:
+            server = self._started.pop()
             server.stop()
             server.wait()
 

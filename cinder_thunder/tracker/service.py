@@ -1,14 +1,14 @@
-"""The tracker: which host reads an image from where, and which blocks of a volume are the image's.
+"""The tracker: plans of attaches, orders to hosts, and reports from them.
 
-Wiring only: the choice is in :mod:`cinder_thunder.policy.ranking`, the tables are in
-:mod:`cinder_thunder.db`.
+It combines the tables (:mod:`cinder_thunder.db`) with Cinder's records of attachments and the
+metadata of the thin pool. The decisions about replicas are in :mod:`cinder_thunder.policy.tree`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from oslo_log import log as logging
@@ -16,44 +16,38 @@ from oslo_log import log as logging
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import PlannedSources
 from cinder_thunder.masters import masters as master
-from cinder_thunder.policy import ranking
+from cinder_thunder.policy import ranking, tree
+from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 
 LOG = logging.getLogger(__name__)
 
-#: Longest map in a plan (ranges): some 1 MB of JSON. What is left out is read from the volume.
+#: Maximum ranges of the map in a plan: some 1 MB of JSON. Other ranges are read from the volume.
 MAP_RANGES = 50_000
-#: Direct volumes that are looked at for one heartbeat, each a query of Cinder's database.
-LOOKS = 16
+#: Direct volumes that are checked for one heartbeat, each by a query of Cinder's database.
+MAX_CHECKS_PER_HEARTBEAT = 16
 
 
-@dataclass(frozen=True)
-class CinderVolume:
-    """What Cinder knows of a volume; ``hosts``: where it is attached, or about to be."""
+class ModifiedBlocks(Protocol):
+    """What a storage pool knows of its volumes."""
 
-    name: str  # of its LV
-    multiattach: bool
-    hosts: frozenset[str]
-
-
-class Pool(Protocol):
     def modified(self, volume: str, master: str) -> Extents: ...
 
 
-class Tracker:
-    """Answers agents. Any tracker may answer anything but :meth:`plan_attach`."""
+class TrackerService:
+    """Answers agents. Any tracker may answer any call but :meth:`plan_attach`."""
 
     def __init__(
         self,
         host: str,
         database: Database,
-        pool: Pool,
+        pool: ModifiedBlocks,
         limits: ranking.Limits,
         volumes: Callable[[str], CinderVolume | None],
     ) -> None:
         """:param host: this backend's name
-        :param volumes: finds a volume of Cinder's; None if there is no such volume
+        :param volumes: finds a volume in Cinder's database; None if there is no such volume
         """
         self._host = host
         self._database = database
@@ -62,7 +56,7 @@ class Tracker:
         self._volumes = volumes
 
     def heartbeat(self, topology: wire.Topology, free: int | None = None) -> wire.Orders:
-        """Note that a host is alive, and tell it what is to change there.
+        """Record that a host is alive, and return what it should change.
 
         :param free: bytes that it can still allocate for masters
         """
@@ -71,21 +65,21 @@ class Tracker:
         return replace(orders, recache=self._recache(topology.host))
 
     def _recache(self, host: str) -> tuple[str, ...]:
-        """Volumes that are direct on a host and might have a cache there by now.
+        """Volumes that are direct on a host and may have a cache by now.
 
-        By the records alone: the host asks for a plan, which decides, before it does anything.
+        Only records are consulted: the host asks for a plan first, and that decides.
         """
         direct = self._database.volumes.direct(host)
-        if len(direct) > LOOKS:  # by lot, so that no volume bars another one's way for good
-            direct = random.sample(direct, LOOKS)
+        if len(direct) > MAX_CHECKS_PER_HEARTBEAT:  # a random sample, so that none is starved
+            direct = random.sample(direct, MAX_CHECKS_PER_HEARTBEAT)
         try:
             return tuple(volume_id for volume_id in direct if self._is_alone(volume_id, host))
-        except Exception:  # of Cinder's database: the other orders do not need it
-            LOG.exception("Could not see which volumes of %s may have caches", host)
+        except Exception:  # of Cinder's database, which the other orders do not need
+            LOG.exception("Could not check which volumes of %s may have caches", host)
             return ()
 
     def _is_alone(self, volume_id: str, host: str) -> bool:
-        """Whether a volume is attached to this host alone, and may not be to others."""
+        """Whether a volume is attached to this host and no other, and cannot be to others."""
         volume = self._volumes(volume_id)
         if volume is None or host not in volume.hosts:
             return False
@@ -96,10 +90,10 @@ class Tracker:
         return True
 
     def plan_attach(self, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        """How ``topology.host`` is to build the devices of a volume.
+        """How ``topology.host`` builds the devices of a volume.
 
-        The map is computed now, for this attach, between the volume and its master as they are
-        on this host's disks: a map from an earlier attach may be stale, and stale is corrupt.
+        The map is computed for this very attach, from the volume and its master as they are on
+        this host's disks: a map of an earlier attach would hide later writes.
         """
         self._database.hosts.heartbeat(topology)
         try:
@@ -116,7 +110,7 @@ class Tracker:
             raise _Direct(f"the volume shares no image with a master on {self._host}")
         volume = self._volumes(volume_id)
         if volume is None:
-            raise _Direct("Cinder knows no such volume")
+            raise _Direct("Cinder has no such volume")
         self._check_alone(volume_id, volume, topology.host)
         modified = self._pool.modified(volume.name, master.MASTER + record.image_id)
         planned = self._database.locations.plan(
@@ -133,10 +127,13 @@ class Tracker:
         return _plan(volume_id, planned, unmodified)
 
     def _check_alone(self, volume_id: str, volume: CinderVolume, host: str) -> None:
-        """A cache is right only while nobody else writes to the volume."""
+        """A cache is valid only as long as no other host writes to the volume.
+
+        :raises _Direct: another host has it, or may have
+        """
         if volume.multiattach:
             raise _Direct("the volume may be attached more than once")
-        # Cinder's list counts also where the host seems dead to us: its guest may still write.
+        # Cinder's attachments count even on hosts without heartbeats: a guest may still write.
         others = set(volume.hosts - {host})
         for stack in self._database.volumes.stacks(volume_id):
             if stack.host == host:
@@ -153,7 +150,7 @@ class Tracker:
     ) -> wire.Plan:
         """Sources for a base that needs a new parent: a plan without a volume and a map.
 
-        :param exclude: hosts that do not work for the one that asks
+        :param exclude: hosts that do not work for ``topology.host``
         """
         self._database.hosts.heartbeat(topology)
         planned = self._database.locations.plan(
@@ -175,13 +172,9 @@ class Tracker:
 
     def report(self, report: wire.LocationReport) -> None:
         """:raises errors.InvalidRequest: a state that no location can have"""
-        if report.state not in _REPORTED:
+        if report.state not in tree.REPORTABLE:
             raise errors.InvalidRequest(f"a location cannot be {report.state!r}")
         self._database.locations.report(report)
-
-
-#: States that an agent may report of its base.
-_REPORTED = {ranking.FILLING, ranking.COMPLETE, ranking.DRAINING, "gone"}
 
 
 def _no_source(image_id: str, exclude: tuple[str, ...] = ()) -> str:
@@ -190,7 +183,7 @@ def _no_source(image_id: str, exclude: tuple[str, ...] = ()) -> str:
 
 
 class _Direct(Exception):  # a decision, not an error
-    """The volume's own LUN is to be its only path; says why."""
+    """The volume is used without a cache, for this reason."""
 
 
 def _plan(volume_id: str, planned: PlannedSources, unmodified: Extents) -> wire.Plan:

@@ -36,5 +36,5 @@ def test_a_block_given_back_is_modified(storage: Storage) -> None:
 
 def test_a_volume_that_is_not_thin(storage: Storage) -> None:
     run("lvcreate", "--yes", "--size", "4M", "--name", "thick", storage.group)
-    with pytest.raises(errors.DeviceError, match="thick is no thin volume"):
+    with pytest.raises(errors.DeviceError, match="thick is not a thin volume"):
         storage.pool.allocated("thick")

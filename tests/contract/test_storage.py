@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cinder_thunder.mechanism.lvm import ThinVolumes
-from cinder_thunder.mechanism.thinpool import ThinPool, dm_name
+from cinder_thunder.mechanism.thinpool import StoragePool, dm_name
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.run import run
@@ -59,7 +59,7 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
         f"{group}-pool", group)  # fmt: skip
     yield Storage(
         ThinVolumes(group, f"{group}-pool", run, ["env", "LC_ALL=C"]),
-        ThinPool(group, f"{group}-pool", run),
+        StoragePool(group, f"{group}-pool", run),
         group,
         kernel=True,
     )

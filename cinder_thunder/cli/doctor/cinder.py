@@ -15,7 +15,7 @@ from cinder_thunder.cli import cloud
 from cinder_thunder.cli.doctor import checks
 from cinder_thunder.db import migration
 from cinder_thunder.db.values import KnownHost
-from cinder_thunder.mechanism.thinpool import ThinPool
+from cinder_thunder.mechanism.thinpool import StoragePool
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.run import run
 
@@ -123,4 +123,4 @@ class ThisCloud(CinderConf):
         return run("vgs", "--noheadings", "--options", "vg_name").split()
 
     def pool(self, group: str) -> PoolStatus:
-        return ThinPool(group, f"{group}-pool", run).status()
+        return StoragePool(group, f"{group}-pool", run).status()

@@ -113,6 +113,7 @@ def test_a_manifest_stays_what_the_first_master_said(database: Database, image: 
 def test_plan_records_the_edge(database: Database, image: str) -> None:
     first = plan(database, image, "c1", volume_id="v1")
     assert hosts(first) == [STORAGE]
+    assert [source.address for source in first.sources] == ["10.0.0.1"]
     assert first.image.allocated.length == 2 * MIB
     assert [(s.host, s.mode, s.alive) for s in database.volumes.stacks("v1")] == [
         ("c1", "cached", True)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.cleaning import Cleaner
-from cinder_thunder.masters.replicas import Replicas, Room
+from cinder_thunder.masters.freespace import FreeSpace
+from cinder_thunder.masters.replicas import Replicas
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.periodic import Periodic, Task
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
@@ -56,24 +57,24 @@ def test_a_task_goes_on_whatever_happens_until_it_is_stopped() -> None:
             assert not thread.is_alive()
 
 
-# Room
+# Free space
 
 
-def test_room_is_looked_at_once_in_a_while() -> None:
+def test_free_space_is_measured_once_a_minute() -> None:
     now, looks = [0.0], [PoolStatus(30, 100, True), PoolStatus(95, 100, True)]
     looks += [PoolStatus(0, 0, False)]
-    room = Room(lambda: looks.pop(0), 0.1, 60, lambda: now[0])
+    space = FreeSpace(lambda: looks.pop(0), 0.1, 60, lambda: now[0])
     found = []
     for now[0] in (0, 59, 60, 119, 120):
-        found.append(room.free())
+        found.append(space.bytes())
     assert found == [60, 60, 0, 0, 0]
 
 
-def test_a_pool_that_cannot_be_looked_at() -> None:
+def test_a_pool_without_a_status() -> None:
     def broken() -> PoolStatus:
         raise errors.ProcessError(("dmsetup",), 1, "no such device")
 
-    assert Room(broken, 0.0).free() is None
+    assert FreeSpace(broken, 0.0).bytes() is None
 
 
 # Replicas

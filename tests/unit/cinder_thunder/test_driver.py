@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import oslo_messaging
 import pytest
 from cinder import exception
 from cinder.volume import configuration, manager
 from cinder.volume.drivers import lvm
 from oslo_config import cfg
 
-from cinder_thunder import driver as thunder
+from cinder_thunder import backend, volumes
 from cinder_thunder.cli.doctor import upgrade
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
@@ -22,6 +23,7 @@ from cinder_thunder.driver import ThunderDriver
 from cinder_thunder.masters.masters import MASTER, Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import wire
+from os_brick_thunder.common.periodic import Task
 from os_brick_thunder.common.policy.extents import Extents
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import (
@@ -61,7 +63,6 @@ def driver(
     driver: Any = make_driver(cinder_conf)
     driver.db = CinderDb()
     driver._database = database
-    driver._volumes = volumes
     driver._masters = Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
     return driver
 
@@ -280,38 +281,98 @@ def test_what_it_cannot_work_with_is_refused_at_start(
         driver.check_for_setup_error()
 
 
-def test_tables_that_are_not_there(driver: Any, tmp_path: Path) -> None:
-    driver._check_tables()
-    driver._database = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
+def test_tables_that_are_not_there(database: Database, tmp_path: Path) -> None:
+    backend.check_tables(database)
     with pytest.raises(
         exception.VolumeBackendAPIException,
         match="tables are at revision None, this code needs 0005: run thunder db upgrade",
     ):
-        driver._check_tables()
+        backend.check_tables(Database(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
 
 
 def test_background_work_waits_for_cinders_start(
-    cinder_conf: cfg.ConfigOpts, database: Database, volumes: FileVolumes
+    cinder_conf: cfg.ConfigOpts, database: Database
 ) -> None:
     driver: Any = make_driver(cinder_conf, thunder_clean_interval=7.0, thunder_min_replicas=2)
-    driver._database = database
-    driver._masters = SimpleNamespace(replicate=lambda image_id: None)
+
+    def tasks() -> list[Task]:
+        masters: Any = SimpleNamespace(replicate=lambda image_id: None)
+        exporter: Any = SimpleNamespace(evict=lambda image_id: None)
+        options, ready = driver.configuration, lambda: bool(driver.initialized)
+        return list(backend.tasks(STORAGE, options, database, masters, exporter, ready))
+
     try:
-        tasks = list(driver._tasks(SimpleNamespace(evict=lambda image_id: None)))
-        assert [(task.name, task.interval) for task in tasks] == [
+        found = tasks()
+        assert [(task.name, task.interval) for task in found] == [
             ("thunder-clean", 7.0),
             ("thunder-replicas", 30.0),
         ]
-        assert not any(task.ready() for task in tasks)
+        assert not any(task.ready() for task in found)
         driver.set_initialized()
-        assert all(task.ready() for task in tasks)
-        for task in tasks:
+        assert all(task.ready() for task in found)
+        for task in found:
             task.run()
     finally:
         for option in ("thunder_clean_interval", "thunder_min_replicas"):
             cinder_conf.clear_override(option, group=configuration.SHARED_CONF_GROUP)
-    [only] = driver._tasks(SimpleNamespace(evict=None))
-    assert only.name == "thunder-clean"
+    assert [task.name for task in tasks()] == ["thunder-clean"]
+
+
+@pytest.fixture
+def built(
+    cinder_conf: cfg.ConfigOpts, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Any:
+    """A backend as the driver builds it, with a fake of a broker and a volume group without LVM."""
+    transport = oslo_messaging.get_rpc_transport(cinder_conf, url="fake://")
+    monkeypatch.setattr("cinder.rpc.TRANSPORT", transport)
+    cinder_conf.set_override("state_path", str(tmp_path))
+    options = make_driver(cinder_conf).configuration
+    group = SimpleNamespace(
+        vg_name="vg", vg_thin_pool="vg-pool", LVM_CMD_PREFIX=["env", "LC_ALL=C"]
+    )
+    built = backend.build(STORAGE, options, database, group, lambda: True)
+    yield built
+    built.stop()
+    cinder_conf.clear_override("state_path")
+
+
+def test_a_backend_starts_and_forgets_foreign_volumes(
+    built: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = {"here": f"{STORAGE}#pool", "moved": "stor2@thunder#pool"}
+
+    def get_by_id(context: Any, volume_id: str) -> Any:
+        if volume_id not in on:
+            raise exception.VolumeNotFound(volume_id=volume_id)
+        return SimpleNamespace(host=on[volume_id])
+
+    monkeypatch.setattr("cinder.objects.Volume.get_by_id", get_by_id)
+    monkeypatch.setattr(built.masters, "reconcile", lambda: None)
+    monkeypatch.setattr(built.exporter, "reconcile", lambda: None)
+    for volume_id in ("here", "moved", "deleted"):
+        database.volumes.put(ClonedVolume(volume_id, "i", STORAGE))
+    database.volumes.put(ClonedVolume("elsewhere", "i", "stor2@thunder"))
+    built.start()
+    assert database.volumes.ids_on(STORAGE) == {"here"}
+    assert database.volumes.ids_on("stor2@thunder") == {"elsewhere"}
+
+
+@pytest.mark.timeout(60)
+def test_a_backend_that_failed_to_start_can_be_stopped(
+    built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Cinder does before it tries again."""
+    for part in (built.masters, built.exporter):
+        monkeypatch.setattr(part, "reconcile", lambda: None)
+    monkeypatch.setattr("cinder_thunder.volumes.is_on", lambda *arguments: True)
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("the database is away")
+
+    monkeypatch.setattr(built.database.hosts, "heartbeat", fail)
+    with pytest.raises(RuntimeError, match="the database is away"):
+        built.start()
+    built.stop()
 
 
 def test_hosts_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +384,7 @@ def test_hosts_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     found = SimpleNamespace(name="volume-x", multiattach=False, volume_attachment=attachments)
     monkeypatch.setattr("cinder.objects.Volume.get_by_id", lambda context, id: found)
-    volume = thunder._find_volume("x")
+    volume = volumes.find_volume("x")
     assert volume is not None
     assert volume.hosts == {"agent-name", "plain", "old-style"}
 

@@ -10,7 +10,7 @@ from cinder_thunder.cli import thunder
 from cinder_thunder.cli.commands import change
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
-from cinder_thunder.masters.eviction import Outcome, evict
+from cinder_thunder.masters.eviction import Eviction, evict
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -40,7 +40,7 @@ def test_the_deepest_goes_first_and_the_image_last(chain: Database) -> None:
     asked: list[str] = []
     outcomes = evict(chain, "i", lambda host, image: asked.append(host))
     assert asked == ["c2", "c1", STORAGE]
-    assert outcomes == [Outcome("c2", "base"), Outcome("c1", "base"), Outcome(STORAGE, "master")]
+    assert outcomes == [Eviction("c2", "base"), Eviction("c1", "base"), Eviction(STORAGE, "master")]
     assert chain.locations.of("i") == []
     with pytest.raises(errors.InvalidRequest, match="no replica of an image i"):
         evict(chain, "i", lambda host, image: None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cinder_thunder.policy import placement
-from cinder_thunder.policy.placement import Held, StorageHost
+from cinder_thunder.policy.placement import ReplicatedImage, StorageHost
 
 GIB = 1 << 30
 
@@ -27,14 +27,16 @@ STORAGE_HOSTS = st.lists(
 
 
 @st.composite
-def clouds(draw: st.DrawFn) -> tuple[list[Held], list[StorageHost]]:
+def clouds(draw: st.DrawFn) -> tuple[list[ReplicatedImage], list[StorageHost]]:
     hosts = draw(STORAGE_HOSTS)
     images = []
     for number in range(draw(st.integers(0, 5))):
         holders = draw(st.lists(st.sampled_from(hosts), max_size=3, unique=True))
         lost = draw(st.frozensets(st.sampled_from([f"s{n}" for n in range(8)]), max_size=2))
         names = {host.host for host in holders}
-        images.append(Held(f"i{number}", draw(st.integers(0, 20)), tuple(holders), lost - names))
+        images.append(
+            ReplicatedImage(f"i{number}", draw(st.integers(0, 20)), tuple(holders), lost - names)
+        )
     return images, hosts
 
 
@@ -42,7 +44,9 @@ WANTED = st.integers(1, 4)
 
 
 @given(clouds(), WANTED)
-def test_what_is_given_out(cloud: tuple[list[Held], list[StorageHost]], wanted: int) -> None:
+def test_what_is_given_out(
+    cloud: tuple[list[ReplicatedImage], list[StorageHost]], wanted: int
+) -> None:
     """Only what is missing, only where it fits, never twice to one host."""
     images, hosts = cloud
     found = placement.missing(images, hosts, wanted)
@@ -66,7 +70,7 @@ def test_what_is_given_out(cloud: tuple[list[Held], list[StorageHost]], wanted: 
 
 @given(clouds(), WANTED, st.randoms(use_true_random=False))
 def test_all_trackers_agree(
-    cloud: tuple[list[Held], list[StorageHost]], wanted: int, dice: random.Random
+    cloud: tuple[list[ReplicatedImage], list[StorageHost]], wanted: int, dice: random.Random
 ) -> None:
     images, hosts = cloud
     mixed = (dice.sample(images, len(images)), dice.sample(hosts, len(hosts)))
@@ -74,11 +78,13 @@ def test_all_trackers_agree(
 
 
 @given(clouds())
-def test_other_zones_and_racks_come_first(cloud: tuple[list[Held], list[StorageHost]]) -> None:
+def test_other_zones_and_racks_come_first(
+    cloud: tuple[list[ReplicatedImage], list[StorageHost]],
+) -> None:
     _images, hosts = cloud
     roomy = [StorageHost(host.host, host.rack, host.zone, 100 * GIB) for host in hosts]
     holder = roomy[0]
-    [image] = [Held("i", GIB, (holder,))]
+    [image] = [ReplicatedImage("i", GIB, (holder,))]
     found = placement.missing([image], roomy, 2)
     others = roomy[1:]
     if not others:
@@ -98,10 +104,10 @@ def test_more_free_space_decides_among_equals_and_a_copy_under_way_does_not() ->
     here = StorageHost("here", "r0", "z", 0)
     small = StorageHost("small", "r1", "z", 10 * GIB)
     large = StorageHost("large", "r1", "z", 100 * GIB)
-    image = Held("i", 5 * GIB, (here,))
+    image = ReplicatedImage("i", 5 * GIB, (here,))
     assert placement.missing([image], [here, small, large], 2) == {"large": ["i"]}
     for number in range(20):
-        image = Held(f"i{number}", 5 * GIB, (here,))
+        image = ReplicatedImage(f"i{number}", 5 * GIB, (here,))
         twins = [StorageHost(name, "r1", "z", 100 * GIB) for name in ("a", "b")]
         [first] = placement.missing([image], twins, 2)
         filling = [
@@ -114,7 +120,7 @@ def test_more_free_space_decides_among_equals_and_a_copy_under_way_does_not() ->
 def test_images_are_spread_over_equal_hosts() -> None:
     here = StorageHost("here", "r0", "z", 0)
     hosts = [StorageHost(f"s{n}", "r1", "z", 1000 * GIB) for n in range(4)]
-    images = [Held(f"image-{n}", GIB, (here,)) for n in range(100)]
+    images = [ReplicatedImage(f"image-{n}", GIB, (here,)) for n in range(100)]
     found = placement.missing(images, [here, *hosts], 2)
     assert sum(map(len, found.values())) == 100
     assert all(len(found[host.host]) > 10 for host in hosts)

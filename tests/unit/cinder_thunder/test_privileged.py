@@ -24,13 +24,11 @@ def test_tools_outside_the_list_are_refused() -> None:
         ["env", "-S", "lvs"],
         ["env"],
     ):
-        with pytest.raises(errors.InvalidRequest, match="no tool that thunder runs as root"):
+        with pytest.raises(errors.InvalidRequest, match="is not a tool that thunder runs as root"):
             privileged.run(*argv)
 
 
 def test_a_failing_tool_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also through privsep's pipe, which takes an exception's arguments and not its fields."""
-
     def fail(*argv: str, **kwargs: Any) -> str:
         raise errors.ProcessError(argv, 5, "Volume group not found")
 
@@ -49,9 +47,11 @@ def test_messages_outside_the_list_are_refused(monkeypatch: pytest.MonkeyPatch) 
         return ""
 
     monkeypatch.setitem(privileged._VERBS, "message", send)
-    dm = privileged.DeviceMapper()
+    dm = privileged.PrivilegedDm()
     for text in ("delete 7", "reserve_metadata_snap now", ""):
-        with pytest.raises(errors.InvalidRequest, match="no message that thunder sends as root"):
+        with pytest.raises(
+            errors.InvalidRequest, match="is not a message that thunder sends as root"
+        ):
             dm.message("vg-pool-tpool", text)
     dm.message("vg-pool-tpool", "reserve_metadata_snap")
     dm.message("vg-pool-tpool", "release_metadata_snap")
@@ -73,12 +73,18 @@ def test_answers_and_errors_of_device_mapper_survive_the_pipe(
         raise errors.ProcessError(["dm", name, "table"], errno.ENXIO, "No such device or address")
 
     ask = privileged._device_mapper
-    monkeypatch.setattr(
-        privileged, "_device_mapper", lambda *args: through(ask(*through(list(args))))
-    )
+
+    def piped(*args: str) -> Any:
+        """As privsep calls it, and passes on the class and the arguments of an error."""
+        try:
+            return through(ask(*through(list(args))))
+        except errors.ThunderError as error:
+            raise type(error)(*through(error.args)) from None
+
+    monkeypatch.setattr(privileged, "_device_mapper", piped)
     monkeypatch.setitem(privileged._VERBS, "status", lambda name: f"status of {name}")
     monkeypatch.setitem(privileged._VERBS, "table", fail)
-    dm = privileged.DeviceMapper()
+    dm = privileged.PrivilegedDm()
     assert dm.status("a") == "status of a"
     with pytest.raises(errors.ProcessError) as error:
         dm.table("a")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import threading
 import time
@@ -20,6 +20,7 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import lease as leases
 from cinder_thunder.masters import masters as masters_module
+from cinder_thunder.masters.download import RawImage
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.masters import FILLING, MASTER, Masters
 from cinder_thunder.masters.peers import Peers
@@ -166,7 +167,7 @@ def test_at_last_glance_is_asked_again(
     cloud.ensure(HERE, meta)
     assert cloud.glance.downloads == [meta["id"]] * 2
     assert "could not be copied from the master on near@thunder: login refused" in caplog.text
-    assert "it comes from Glance" in caplog.text
+    assert "downloading it from Glance" in caplog.text
     size = raw_image.stat().st_size
     assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
 
@@ -182,7 +183,7 @@ def test_glance_may_not_contradict_the_replicas(
         other.write_bytes(data)
         changed = cloud.glance.add(other, "raw", id=meta["id"])
         cloud.glance.images[meta["id"]] = (changed, other)
-        with pytest.raises(exception.ImageUnacceptable, match="is not what its replicas have"):
+        with pytest.raises(exception.ImageUnacceptable, match="differs from that of its replicas"):
             cloud.ensure(HERE, changed)
         assert cloud.database.images.mastered_on(HERE) == set()
 
@@ -255,6 +256,17 @@ def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) ->
     assert cloud.network.logged_in.pop((iqn, "portal")) == device
 
 
+def test_a_dead_session_of_somebody_else_is_not_used(cloud: Cloud, meta: Any) -> None:
+    """Its device would block the copy until the session is recovered, if it ever is."""
+    cloud.ensure(NEAR, meta)
+    iqn = lio.iqn_of(NEAR, meta["id"])
+    cloud.network.logged_in[(iqn, "portal")] = "/nowhere"
+    cloud.network.dead.add(iqn)
+    cloud.masters(HERE).replicate(meta["id"])
+    assert f"login {iqn}" in cloud.network.said
+    cloud.network.logged_in.clear()
+
+
 def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Path) -> None:
     cloud.ensure(NEAR, meta)
     here = cloud.masters(HERE)
@@ -296,9 +308,9 @@ def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any)
 @pytest.fixture
 def quick(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud.database = OneAtATime(cloud.database)  # type: ignore[assignment]
-    monkeypatch.setattr(masters_module, "LOOK", 0.02)
-    monkeypatch.setattr(leases, "LENGTH", 0.5)
-    monkeypatch.setattr(leases, "RENEWAL", 0.05)
+    monkeypatch.setattr(masters_module, "POLL_INTERVAL", 0.02)
+    monkeypatch.setattr(leases, "DURATION", 0.5)
+    monkeypatch.setattr(leases, "RENEWAL_INTERVAL", 0.05)
 
 
 class OneAtATime:
@@ -328,17 +340,16 @@ def test_hosts_that_ask_at_once_make_one_download(
     """Longer than a lease without its renewal, too."""
     go = threading.Event()
 
-    def download(
-        self: Masters, context: Any, service: Glance, meta: dict[str, Any], gibibytes: int
-    ) -> Master:
+    @contextlib.contextmanager
+    def downloaded(
+        context: Any, service: Glance, meta: dict[str, Any], *options: Any
+    ) -> Iterator[RawImage]:
         """Without Cinder's own, whose thread pool serves one native thread."""
         service.downloads.append(meta["id"])
         assert go.wait(30)
-        size = raw_image.stat().st_size
-        copy = functools.partial(privileged.copy, str(raw_image), size=size)
-        return self._fill(meta["id"], size, None, copy)
+        yield RawImage(str(raw_image), raw_image.stat().st_size, None)
 
-    monkeypatch.setattr(Masters, "_download", download)
+    monkeypatch.setattr(masters_module, "downloaded", downloaded)
     made = {host: cloud.masters(host) for host in PLACES}
     with ThreadPoolExecutor(3) as threads:
         asked = [
@@ -372,7 +383,7 @@ def test_a_holder_that_died_is_waited_for_no_longer(cloud: Cloud, meta: Any, qui
 def test_a_holder_that_never_ends_is_not_waited_for_forever(
     cloud: Cloud, meta: Any, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masters_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(masters_module, "DOWNLOAD_TIMEOUT", 0.2)
     lease = Lease(cloud.database, f"image-{meta['id']}", FAR)
     assert lease.acquire()
     with (

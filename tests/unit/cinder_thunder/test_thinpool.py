@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cinder_thunder.mechanism.thinpool import ThinPool
+from cinder_thunder.mechanism.thinpool import StoragePool
 from os_brick_thunder.common import errors
 from tests.unit.os_brick_thunder import test_thinmeta
 
@@ -59,11 +59,11 @@ def host() -> Host:
 
 
 @pytest.fixture
-def pool(host: Host) -> ThinPool:
-    return ThinPool("v-g", "pool", host.run, host)
+def pool(host: Host) -> StoragePool:
+    return StoragePool("v-g", "pool", host.run, host)
 
 
-def test_a_map_takes_one_process(host: Host, pool: ThinPool) -> None:
+def test_a_map_takes_one_process(host: Host, pool: StoragePool) -> None:
     assert pool.modified("volume", "master").ranges == ((9 << 16, 10 << 16),)
     (argv,) = host.ran
     assert argv == (
@@ -77,7 +77,7 @@ def test_a_map_takes_one_process(host: Host, pool: ThinPool) -> None:
 
 
 def test_a_volume_that_came_back_under_its_name_is_asked_for_by_its_new_id(
-    host: Host, pool: ThinPool
+    host: Host, pool: StoragePool
 ) -> None:
     pool.modified("volume", "master")
     host.tables["v--g-volume"] = "0 4096 thin 253:4 8"
@@ -85,7 +85,7 @@ def test_a_volume_that_came_back_under_its_name_is_asked_for_by_its_new_id(
     assert [argv[argv.index("--thin1") + 1] for argv in host.ran] == ["7", "8"]
 
 
-def test_how_full_it_is_takes_no_process(host: Host, pool: ThinPool) -> None:
+def test_how_full_it_is_takes_no_process(host: Host, pool: StoragePool) -> None:
     found = pool.status()
     assert (found.used, found.total, found.healthy) == (16 << 16, 1024 << 16, True)
     # Without an active volume there is no -tpool.
@@ -97,13 +97,13 @@ def test_how_full_it_is_takes_no_process(host: Host, pool: ThinPool) -> None:
     assert host.ran == []
 
 
-def test_what_is_no_thin_volume_has_no_map(host: Host, pool: ThinPool) -> None:
+def test_what_is_no_thin_volume_has_no_map(host: Host, pool: StoragePool) -> None:
     with pytest.raises(errors.DeviceNotFound, match="activate v-g/absent"):
         pool.modified("absent", "master")
-    with pytest.raises(errors.DeviceError, match="v-g/linear is no thin volume"):
+    with pytest.raises(errors.DeviceError, match="v-g/linear is not a thin volume"):
         pool.modified("volume", "linear")
     host.tables["v--g-bare"] = ""  # as a device is for a moment, when it is created
-    with pytest.raises(errors.DeviceError, match="v-g/bare is no thin volume"):
+    with pytest.raises(errors.DeviceError, match="v-g/bare is not a thin volume"):
         pool.allocated("bare")
     assert host.ran == []
 

@@ -10,11 +10,16 @@ import pytest
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
-from cinder_thunder.masters.exporter import Exporter
+from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy.ranking import Limits
-from cinder_thunder.tracker.server import ExporterEndpoint, TrackerEndpoint
-from cinder_thunder.tracker.service import LOOKS, MAP_RANGES, CinderVolume, Tracker
+from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
+from cinder_thunder.tracker.service import (
+    MAP_RANGES,
+    MAX_CHECKS_PER_HEARTBEAT,
+    TrackerService,
+)
+from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.transport import lio
@@ -32,7 +37,7 @@ def host(name: str, rack: str = "r1") -> Topology:
 
 @dataclasses.dataclass
 class World:
-    tracker: Tracker
+    tracker: TrackerService
     database: Database
     volumes: FileVolumes
     cinder: dict[str, CinderVolume]
@@ -51,7 +56,7 @@ def world(database: Database, volumes: FileVolumes) -> World:
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     cinder: dict[str, CinderVolume] = {}
     world = World(
-        Tracker(STORAGE, database, volumes, Limits(), cinder.get), database, volumes, cinder
+        TrackerService(STORAGE, database, volumes, Limits(), cinder.get), database, volumes, cinder
     )
     world.attached("c1")
     return world
@@ -101,7 +106,7 @@ def test_a_map_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
             lambda w: w.database.volumes.put(ClonedVolume("v", "i", "stor2@thunder")),
             "shares no image",
         ),
-        (lambda w: w.cinder.clear(), "Cinder knows no such volume"),
+        (lambda w: w.cinder.clear(), "Cinder has no such volume"),
         (lambda w: w.attached("c1", multiattach=True), "may be attached more than once"),
         (lambda w: w.attached("c1", "c2"), "the volume is attached to c2 too"),
         (lambda w: w.volumes.remove(MASTER + "i"), f"there is no block device {MASTER}i"),
@@ -186,7 +191,7 @@ def test_what_is_not_ordered(world: World, caplog: pytest.LogCaptureFixture) -> 
     assert orders(host("c1")) == Orders()
     del world.tracker._volumes  # as if Cinder's database were away
     assert orders(host("c1")) == Orders()
-    assert "Could not see which volumes of c1" in caplog.text
+    assert "Could not check which volumes of c1" in caplog.text
 
 
 def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
@@ -197,11 +202,13 @@ def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
         return CinderVolume(volume_id, False, frozenset({"c1"}))
 
     world.tracker._volumes = volumes
-    wanted = {f"v{number}" for number in range(LOOKS + 4)}
+    wanted = {f"v{number}" for number in range(MAX_CHECKS_PER_HEARTBEAT + 4)}
     for volume_id in wanted:
         world.database.volumes.put(ClonedVolume(volume_id, "i", STORAGE))
         world.database.volumes.put_stack(volume_id, "c1", "direct")
-    assert len(world.tracker.heartbeat(host("c1")).recache) == len(asked) == LOOKS
+    assert (
+        len(world.tracker.heartbeat(host("c1")).recache) == len(asked) == MAX_CHECKS_PER_HEARTBEAT
+    )
     for _ in range(200):
         world.tracker.heartbeat(host("c1"))
     assert asked == wanted
@@ -297,18 +304,20 @@ class Targets:
         return [iqn for iqn in self.devices if iqn.startswith(prefix)]
 
 
-def exporter(database: Database, targets: Targets, ready: bool = True) -> Exporter:
+def exporter(database: Database, targets: Targets, ready: bool = True) -> MasterExporter:
     def remove(image_id: str) -> None:
         database.images.drop_master(image_id, STORAGE)
 
     device = "/dev/{}".format
-    return Exporter(STORAGE, "10.0.0.1:3260", database, targets, device, remove, lambda: ready)
+    return MasterExporter(
+        STORAGE, "10.0.0.1:3260", database, targets, device, remove, lambda: ready
+    )
 
 
 def test_open_and_close(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
-    endpoint = ExporterEndpoint(exporter(database, targets))
+    endpoint = MasterExporterEndpoint(exporter(database, targets))
     answer = endpoint.open_export({}, "i", "iqn.x:c1", 0)
     export = wire.parse(wire.Export, answer)
     iqn = "iqn.2026-11.org.thunder:stor1.thunder:i"
@@ -349,7 +358,7 @@ def test_a_master_is_evicted_when_no_volume_is_made_of_it(database: Database) ->
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     targets = Targets()
-    endpoint = ExporterEndpoint(exporter(database, targets))
+    endpoint = MasterExporterEndpoint(exporter(database, targets))
     endpoint.open_export({}, "i", "iqn.x:c1", 0)
     with pytest.raises(oslo_messaging.ExpectedException) as caught:
         endpoint.evict({}, "i")

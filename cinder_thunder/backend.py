@@ -1,0 +1,181 @@
+"""Assembles one backend: what cinder-volume runs beside Cinder's LVM driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cinder import exception, rpc
+from oslo_config import cfg
+
+from cinder_thunder import concurrency, conf, privileged, volumes
+from cinder_thunder.db import migration
+from cinder_thunder.db.api import Database
+from cinder_thunder.masters.cleaning import Cleaner
+from cinder_thunder.masters.exporter import MasterExporter
+from cinder_thunder.masters.freespace import FreeSpace
+from cinder_thunder.masters.glance import Glance
+from cinder_thunder.masters.masters import Masters
+from cinder_thunder.masters.peers import Peers
+from cinder_thunder.masters.replicas import Replicas
+from cinder_thunder.mechanism.lvm import ThinVolumes
+from cinder_thunder.mechanism.thinpool import StoragePool
+from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.target import MasterTargets
+from cinder_thunder.tracker.server import Server
+from cinder_thunder.tracker.service import TrackerService
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.periodic import Task
+from os_brick_thunder.common.rpc import RpcTracker
+from os_brick_thunder.common.transport import lio
+
+#: Seconds between two checks whether images have too few masters.
+REPLICAS_INTERVAL = 30.0
+#: Seconds that another storage host may take to answer.
+RPC_TIMEOUT = 30.0
+#: The options of Cinder's [database] that define an engine.
+ENGINE_OPTIONS = (
+    "connection_recycle_time",
+    "max_overflow",
+    "max_pool_size",
+    "max_retries",
+    "mysql_sql_mode",
+    "pool_timeout",
+    "retry_interval",
+)
+
+
+def open_database(options: Any) -> Database:
+    """The database with our tables, in the process that uses it: engines do not survive a fork.
+
+    :param options: the backend's configuration, of Cinder's class ``Configuration``
+    """
+    return Database(
+        conf.connection(cfg.CONF),
+        heartbeat_timeout=options.thunder_heartbeat_timeout,
+        **{name: cfg.CONF.database[name] for name in ENGINE_OPTIONS},
+    )
+
+
+def check_tables(database: Database) -> None:
+    """:raises cinder.exception.VolumeBackendAPIException: their revision is not this code's"""
+    found, expected = migration.version(database.engine), migration.head()
+    if found != expected:
+        raise misconfigured(
+            f"thunder's tables are at revision {found}, this code needs {expected}: "
+            "run thunder db upgrade"
+        )
+
+
+def misconfigured(reason: str) -> exception.VolumeBackendAPIException:
+    return exception.VolumeBackendAPIException(data=reason)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The parts of one backend.
+
+    :ivar host: its name (``stor1@thunder``)
+    :ivar server: serves the tracker and the exporter, and runs what is periodic
+    """
+
+    host: str
+    database: Database
+    volumes: ThinVolumes
+    masters: Masters
+    exporter: MasterExporter
+    server: Server
+
+    def start(self) -> None:
+        self.masters.reconcile()
+        self.exporter.reconcile()
+        self._forget_foreign_volumes()
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def _forget_foreign_volumes(self) -> None:
+        """Drop the records of volumes that another driver deleted or took over."""
+        for volume_id in self.database.volumes.ids_on(self.host):
+            if not volumes.is_on(volume_id, self.host):
+                self.database.volumes.drop(volume_id)
+
+
+def build(
+    host: str, options: Any, database: Database, group: Any, initialized: Callable[[], bool]
+) -> Backend:
+    """Build a backend; nothing is started, nothing on disk is touched.
+
+    :param options: as for :func:`open_database`
+    :param group: the volume group, of os-brick's class ``LVM``
+    :param initialized: whether Cinder has finished this backend's start
+    """
+    thin = ThinVolumes(group.vg_name, group.vg_thin_pool, privileged.run, group.LVM_CMD_PREFIX)
+    pool = StoragePool(group.vg_name, group.vg_thin_pool, privileged.run, privileged.PrivilegedDm())
+    peers = Peers(
+        RpcTracker(rpc.TRANSPORT, RPC_TIMEOUT),
+        privileged,
+        Path(cfg.CONF.state_path, "thunder", host),
+    )
+    masters = Masters(host, database, thin, pool, options.volume_dd_blocksize, peers)
+    exporter = MasterExporter(
+        host,
+        lio.portal_of(options.target_ip_address, options.target_port),
+        database,
+        MasterTargets(),
+        masters.path,
+        masters.remove,
+        initialized,
+    )
+    server = Server(
+        rpc.TRANSPORT,
+        "eventlet" if concurrency.is_green() else "threading",  # as cinder.rpc chooses
+        topology(host, options),
+        TrackerService(host, database, pool, limits(options), volumes.find_volume),
+        exporter,
+        options.thunder_heartbeat_interval,
+        FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
+        tuple(tasks(host, options, database, masters, exporter, initialized)),
+    )
+    return Backend(host, database, thin, masters, exporter, server)
+
+
+def topology(host: str, options: Any) -> wire.Topology:
+    return wire.Topology(
+        host=host,
+        address=options.target_ip_address,
+        rack=options.thunder_rack,
+        zone=options.thunder_zone,
+        initiator="",
+        kind="storage",
+    )
+
+
+def limits(options: Any) -> Limits:
+    return Limits(
+        fanout=options.thunder_fanout,
+        storage_fanout=options.thunder_storage_fanout,
+        creating=options.thunder_creating_timeout,
+    )
+
+
+def tasks(
+    host: str,
+    options: Any,
+    database: Database,
+    masters: Masters,
+    exporter: MasterExporter,
+    initialized: Callable[[], bool],
+) -> Iterator[Task]:
+    """What runs in the background once Cinder has started this backend."""
+    glance = Glance(cfg.CONF, cfg.CONF.config_file or (), cfg.CONF.config_dir or ())
+    cleaner = Cleaner(host, database, glance.present, exporter.evict)
+    yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
+    minimum = options.thunder_min_replicas
+    if minimum > 1:
+        grace = options.thunder_replica_grace
+        replicas = Replicas(host, database, minimum, grace, masters.replicate)
+        yield Task("thunder-replicas", REPLICAS_INTERVAL, replicas.run, initialized)

@@ -1,0 +1,78 @@
+"""Cinder's view of volumes, and what hosts announce when they attach one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cinder import context as cinder_context
+from cinder import exception, objects
+from oslo_log import log as logging
+
+from os_brick_thunder.common import wire
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CinderVolume:
+    """A volume as Cinder's database describes it.
+
+    :ivar name: of its LV
+    :ivar hosts: where it is attached, or about to be
+    """
+
+    name: str
+    multiattach: bool
+    hosts: frozenset[str]
+
+
+def find_volume(volume_id: str) -> CinderVolume | None:
+    """:returns: None if Cinder has no such volume"""
+    volume = _get(volume_id)
+    if volume is None:
+        return None
+    hosts = set()
+    for attachment in volume.volume_attachment:
+        connector = attachment.connector or {}
+        topology = announced(connector)
+        # Nova and the agent may call a host by different names: the agent's counts first.
+        host = topology.host if topology else connector.get("host") or attachment.attached_host
+        if host:
+            hosts.add(host)
+    return CinderVolume(volume.name, bool(volume.multiattach), frozenset(hosts))
+
+
+def is_on(volume_id: str, backend: str) -> bool:
+    """Whether Cinder has a volume on this backend (``host@backend``), in whatever pool."""
+    volume = _get(volume_id)
+    return volume is not None and str(volume.host).split("#")[0] == backend
+
+
+def _get(volume_id: str) -> Any:
+    try:
+        return objects.Volume.get_by_id(cinder_context.get_admin_context(), volume_id)
+    except exception.VolumeNotFound:
+        return None
+
+
+def announced(connector: dict[str, Any] | None) -> wire.Topology | None:
+    """The topology in a host's connector properties; None if there is none that can be used."""
+    raw = (connector or {}).get("thunder")
+    if raw is None:
+        return None
+    try:
+        topology = wire.parse(wire.Topology, raw)
+    except wire.MalformedValue as error:
+        LOG.warning("Invalid topology in connector properties: %s", error)
+        return None
+    if topology.version != wire.PAYLOAD_VERSION:
+        LOG.warning(
+            "%s uses version %s of thunder's connection data, this host version %s: its volumes "
+            "are plain iSCSI",
+            topology.host,
+            topology.version,
+            wire.PAYLOAD_VERSION,
+        )
+        return None
+    return topology
