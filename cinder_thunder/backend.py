@@ -28,8 +28,8 @@ from cinder_thunder.tracker.server import Server
 from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.periodic import Task
+from os_brick_thunder.common.policy.iscsinames import portal_of
 from os_brick_thunder.common.rpc import RpcTracker
-from os_brick_thunder.common.transport import lio
 
 #: Seconds between two checks whether images have too few masters.
 REPLICAS_INTERVAL = 30.0
@@ -123,7 +123,7 @@ def build(
     masters = Masters(host, database, thin, pool, options.volume_dd_blocksize, peers)
     exporter = MasterExporter(
         host,
-        lio.portal_of(options.target_ip_address, options.target_port),
+        portal_of(options.target_ip_address, options.target_port),
         database,
         MasterTargets(),
         masters.path,

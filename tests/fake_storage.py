@@ -12,7 +12,7 @@ from pathlib import Path
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport.iscsi import Session
 
 EXTENT = 4 << 20
@@ -141,7 +141,7 @@ class StorageNetwork:
     ) -> wire.Export:
         self.admitted.add((source.exporter, image_id, initiator))  # an answer may get lost
         self._do("open_export", source.exporter)
-        iqn = lio.iqn_of(source.exporter, image_id)
+        iqn = iqn_of(source.exporter, image_id)
         return wire.Export(f"{source.exporter}:3260", iqn, 0, "user", "secret")
 
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
@@ -153,7 +153,7 @@ class StorageNetwork:
 
     def login(self, export: wire.Export) -> str:
         self._do("login", export.iqn)
-        backend = next(b for b in self.backends if export.iqn.startswith(lio.iqn_of(b, "")))
+        backend = next(b for b in self.backends if export.iqn.startswith(iqn_of(b, "")))
         image_id = export.iqn.rpartition(":")[2]
         device = self.backends[backend].path(f"thunder-master-{image_id}")
         self.logged_in[(export.iqn, export.portal)] = device

@@ -16,7 +16,7 @@ from cinder_thunder.db.values import Image, KnownHost
 from cinder_thunder.policy.ranking import BASE, COMPLETE, MASTER, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import CacheStatus
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 
 #: Calls ``status`` of the agent on a host; raises ThunderError if there is no answer.
 Ask = Callable[[str], Mapping[str, Any]]
@@ -186,7 +186,7 @@ def location(database: Database, word: str) -> LocationView:
         image.id,
         found,
         address={host.host: host.address for host in database.hosts.all()}.get(found.host, ""),
-        iqn=lio.iqn_of(found.host, image.id),
+        iqn=iqn_of(found.host, image.id),
         percent=percent(found, image.allocated.length),
         parent=parent[1].host if parent else "",
         children=tuple(

@@ -10,6 +10,7 @@ from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.transport import lio
 
 LOG = logging.getLogger(__name__)
@@ -66,15 +67,15 @@ class MasterExporter:
             if time.monotonic() > until:
                 raise errors.NoReplica(f"cinder-volume of {self._host} is still starting")
             time.sleep(0.1)
-        iqn = lio.iqn_of(self._host, image_id)
+        iqn = iqn_of(self._host, image_id)
         self._targets.export(self._device(image_id), iqn, self._portal)
         credentials = self._targets.admit(iqn, initiator)
         return wire.Export(
-            self._portal, iqn, lio.LUN, credentials.username, credentials.password, found.size
+            self._portal, iqn, LUN, credentials.username, credentials.password, found.size
         )
 
     def close_export(self, image_id: str, initiator: str) -> None:
-        self._targets.revoke(lio.iqn_of(self._host, image_id), initiator)
+        self._targets.revoke(iqn_of(self._host, image_id), initiator)
 
     def evict(self, image_id: str) -> None:
         """Remove the master and its export; absent is success.
@@ -84,16 +85,16 @@ class MasterExporter:
         volumes = self._database.volumes.count(image_id, self._host)
         if volumes:
             raise errors.DeviceBusy(f"master of image {image_id}", f"{volumes} volume(s)")
-        self._targets.unexport(lio.iqn_of(self._host, image_id))
+        self._targets.unexport(iqn_of(self._host, image_id))
         self._remove(image_id)
 
     def reconcile(self) -> None:
         """Remove exports of masters that no longer exist."""
         expected = {
-            lio.iqn_of(self._host, image_id)
+            iqn_of(self._host, image_id)
             for image_id in self._database.images.mastered_on(self._host)
         }
-        for iqn in self._targets.exports(lio.iqn_of(self._host, "")):
+        for iqn in self._targets.exports(iqn_of(self._host, "")):
             if iqn not in expected:
                 LOG.warning("Removing %s, the export of a master that no longer exists", iqn)
                 self._targets.unexport(iqn)

@@ -15,7 +15,7 @@ from typing import Protocol
 from oslo_log import log as logging
 
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport.iscsi import Session
 
 LOG = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Peers:
         :raises errors.ThunderError: it does not answer, or cannot be logged in to
         """
         note = self._folder / image_id
-        iqn = lio.iqn_of(source.exporter, image_id)
+        iqn = iqn_of(source.exporter, image_id)
         shared = self._shared(iqn)
         if shared is not None and not note.exists():
             yield shared

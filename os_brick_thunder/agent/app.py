@@ -27,7 +27,7 @@ from os_brick_thunder.agent.stack.luns import LunWatch
 from os_brick_thunder.agent.stack.recache import Recacher
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import wire
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.policy.iscsinames import portal_of
 
 #: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
 _SOON = 0.6
@@ -57,7 +57,7 @@ class Settings:
     def of(cls, options: Any) -> Settings:
         """:param options: the group [thunder] of the configuration"""
         return cls(
-            portal=lio.portal_of(options.address, options.export_port),
+            portal=portal_of(options.address, options.export_port),
             parent_wait=options.parent_wait,
             drain_timeout=options.drain_timeout,
             pool_low_percent=options.pool_low_percent,

@@ -14,8 +14,8 @@ from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import Base, Stack
-from os_brick_thunder.common.transport.lio import iqn_of
 
 
 @dataclass(frozen=True)

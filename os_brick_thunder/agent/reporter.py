@@ -12,9 +12,8 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
-from os_brick_thunder.common.policy.iscsinames import iqn_of
+from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transport.lio import LUN
 
 LOG = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from oslo_config import cfg
 
+from os_brick_thunder.common.policy.iscsinames import PORT
+
 GROUP = "thunder"
 DEFAULT_FILE = "/etc/thunder/thunder.conf"
 #: Environment variable that names another file, for the connector inside nova-compute.
@@ -98,7 +100,7 @@ AGENT_OPTS: list[cfg.Opt] = [
         default="/var/lib/thunder/state.json",
         help="What the agent has built, so that a restart finds it again.",
     ),
-    cfg.PortOpt("export_port", default=3260, help="iSCSI port of this host's exports."),
+    cfg.PortOpt("export_port", default=PORT, help="iSCSI port of this host's exports."),
     cfg.IntOpt(
         "fill_rate_mib",
         default=0,

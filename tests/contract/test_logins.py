@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.transport.iscsi import initiator_name
 from tests.contract.conftest import MIB, World
 
@@ -18,12 +18,12 @@ PORTAL = "127.0.0.1:3260"
 def test_who_is_admitted_anew_needs_the_new_credentials(world: World) -> None:
     targets, initiator = world.kit.targets, world.kit.initiator
     Path(world.disk).write_bytes(b"D" * MIB)
-    iqn, name = lio.iqn_of("here", "image"), initiator_name()
+    iqn, name = iqn_of("here", "image"), initiator_name()
     targets.export(world.disk, iqn, PORTAL)
     old = targets.admit(iqn, name)
     targets.revoke(iqn, name)
     new = targets.admit(iqn, name)
-    export = wire.Export(PORTAL, iqn, lio.LUN, old.username, old.password)
+    export = wire.Export(PORTAL, iqn, LUN, old.username, old.password)
     with pytest.raises(errors.LoginRefused):
         initiator.login(export)
     assert initiator.sessions() == []

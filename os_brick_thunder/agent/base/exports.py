@@ -8,9 +8,8 @@ from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy.iscsinames import iqn_of
+from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.state import Base
-from os_brick_thunder.common.transport.lio import LUN
 
 #: Seconds between two checks for readers of a base that is to be removed.
 _POLL = 0.5

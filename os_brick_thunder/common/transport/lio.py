@@ -28,10 +28,7 @@ import rtslib_fb
 from rtslib_fb.utils import RTSLibError
 
 from os_brick_thunder.common import errors, formats, wire
-from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX as IQN_PREFIX
-from os_brick_thunder.common.policy.iscsinames import LUN as LUN
-from os_brick_thunder.common.policy.iscsinames import iqn_of as iqn_of
-from os_brick_thunder.common.policy.iscsinames import portal_of as portal_of
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, LUN
 
 #: Where rtslib has the kernel keep persistent reservations. Neither it nor its package makes the
 #: folder, and without it every call fails: "Cannot set dbroot".

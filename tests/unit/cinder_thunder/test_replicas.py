@@ -27,8 +27,8 @@ from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transport import lio
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
@@ -154,7 +154,7 @@ def test_a_master_that_cannot_be_copied_is_passed_over(
     size = raw_image.stat().st_size
     assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
     opened = [said for said in cloud.network.said if said.startswith("login")]
-    assert opened[-1] == f"login {lio.iqn_of(FAR, meta['id'])}"
+    assert opened[-1] == f"login {iqn_of(FAR, meta['id'])}"
 
 
 def test_at_last_glance_is_asked_again(
@@ -248,7 +248,7 @@ def test_a_failing_step_leaves_nothing(cloud: Cloud, meta: Any, verb: str) -> No
 def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) -> None:
     """An agent on the same host has the same initiator name."""
     cloud.ensure(NEAR, meta)
-    iqn = lio.iqn_of(NEAR, meta["id"])
+    iqn = iqn_of(NEAR, meta["id"])
     device = cloud.network.backends[NEAR].path(MASTER + meta["id"])
     cloud.network.logged_in[(iqn, "portal")] = device
     cloud.masters(HERE).replicate(meta["id"])
@@ -259,7 +259,7 @@ def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) ->
 def test_a_dead_session_of_somebody_else_is_not_used(cloud: Cloud, meta: Any) -> None:
     """Its device would block the copy until the session is recovered, if it ever is."""
     cloud.ensure(NEAR, meta)
-    iqn = lio.iqn_of(NEAR, meta["id"])
+    iqn = iqn_of(NEAR, meta["id"])
     cloud.network.logged_in[(iqn, "portal")] = "/nowhere"
     cloud.network.dead.add(iqn)
     cloud.masters(HERE).replicate(meta["id"])
@@ -441,7 +441,7 @@ def test_values_survive_the_helpers_pipe(monkeypatch: pytest.MonkeyPatch, tmp_pa
     again.write_bytes(b"")
     assert privileged.copy(str(target), str(again), 1024, Extents.of([(0, 1024)]), made) == made
     assert again.read_bytes() == b"x" * 1000 + bytes(24)
-    export = wire.Export("10.0.0.1:3260", lio.iqn_of(FAR, "i"), 0, "u", "secret")
+    export = wire.Export("10.0.0.1:3260", iqn_of(FAR, "i"), 0, "u", "secret")
     monkeypatch.setattr(
         "os_brick_thunder.common.transport.iscsi.IscsiAdm.login",
         lambda self, e: json.dumps(e.to_wire()),

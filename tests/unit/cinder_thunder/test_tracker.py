@@ -22,6 +22,7 @@ from cinder_thunder.tracker.service import (
 from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport import lio
 from os_brick_thunder.common.wire import LocationReport, Orders, Topology
 from tests.fake_storage import FileVolumes
@@ -258,7 +259,7 @@ def test_rpc_is_plain_json(world: World) -> None:
     answer = endpoint.plan_attach({}, "v", host("c1").to_wire())
     plan = wire.parse(wire.Plan, answer)
     assert plan.mode == "cached"
-    portal, iqn = "10.0.0.9:3260", lio.iqn_of("c1", "i")
+    portal, iqn = "10.0.0.9:3260", iqn_of("c1", "i")
     report = LocationReport(str(plan.location_id), "i", "c1", "complete", SIZE, portal, iqn, 0)
     assert endpoint.report({}, report.to_wire()) == {}
     assert endpoint.plan_sources({}, "i", host("c2").to_wire())["sources"][0]["host"] == "c1"
@@ -349,9 +350,9 @@ def test_exports_of_masters_that_are_gone(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
     for image, backend in (("i", STORAGE), ("old", STORAGE), ("old", "stor1@other")):
-        targets.export("/dev/x", lio.iqn_of(backend, image), "p")
+        targets.export("/dev/x", iqn_of(backend, image), "p")
     exporter(database, targets).reconcile()
-    assert set(targets.devices) == {lio.iqn_of(STORAGE, "i"), lio.iqn_of("stor1@other", "old")}
+    assert set(targets.devices) == {iqn_of(STORAGE, "i"), iqn_of("stor1@other", "old")}
 
 
 def test_a_master_is_evicted_when_no_volume_is_made_of_it(database: Database) -> None:
