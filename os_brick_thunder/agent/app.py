@@ -23,8 +23,13 @@ from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
+from os_brick_thunder.agent.stack.admission import Admission
+from os_brick_thunder.agent.stack.cache import CacheBuilder
+from os_brick_thunder.agent.stack.devices import StackDevices
+from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.agent.stack.luns import LunWatch
 from os_brick_thunder.agent.stack.recache import Recacher
+from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.iscsinames import portal_of
@@ -81,6 +86,16 @@ class BaseParts:
 
 
 @dataclass(frozen=True)
+class StackParts:
+    """What a host's stacks consist of."""
+
+    stacks: Stacks
+    admission: Admission
+    builder: CacheBuilder
+    remover: CacheRemover
+
+
+@dataclass(frozen=True)
 class App:
     """An agent, and those of its parts that are called from outside."""
 
@@ -90,7 +105,7 @@ class App:
     precacher: Precacher
     usage: PoolUsage
     guard: PoolGuard
-    stacks: Stacks
+    stack: StackParts
     luns: LunWatch
     recacher: Recacher
     heartbeat: Heartbeat
@@ -115,17 +130,9 @@ def build(host: Host, settings: Settings) -> App:
         settings.fill_workers,
         settings.fill_rate,
     )
-    stacks = Stacks(
-        host.kit,
-        host.store,
-        bases,
-        host.tracker,
-        host.topology,
-        usage.refusal,
-        settings.longest_plan,
-    )
-    guard = PoolGuard(usage, stacks, bases.evict)
-    recacher = Recacher(stacks, guard.may_build_unasked)
+    stack = _build_stacks(host, settings, bases, usage)
+    guard = PoolGuard(usage, stack.remover, bases.evict)
+    recacher = Recacher(stack.builder, guard.may_build_unasked)
     luns = LunWatch(host, interval)
 
     def obey(orders: wire.Orders) -> None:
@@ -135,14 +142,14 @@ def build(host: Host, settings: Settings) -> App:
     chores = (
         reporter.withdraw_all,
         reporter.report_all,
-        stacks.release_all,
+        stack.stacks.release_all,
         bases.restore_absent,
     )
     heartbeat = Heartbeat(host, interval, obey, chores)
     services = (guard, filler, heartbeat, luns, watch, recacher)
-    agent = Agent(host, bases, stacks, reporter, guard, settings.drain_timeout, services)
+    agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
     precacher = Precacher(host, bases, reporter, usage.refusal)
-    return App(agent, base, watch, precacher, usage, guard, stacks, luns, recacher, heartbeat)
+    return App(agent, base, watch, precacher, usage, guard, stack, luns, recacher, heartbeat)
 
 
 def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]) -> BaseParts:
@@ -156,3 +163,13 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]
     devices = BaseDevices(host, portal)
     bases = Bases(host, availability, devices, sources, exports, reporter, on_ready)
     return BaseParts(bases, sources, PathHealth(host, paths), exports, reporter)
+
+
+def _build_stacks(host: Host, settings: Settings, bases: Bases, usage: PoolUsage) -> StackParts:
+    registry = StackRegistry(host.store)
+    devices = StackDevices(host)
+    admission = Admission(host, bases, usage.refusal, settings.longest_plan)
+    remover = CacheRemover(host, registry, devices)
+    builder = CacheBuilder(host, registry, devices, bases, admission, remover)
+    stacks = Stacks(host, registry, devices, bases, admission, builder, remover)
+    return StackParts(stacks, admission, builder, remover)

@@ -170,7 +170,7 @@ class Host:
         topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
         here = ports.Host(self.kit, self.store, self.tracker, topology)
         self.app = app.build(here, fakes.SETTINGS)
-        self.bases, self.stacks = self.app.base.bases, self.app.stacks
+        self.bases, self.stacks = self.app.base.bases, self.app.stack.stacks
 
     def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
         """Compute the map from the volume's disk: the blocks that equal the image now."""
@@ -202,8 +202,8 @@ def test_a_volume_goes_direct_and_back_while_it_is_written(
     guest = Guest(pause=0.02)  # about four seconds: all swaps happen during its writes
     modes = []
     while guest.waits(0.2):
-        host.stacks.to_direct("v", "said so")
-        modes.append(host.stacks.to_cached("v").mode)
+        host.app.stack.remover.to_direct("v", "said so")
+        modes.append(host.app.stack.builder.to_cached("v").mode)
     assert modes
     assert set(modes) == {"cached"}
     print(f"{len(modes)} times there and back, longest call of the guest {guest.longest:.2f} s")

@@ -23,7 +23,7 @@ from typing import Any
 from os_brick_thunder.agent.policy import space
 from os_brick_thunder.agent.policy.space import Evict, Marks, Volume
 from os_brick_thunder.agent.pool.usage import MIB, PoolUsage
-from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 
@@ -57,10 +57,12 @@ class GivenUp:
 class PoolGuard:
     """Keeps the pool below its marks."""
 
-    def __init__(self, usage: PoolUsage, stacks: Stacks, evict: Callable[[str], None]) -> None:
+    def __init__(
+        self, usage: PoolUsage, remover: CacheRemover, evict: Callable[[str], None]
+    ) -> None:
         """:param evict: removes a base that no volume uses, as ``Bases.evict`` does"""
         self._usage = usage
-        self._stacks = stacks
+        self._remover = remover
         self._evict = evict
         self._poller = PeriodicThread(Task("pool-poll", _UNREADABLE, self.poll, at_once=True))
         self._maker = PeriodicThread(Task("pool-space", _TIDY, self._make_space))
@@ -133,7 +135,7 @@ class PoolGuard:
         for volume in sorted(growing, key=lambda v: v.local, reverse=True):
             if not space.too_fast(used, rate, marks):
                 return
-            if self._stacks.leave_cache(volume.volume_id, LOW):
+            if self._remover.leave_cache(volume.volume_id, LOW):
                 rate -= rates[volume]
                 LOG.warning(
                     "volume %s wrote %d MiB/s into a pool with %d MiB left below its high mark: "
@@ -146,10 +148,10 @@ class PoolGuard:
 
         That includes a volume that is being switched to direct: the switch waits for its writes.
         """
-        for volume_id, held in sorted(self._stacks.held().items(), key=lambda i: -i[1]):
+        for volume_id, held in sorted(self._remover.held().items(), key=lambda i: -i[1]):
             if not self._usage.status().full:
                 return
-            if held and self._stacks.cut(volume_id, LOW):
+            if held and self._remover.cut(volume_id, LOW):
                 LOG.error("the local pool was full: volume %s lost its cache", volume_id)
                 self._note("cut", volume_id, held)
 
@@ -165,7 +167,7 @@ class PoolGuard:
 
         :returns: whether something was given up
         """
-        freed = self._stacks.leave_failed()
+        freed = self._remover.remove_failed()
         for volume_id, length in freed:
             self._note("volume", volume_id, length)
         now = time.monotonic()
@@ -179,7 +181,7 @@ class PoolGuard:
             if isinstance(first, Evict):
                 self._evict(first.image_id)
                 self._note("base", name, first.frees)
-            elif self._stacks.to_direct(first.volume_id, LOW):
+            elif self._remover.to_direct(first.volume_id, LOW):
                 self._note("volume", name, first.frees)
         except errors.ThunderError as error:
             LOG.warning("making space in the local pool: %s", error)

@@ -93,7 +93,7 @@ class Host:
         if tripwire:
             host = faults.watched_host(host, self.file, tripwire)
         self.app = app.build(host, dataclasses.replace(fakes.SETTINGS, **options))
-        return self.app.agent, self.app.stacks, self.app.base.bases, host.store
+        return self.app.agent, self.app.stack.stacks, self.app.base.bases, host.store
 
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}
@@ -209,8 +209,8 @@ def test_the_cache_of_a_stack_that_was_here_already_is_never_used(host: Host) ->
     assert table is not None
     assert table.devices == (LUN,)
     assert stacks.attach(PAYLOAD, LUN, soon()) == again
-    assert stacks.wanting(()) == {VOLUME}
-    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert host.app.stack.builder.candidates(()) == {VOLUME}
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
     assert store.stacks[VOLUME].local_id not in (None, ids)
     assert host.leftovers(store) == []
 
@@ -272,13 +272,13 @@ def direct_for_now(host: Host, stacks: Stacks, store: StateFile) -> str:
         None,
         0,
     )
-    assert stacks.wanting(()) == {VOLUME}
+    assert host.app.stack.builder.candidates(()) == {VOLUME}
     return answer.reason
 
 
 def gets_its_cache(host: Host, stacks: Stacks, store: StateFile) -> None:
     host.dm.held.add(f"thunder-vol-{VOLUME}")  # under its guest
-    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
     stack = store.stacks[VOLUME]
     assert (stack.recache_pending, stack.reason) == (False, "")
     assert stack.cached_at >= stack.attached_at > 0
@@ -338,7 +338,7 @@ def test_a_cache_that_cannot_be_built_is_left_out_for_now(host: Host) -> None:
     host.kit = dataclasses.replace(host.kit, restore_cache=lambda device, xml: None)
     agent, stacks, _, store = host.agent()
     agent.reconcile()
-    assert stacks.wanting(()) == {VOLUME}  # also after a restart
+    assert host.app.stack.builder.candidates(()) == {VOLUME}  # also after a restart
     gets_its_cache(host, stacks, store)
 
 
@@ -546,8 +546,8 @@ def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
         host.app.heartbeat.catch_up()
         if tripwire.steps[at] == "tracker.close_export":  # not told again: it may never be back
             host.tracker.admitted.clear()
-        for volume_id in stacks.wanting(()):
-            stacks.to_cached(volume_id)
+        for volume_id in host.app.stack.builder.candidates(()):
+            host.app.stack.builder.to_cached(volume_id)
         assert host.leftovers(store) == [], (at, tripwire.steps[at])
         assert host.disagreements(store) == set(), (at, tripwire.steps[at])
         assert stacks.attach(PAYLOAD, LUN, soon()).mode == "cached"  # and it works the next time

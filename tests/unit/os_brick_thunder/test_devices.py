@@ -148,9 +148,9 @@ def test_one_more_device_is_built_audited_and_removed(tmp_path: Path) -> None:
     assert {CHECKED, CHECKED_CACHE} <= host.dm.tables.keys()
     audited = devices.expected("cmp1", store.bases.values(), store.stacks.values())
     assert audited.names == host.dm.tables.keys()
-    assert stacks.to_direct(VOLUME, "a test")
+    assert host.app.stack.remover.to_direct(VOLUME, "a test")
     assert CHECKED_CACHE not in host.dm.tables
-    assert stacks.to_cached(VOLUME).mode == "cached"
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
     assert CHECKED_CACHE in host.dm.tables
     stacks.detach(VOLUME)
     assert CHECKED_CACHE not in host.dm.tables

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent.pool.guard import PoolGuard
-from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
@@ -38,7 +37,7 @@ class World:
         _, self.stacks, self.bases, self.store = self.host.agent()
         self.usage = self.host.app.usage
         self.evicted: list[str] = []
-        self.guard = PoolGuard(self.usage, self.stacks, self._evict)
+        self.guard = PoolGuard(self.usage, self.host.app.stack.remover, self._evict)
 
     def _evict(self, image_id: str) -> None:
         self.bases.remove(image_id)
@@ -79,7 +78,7 @@ def world(tmp_path: Path) -> World:
 def test_a_volume_goes_direct_under_its_guest(world: World) -> None:
     volume = world.attach(1)
     world.host.dm.held.add(VolumeNames(volume).vol)
-    assert world.stacks.to_direct(volume, "said so")
+    assert world.host.app.stack.remover.to_direct(volume, "said so")
     stack = world.store.stacks[volume]
     assert (stack.mode, stack.reason, stack.base_image_id, stack.local_id, stack.meta_id) == (
         "direct",
@@ -93,7 +92,7 @@ def test_a_volume_goes_direct_under_its_guest(world: World) -> None:
     assert table is not None
     assert table.devices == ("/dev/sdc",)
     assert world.leftovers() == []
-    assert not world.stacks.to_direct(volume, "again")
+    assert not world.host.app.stack.remover.to_direct(volume, "again")
     world.bases.remove(IMAGE)  # no volume uses it any longer
 
 
@@ -101,8 +100,8 @@ def test_a_volume_whose_lun_is_away_keeps_its_cache(world: World) -> None:
     volume = world.attach(1)
     world.host.dm.failed[VolumeNames(volume).vol] = {"/dev/sdc"}
     with pytest.raises(errors.DeviceNotFound, match="LUN does not answer"):
-        world.stacks.to_direct(volume, "low")
-    assert not world.stacks.cut(volume, "low")
+        world.host.app.stack.remover.to_direct(volume, "low")
+    assert not world.host.app.stack.remover.cut(volume, "low")
     assert world.modes() == {volume: "cached"}
     assert VolumeNames(volume).local in world.host.dm.tables
 
@@ -110,9 +109,9 @@ def test_a_volume_whose_lun_is_away_keeps_its_cache(world: World) -> None:
 def test_a_cache_that_failed_is_taken_down(world: World) -> None:
     volume, other = world.attach(1), world.attach(2)
     world.write(volume, 7)
-    assert world.stacks.leave_failed() == []
+    assert world.host.app.stack.remover.remove_failed() == []
     world.host.dm.failed[VolumeNames(volume).vol] = {devnames.path(VolumeNames(volume).cached)}
-    assert world.stacks.leave_failed() == [(volume, 7 * MIB)]
+    assert world.host.app.stack.remover.remove_failed() == [(volume, 7 * MIB)]
     assert world.modes() == {volume: "direct", other: "cached"}
     assert world.store.stacks[volume].reason == "its cache failed"
     assert world.leftovers() == []
@@ -258,11 +257,11 @@ def test_a_pool_that_failed_is_left_alone(world: World) -> None:
     assert world.given_up() == []
 
 
-def _swap(stacks: Stacks) -> None:
-    stacks.to_direct(VOLUME, "low")
+def _swap(host: Host) -> None:
+    host.app.stack.remover.to_direct(VOLUME, "low")
 
 
-def _attached(folder: Path, at: int = -1) -> tuple[Host, Tripwire, Stacks]:
+def _attached(folder: Path, at: int = -1) -> tuple[Host, Tripwire]:
     folder.mkdir()
     host, tripwire = Host(folder), Tripwire()
     _, stacks, _, _ = host.agent(tripwire)
@@ -270,23 +269,23 @@ def _attached(folder: Path, at: int = -1) -> tuple[Host, Tripwire, Stacks]:
     host.dm.held.add(VolumeNames(VOLUME).vol)
     tripwire.steps.clear()
     tripwire.at = at
-    return host, tripwire, stacks
+    return host, tripwire
 
 
 @pytest.mark.parametrize("crash", [True, False])
 def test_wherever_a_swap_ends_it_is_finished_later(tmp_path: Path, crash: bool) -> None:
-    _, counting, stacks = _attached(tmp_path / "count")
-    _swap(stacks)
+    host, counting = _attached(tmp_path / "count")
+    _swap(host)
     assert len(counting.steps) >= 9, counting.steps
     for at in range(len(counting.steps)):
-        host, tripwire, stacks = _attached(tmp_path / f"{crash}{at}", at)
+        host, tripwire = _attached(tmp_path / f"{crash}{at}", at)
         if not crash:
             tripwire.error = lambda: errors.ThunderError("injected")
         with pytest.raises(Crash if crash else errors.ThunderError):
-            _swap(stacks)
+            _swap(host)
         where = (at, counting.steps[at])
         if crash:
-            agent, stacks, _, _ = host.agent()
+            agent, *_ = host.agent()
             agent.reconcile()
         vol = VolumeNames(VOLUME).vol
         assert vol in host.dm.tables, where
@@ -294,9 +293,11 @@ def test_wherever_a_swap_ends_it_is_finished_later(tmp_path: Path, crash: bool) 
             table = host.dm.table(vol)
             assert table is not None
             assert table.devices == (LUN,) or CACHED in host.dm.failed[vol], where
-        stacks.leave_failed()
-        _swap(stacks)
-        store = stacks._store  # the file follows with the next save, if it was that which failed
+        host.app.stack.remover.remove_failed()
+        _swap(host)
+        store = (
+            host.app.stack.stacks._store
+        )  # the file follows with the next save, if it was that which failed
         assert store.stacks[VOLUME].mode == "direct", where
         assert store.stacks[VOLUME].phase == READY, where
         assert store.stacks[VOLUME].local_id is None, where
@@ -307,7 +308,7 @@ def test_wherever_a_swap_ends_it_is_finished_later(tmp_path: Path, crash: bool) 
 def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     volume = world.attach(1)
     world.host.dm.held.add(VolumeNames(volume).vol)
-    world.stacks.to_direct(volume, "low")
+    world.host.app.stack.remover.to_direct(volume, "low")
     asked: list[bool] = []
     plan = world.host.tracker.plan_attach
 
@@ -316,7 +317,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
         return plan(server, volume_id, topology)
 
     world.host.tracker.plan_attach = plan_attach  # type: ignore[method-assign]
-    assert world.stacks.to_cached(volume).mode == "cached"
+    assert world.host.app.stack.builder.to_cached(volume).mode == "cached"
     assert asked == [False, True], "the map that counts is asked for while nothing is written"
     assert world.host.dm.suspended == set()
     table = world.host.dm.table(VolumeNames(volume).vol)
@@ -324,52 +325,52 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     assert table.devices == (devnames.path(VolumeNames(volume).cached), "/dev/sdc")
     stack = world.store.stacks[volume]
     assert (stack.mode, stack.reason, stack.base_image_id) == ("cached", "", IMAGE)
-    assert world.stacks.leave_failed() == []
+    assert world.host.app.stack.remover.remove_failed() == []
     assert world.leftovers() == []
-    assert world.stacks.to_cached(volume).mode == "cached"
+    assert world.host.app.stack.builder.to_cached(volume).mode == "cached"
     assert len(asked) == 2
 
 
 def test_what_speaks_against_a_cache_leaves_the_volume_direct(world: World) -> None:
     with pytest.raises(errors.InvalidRequest, match="no stack"):
-        world.stacks.to_cached("vol-9")
+        world.host.app.stack.builder.to_cached("vol-9")
     volume = world.attach(1)
-    world.stacks.to_direct(volume, "low")
+    world.host.app.stack.remover.to_direct(volume, "low")
     world.host.tracker.plan = wire.Plan(volume, "direct", "the volume is attached to cmp9 too")
-    found = world.stacks.to_cached(volume)
+    found = world.host.app.stack.builder.to_cached(volume)
     assert (found.mode, found.reason) == ("direct", "the volume is attached to cmp9 too")
     assert world.leftovers() == []
 
 
 @pytest.mark.parametrize("crash", [True, False])
 def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, crash: bool) -> None:
-    def prepared(folder: Path, at: int = -1) -> tuple[Host, Tripwire, Stacks]:
-        host, tripwire, stacks = _attached(folder)
-        _swap(stacks)
+    def prepared(folder: Path, at: int = -1) -> tuple[Host, Tripwire]:
+        host, tripwire = _attached(folder)
+        _swap(host)
         tripwire.steps.clear()
         tripwire.at = at
-        return host, tripwire, stacks
+        return host, tripwire
 
-    _, counting, stacks = prepared(tmp_path / "count")
-    stacks.to_cached(VOLUME)
+    host, counting = prepared(tmp_path / "count")
+    host.app.stack.builder.to_cached(VOLUME)
     assert len(counting.steps) > 12, counting.steps
     vol = VolumeNames(VOLUME).vol
     for at in range(len(counting.steps)):
-        host, tripwire, stacks = prepared(tmp_path / f"{crash}{at}", at)
+        host, tripwire = prepared(tmp_path / f"{crash}{at}", at)
         where = (at, counting.steps[at])
         if not crash:
             tripwire.error = lambda: errors.ThunderError("injected")
         try:
-            stacks.to_cached(VOLUME)
+            host.app.stack.builder.to_cached(VOLUME)
             assert counting.steps[at].startswith("tracker.report"), where
         except (Crash, errors.ThunderError):
             pass
         if crash:
-            agent, stacks, _, store = host.agent()
+            agent, *_ = host.agent()
             agent.reconcile()
         assert host.dm.suspended == set(), where
-        stacks.leave_failed()
-        store = stacks._store
+        host.app.stack.remover.remove_failed()
+        store = host.app.stack.stacks._store
         stack = store.stacks[VOLUME]
         table = host.dm.table(vol)
         assert table is not None
@@ -382,4 +383,4 @@ def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, cra
             assert table.devices == (CACHED, LUN), where
         assert host.leftovers(store) == [], where
         tripwire.at = -1
-        assert stacks.to_cached(VOLUME).mode == "cached", where
+        assert host.app.stack.builder.to_cached(VOLUME).mode == "cached", where

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from os_brick_thunder.agent.app import App
 from os_brick_thunder.agent.stack.recache import Recacher
-from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
@@ -45,20 +45,20 @@ class Clock:
         return self.now
 
 
-def migrated(host: Host, *, base: bool = False, tripwire: Tripwire | None = None) -> Stacks:
+def migrated(host: Host, *, base: bool = False, tripwire: Tripwire | None = None) -> App:
     """A volume as on the destination of a live migration: direct, a guest on it, its source gone.
 
     :param base: whether there is a base of its image here, for another volume
     """
-    _, stacks, _, _ = host.agent(tripwire)
+    host.agent(tripwire)
     if base:
         host.blocks.sizes["/dev/sdc"] = GIB
-        stacks.attach(ANOTHER, "/dev/sdc", soon())
+        host.app.stack.stacks.attach(ANOTHER, "/dev/sdc", soon())
     host.tracker.plan = ELSEWHERE
-    stacks.attach(PAYLOAD, LUN, soon())
+    host.app.stack.stacks.attach(PAYLOAD, LUN, soon())
     host.dm.held.add(VOL)
     host.tracker.plan = PLAN
-    return stacks
+    return host.app
 
 
 @pytest.fixture
@@ -95,31 +95,32 @@ def answers(host: Host, *results: wire.Plan | Exception) -> list[bool]:
 
 
 def test_an_order_is_carried_out(host: Host) -> None:
-    stacks = migrated(host)
-    recacher = Recacher(stacks)
-    assert not recacher.look()
+    app = migrated(host)
+    recacher = Recacher(app.stack.builder)
+    assert not recacher.attempt()
     recacher.obey([VOLUME, "vol-that-is-not-here"])
-    assert recacher.look()
+    assert recacher.attempt()
     assert devices(host) == (CACHED, LUN)
     assert (stack_of(host).mode, stack_of(host).reason) == ("cached", "")
     assert host.tracker.modes == {VOLUME: "cached"}
-    assert not recacher.look()
+    assert not recacher.attempt()
     # It leaves the cache again: the order was for one.
-    stacks.to_direct(VOLUME, "the local pool ran low")
-    assert not recacher.look()
+    app.stack.remover.to_direct(VOLUME, "the local pool ran low")
+    assert not recacher.attempt()
 
 
 def test_the_agent_obeys_behind_its_heartbeat(host: Host) -> None:
     migrated(host)
-    agent, stacks, _, store = host.agent()
-    began, cached = threading.Event(), stacks.to_cached
+    agent, _, _, store = host.agent()
+    app = host.app
+    began, cached = threading.Event(), app.stack.builder.to_cached
 
     def to_cached(volume_id: str) -> Any:
         assert threading.current_thread().name == "recache"
         began.set()
         return cached(volume_id)
 
-    stacks.to_cached = to_cached  # type: ignore[method-assign]
+    app.stack.builder.to_cached = to_cached  # type: ignore[method-assign]
     host.tracker.orders = wire.Orders(recache=(VOLUME,))
     agent.start()
     try:
@@ -131,9 +132,9 @@ def test_the_agent_obeys_behind_its_heartbeat(host: Host) -> None:
 
 
 def test_an_agent_that_stops_leaves_no_guest_waiting(host: Host) -> None:
-    stacks = migrated(host, base=True)
+    app = migrated(host, base=True)
     host.tracker.delay = 0.3
-    recacher = Recacher(stacks)
+    recacher = Recacher(app.stack.builder)
     recacher.start()
     recacher.obey([VOLUME])
     until = time.monotonic() + 10
@@ -147,92 +148,92 @@ def test_an_agent_that_stops_leaves_no_guest_waiting(host: Host) -> None:
 
 def test_a_migration_that_begins_meanwhile_has_the_volume_stay_direct(host: Host) -> None:
     """The second attachment is there before the map that would count."""
-    stacks = migrated(host)
+    app = migrated(host)
     waited = answers(host, PLAN, ELSEWHERE, ELSEWHERE, PLAN, PLAN)
     with pytest.raises(errors.NoReplica, match="stays direct: the volume is attached to cmp9 too"):
-        stacks.to_cached(VOLUME)
+        app.stack.builder.to_cached(VOLUME)
     assert waited == [False, True]
     assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
     # It is asked once more, as nobody knows what the tracker believes, and then left alone.
-    recacher = Recacher(stacks)
-    assert recacher.look()
+    recacher = Recacher(app.stack.builder)
+    assert recacher.attempt()
     assert waited == [False, True, False]
-    assert not recacher.look()
+    assert not recacher.attempt()
     assert not stack_of(host).recache_pending
     assert host.tracker.modes == {VOLUME: "direct"}
     recacher.obey([VOLUME])  # when that is over
-    assert recacher.look()
+    assert recacher.attempt()
     assert stack_of(host).mode == "cached"
 
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: int) -> None:
     """As when its storage host, which the volume's LUN is on, fails at that moment."""
-    stacks, clock = migrated(host, base=True), Clock()
+    app, clock = migrated(host, base=True), Clock()
     silent = errors.TrackerUnavailable("did not answer in 8 s")
     waited = answers(host, *[PLAN] * at, silent, PLAN, PLAN)
-    recacher = Recacher(stacks, clock=clock)
+    recacher = Recacher(app.stack.builder, clock=clock)
     recacher.obey([VOLUME])
-    assert recacher.look()
+    assert recacher.attempt()
     assert waited == [False, True][: at + 1]
     assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
     # Whether it was planned nobody knows, so it is tried again without an order.
     recacher.obey([])
-    assert not recacher.look()
+    assert not recacher.attempt()
     clock.now += 5
-    assert recacher.look()
+    assert recacher.attempt()
     assert stack_of(host).mode == "cached"
 
 
 def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(host: Host) -> None:
-    stacks = migrated(host)
-    stacks._longest_wait = 0.01
+    app = migrated(host)
+    app.stack.admission._longest_plan = 0.01
     host.tracker.delay = 0.05
     waited = answers(host, PLAN)
     with pytest.raises(errors.TrackerUnavailable, match="too long for a guest to wait"):
-        stacks.to_cached(VOLUME)
+        app.stack.builder.to_cached(VOLUME)
     assert waited == [False]
     assert stack_of(host).recache_pending
 
 
 def test_a_lun_that_does_not_answer_is_left_alone(host: Host) -> None:
     """What is in flight on it would have to end before the table could be swapped."""
-    stacks = migrated(host)
+    app = migrated(host)
     host.blocks.silent.add(LUN)
     waited = answers(host)
     with pytest.raises(errors.DeviceNotFound, match="LUN does not answer"):
-        stacks.to_cached(VOLUME)
+        app.stack.builder.to_cached(VOLUME)
     assert waited == []
 
 
 def test_pauses_grow_and_the_others_go_first(host: Host) -> None:
-    stacks, clock = migrated(host), Clock()
+    app, clock = migrated(host), Clock()
     tried: list[str] = []
 
     def to_cached(volume_id: str) -> Any:
         tried.append(volume_id)
         raise errors.NoReplica("not now")
 
-    stacks.to_cached = to_cached  # type: ignore[method-assign]
-    stacks.wanting = lambda ordered: set(ordered)  # type: ignore[method-assign]
-    recacher = Recacher(stacks, clock=clock)
+    app.stack.builder.to_cached = to_cached  # type: ignore[method-assign]
+    app.stack.builder.candidates = lambda ordered: set(ordered)  # type: ignore[method-assign]
+    recacher = Recacher(app.stack.builder, clock=clock)
     recacher.obey(["a", "b"])
-    while recacher.look():
+    while recacher.attempt():
         pass
     assert tried == ["a", "b"]
     for pause in (5, 10, 20, 40, 60, 60):
         clock.now += pause - 1
-        assert not recacher.look()
+        assert not recacher.attempt()
         clock.now += 1
-        assert recacher.look()
-        assert recacher.look()
+        assert recacher.attempt()
+        assert recacher.attempt()
     assert tried == ["a", "b"] * 7
     recacher.obey([])
-    recacher.look()
+    recacher.attempt()
     recacher.obey(["a"])  # a new order is a new beginning
-    assert recacher.look()
+    assert recacher.attempt()
 
 
 def test_no_room_no_cache(tmp_path: Path) -> None:
@@ -248,19 +249,19 @@ def test_no_room_no_cache(tmp_path: Path) -> None:
         PLAN, image=dataclasses.replace(PLAN.image, id="img-9")
     )
     clock = Clock()
-    recacher = Recacher(world.stacks, world.guard.may_build_unasked, clock)
+    recacher = Recacher(world.host.app.stack.builder, world.guard.may_build_unasked, clock)
     recacher.obey(["vol-1"])
     world.write(other, 820)  # of 1024: above the low mark
-    assert not recacher.look()
+    assert not recacher.attempt()
     world.host.dm.mapped.clear()
     world.write(other, 780)  # below it, but the base takes 101
-    assert recacher.look()
+    assert recacher.attempt()
     assert "of the local pool, which has 39 MiB to give" in world.store.stacks["vol-1"].reason
     assert world.modes()["vol-1"] == "direct"
     world.host.dm.mapped.clear()
-    assert not recacher.look()
+    assert not recacher.attempt()
     clock.now += 5
-    assert recacher.look()
+    assert recacher.attempt()
     assert world.modes()["vol-1"] == "cached"
     assert world.leftovers() == []
 
@@ -273,11 +274,11 @@ def test_what_left_its_cache_as_the_pool_ran_low_stays_direct(tmp_path: Path) ->
     assert world.guard.make_space()
     assert world.modes() == {volume: "direct"}
     assert world.host.tracker.modes == {volume: "cached"}
-    assert not Recacher(world.stacks, world.guard.may_build_unasked).look()
+    assert not Recacher(world.host.app.stack.builder, world.guard.may_build_unasked).attempt()
 
 
 def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
-    stacks = migrated(host)
+    app = migrated(host)
     asked, go_on = threading.Event(), threading.Event()
     results: list[object] = []
     plan_sources = host.tracker.plan_sources
@@ -289,7 +290,7 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
 
     def work() -> None:
         try:
-            results.append(stacks.to_cached(VOLUME))
+            results.append(app.stack.builder.to_cached(VOLUME))
         except errors.InvalidRequest as error:
             results.append(error)
 
@@ -298,7 +299,7 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
     thread.start()
     assert asked.wait(10)
     host.dm.held.discard(VOL)
-    stacks.detach(VOLUME)
+    app.stack.stacks.detach(VOLUME)
     go_on.set()
     thread.join(10)
     assert "has no stack" in str(results[0])
@@ -313,7 +314,8 @@ def test_no_plan_counts_on_a_base_that_goes(host: Host) -> None:
     host.tracker.plan = ELSEWHERE
     stacks.attach(PAYLOAD, LUN, soon())
     host.tracker.plan = PLAN
-    plan_attach, base_refused = host.tracker.plan_attach, stacks._base_refused
+    app = host.app
+    plan_attach, ensure_base = host.tracker.plan_attach, app.stack.admission.ensure_base
 
     def while_planned(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
         with pytest.raises(errors.DeviceBusy):
@@ -321,31 +323,31 @@ def test_no_plan_counts_on_a_base_that_goes(host: Host) -> None:
         return plan_attach(server, volume_id, topology)
 
     def after_it_was_built(image_id: str) -> str:
-        reason = base_refused(image_id)
+        reason = ensure_base(image_id)
         bases.remove(image_id)
         return reason
 
     host.tracker.plan_attach = while_planned  # type: ignore[method-assign]
-    stacks._base_refused = after_it_was_built  # type: ignore[method-assign]
-    with pytest.raises(errors.NoReplica, match="has just gone"):
-        stacks.to_cached(VOLUME)
+    app.stack.admission.ensure_base = after_it_was_built  # type: ignore[method-assign]
+    with pytest.raises(errors.NoReplica, match="has just been removed"):
+        app.stack.builder.to_cached(VOLUME)
     assert store.stacks[VOLUME].base_image_id is None
     assert (host.volumes(), devices(host), host.dm.suspended) == ({VOL}, (LUN,), set())
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
-    stacks._base_refused = base_refused  # type: ignore[method-assign]
-    assert stacks.to_cached(VOLUME).mode == "cached"
+    app.stack.admission.ensure_base = ensure_base  # type: ignore[method-assign]
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
 
 
-def _sweep(folder: Path, base: bool, at: int = -1) -> tuple[Host, Tripwire, Stacks]:
+def _sweep(folder: Path, base: bool, at: int = -1) -> tuple[Host, Tripwire, App]:
     folder.mkdir()
     host, tripwire = Host(folder), Tripwire()
-    stacks = migrated(host, base=base, tripwire=tripwire)
+    app = migrated(host, base=base, tripwire=tripwire)
     tripwire.steps.clear()
     tripwire.at = at
-    return host, tripwire, stacks
+    return host, tripwire, app
 
 
 def _crash() -> BaseException:
@@ -367,15 +369,15 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
 ) -> None:
     """Every step fails once. After a crash the next agent is ordered what the tracker's rows say,
     and nothing else."""
-    _, counting, stacks = _sweep(tmp_path / "count", base)
-    assert stacks.to_cached(VOLUME).mode == "cached"
+    _, counting, app = _sweep(tmp_path / "count", base)
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
     assert len(counting.steps) > (15 if base else 30), counting.steps
     for at in range(len(counting.steps)):
-        host, tripwire, stacks = _sweep(tmp_path / str(at), base, at)
+        host, tripwire, app = _sweep(tmp_path / str(at), base, at)
         tripwire.error = error
         where = (at, counting.steps[at])
         try:
-            stacks.to_cached(VOLUME)
+            app.stack.builder.to_cached(VOLUME)
             survived = True
         except (Crash, errors.ThunderError, OSError):
             survived = False
@@ -385,11 +387,12 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
             if error is not _crash:  # the agent lives: no guest waits for its next start
                 assert host.dm.suspended == set(), where
                 assert devices(host) in ((LUN,), (CACHED, LUN)), where
-            agent, stacks, _, _ = host.agent()
+            agent, *_ = host.agent()
+            app = host.app
             agent.reconcile()
             host.app.heartbeat.catch_up()
         assert host.dm.suspended == set(), where
-        store = stacks._store
+        store = app.stack.stacks._store
         if not survived:
             mode = store.stacks[VOLUME].mode
             assert devices(host) == ((CACHED, LUN) if mode == "cached" else (LUN,)), where
@@ -398,10 +401,10 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
         assert host.leftovers(store) == [], where
         assert host.disagreements(store) == set(), where
         clock = Clock()
-        recacher = Recacher(stacks, clock=clock)
+        recacher = Recacher(app.stack.builder, clock=clock)
         if host.tracker.modes[VOLUME] == "direct":
             recacher.obey([VOLUME])
-        recacher.look()
+        recacher.attempt()
         assert store.stacks[VOLUME].mode == "cached", where
         assert not store.stacks[VOLUME].recache_pending, where
         assert devices(host) == (CACHED, LUN), where

@@ -253,7 +253,7 @@ def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
     watch.obey(wire.Orders(remove=(IMAGE,)))
     _settled(watch)
     assert IMAGE in store.bases  # a volume uses it
-    host.app.stacks.detach(VOLUME)
+    host.app.stack.stacks.detach(VOLUME)
     watch.obey(wire.Orders(remove=(IMAGE, "img-unknown")))
     _settled(watch)
     assert StateFile(host.file).bases == {}

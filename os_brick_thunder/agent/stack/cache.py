@@ -1,0 +1,174 @@
+"""Building the cache of a volume: when it is attached, or later, under its guest."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Collection
+
+from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.policy import cachemap
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.stack.admission import Admission
+from os_brick_thunder.agent.stack.devices import StackDevices
+from os_brick_thunder.agent.stack.direct import CacheRemover
+from os_brick_thunder.agent.stack.registry import StackRegistry
+from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.state import READY, Base, Stack
+
+LOG = logging.getLogger(__name__)
+
+
+class CacheBuilder:
+    """Builds the caches of volumes."""
+
+    def __init__(
+        self,
+        host: Host,
+        registry: StackRegistry,
+        devices: StackDevices,
+        bases: Bases,
+        admission: Admission,
+        remover: CacheRemover,
+    ) -> None:
+        self._host = host
+        self._kit = host.kit
+        self._store = host.store
+        self._registry = registry
+        self._devices = devices
+        self._bases = bases
+        self._admission = admission
+        self._remover = remover
+
+    def build_stack(self, stack: Stack, base: Base, plan: wire.Plan, undo: UndoStack) -> Stack:
+        """Build a whole stack with a cache; ``undo`` removes its devices.
+
+        :returns: its entry, which is still to be recorded as ready
+        """
+        stack = self._with_cache(stack, base, plan)
+        cache_map = self._cache_map(stack, plan)
+        stack = dataclasses.replace(stack, mode="cached")
+        self._devices.build(stack, undo, cache_map)
+        return stack
+
+    def candidates(self, ordered: Collection[str]) -> set[str]:
+        """Direct volumes that are to get a cache: those for which it is pending, and of those
+        ordered the ones that can have one.
+
+        A volume that was switched to direct because the pool ran low is no candidate until it is
+        attached again or ordered: this prevents flapping.
+        """
+        return {
+            stack.volume_id
+            for stack in self._store.stacks.values()
+            if (stack.recache_pending or stack.volume_id in ordered)
+            and stack.phase == READY
+            and stack.mode == "direct"
+            and stack.local_id is None
+            and stack.origin_image_id  # old agents did not record it
+        }
+
+    def to_cached(self, volume_id: str) -> Stack:
+        """Give a direct volume a cache while it is in use. Its I/O waits meanwhile.
+
+        The cache map is computed while nothing can be written: a block written between the map and
+        the first use of the cache would be hidden by the image's. So the guest waits for one plan
+        of the tracker and for a few devices to be built: about a second, at most ``rpc_timeout``
+        more. Everything that may take longer is done before.
+
+        :returns: its entry, which is still direct if tracker or pool refuse a cache
+        :raises errors.InvalidRequest: the volume has no stack here
+        :raises errors.ThunderError: it stays direct
+        """
+        stack = self._registry.ready(volume_id)
+        if stack.local_id is not None:
+            return stack  # it has a cache, or one that is still to be removed
+        with self._store.expecting(stack.origin_image_id):
+            # Without the volume's lock: a detach must not wait until replicas are opened.
+            refused = self._admission.ensure_base(stack.origin_image_id)
+            if not refused and not self._kit.blocks.answers(stack.device):
+                raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
+            with self._registry.lock(volume_id):
+                stack = self._registry.ready(volume_id)
+                if stack.local_id is not None:
+                    return stack
+                if refused:
+                    return self._stay_direct(stack, refused, stack.recache_pending)
+                return self._build_if_admitted(stack)
+
+    def _stay_direct(self, stack: Stack, reason: str, recache_pending: bool) -> Stack:
+        stack = dataclasses.replace(stack, reason=reason, recache_pending=recache_pending)
+        self._store.put(stack)
+        return stack
+
+    def _build_if_admitted(self, stack: Stack) -> Stack:
+        # From here on the volume uses the base, and the tracker may count the volume as cached.
+        user = dataclasses.replace(stack, base_image_id=stack.origin_image_id, recache_pending=True)
+        try:
+            self._store.put(user)
+            plan = self._admission.trial_plan(user)
+            admitted = self._admission.admit(plan)
+            refused = not self._admission.cached_length(user, admitted)
+        except BaseException:
+            self._store.put(dataclasses.replace(stack, recache_pending=True))
+            raise
+        if refused:
+            # The tracker orders again after its own refusal, but does not know of the pool's.
+            return self._stay_direct(stack, admitted.reason, recache_pending=admitted is not plan)
+        with UndoStack(f"cache of volume {stack.volume_id}") as undo:
+            undo.push(self._give_up, stack.volume_id)
+            stack, seconds = self._build_under_guest(user, undo)
+            undo.keep()
+        LOG.info("volume %s is cached now; its guest waited %.1f s", stack.volume_id, seconds)
+        return stack
+
+    def _build_under_guest(self, user: Stack, undo: UndoStack) -> tuple[Stack, float]:
+        """:returns: the cached entry, recorded, and the seconds that the guest waited"""
+        with self._bases.steady(user.origin_image_id):
+            base = self._admission.present_base(user.origin_image_id)
+            began = time.monotonic()
+            with self._devices.suspended(user.volume_id):
+                plan = self._admission.plan(user)
+                if plan.image is None or plan.image.id != base.image_id:
+                    raise errors.NoReplica(f"volume {user.volume_id} stays direct: {plan.reason}")
+                stack = self._with_cache(user, base, plan)
+                self._devices.build_cache(stack, undo, self._cache_map(stack, plan))
+                stack = dataclasses.replace(stack, mode="cached")
+                self._devices.reload_volume(stack)
+            seconds = time.monotonic() - began
+            stack = dataclasses.replace(
+                stack, reason="", recache_pending=False, cached_at=time.time()
+            )
+            self._store.put(stack)
+        return stack, seconds
+
+    def _give_up(self, volume_id: str) -> None:
+        """Back to direct, whatever was built; the next attempt begins anew."""
+        stack = self._store.stacks[volume_id]
+        self._remover.finish(
+            dataclasses.replace(stack, mode="direct", source="", recache_pending=True)
+        )
+
+    def _with_cache(self, stack: Stack, base: Base, plan: wire.Plan) -> Stack:
+        """Record what the cache consists of. The entry stays direct until the cache is in use, so
+        that after a crash it is removed.
+        """
+        stack = dataclasses.replace(
+            stack,
+            base_image_id=base.image_id,
+            local_id=self._store.new_thin_id(),
+            meta_id=self._store.new_thin_id(),
+            cached=self._admission.cached_length(stack, plan),
+            source=base.paths[0].host if base.paths else self._host.topology.host,
+        )
+        self._store.put(stack)
+        return stack
+
+    def _cache_map(self, stack: Stack, plan: wire.Plan) -> str:
+        """Maps the blocks that the volume still shares with its image."""
+        block, unmodified = self._kit.pool.block, Extents.from_wire(plan.unmodified)
+        mapped = cachemap.identity_map(unmodified, stack.cached, block)
+        return cachemap.metadata_xml(mapped, stack.cached // block, block)

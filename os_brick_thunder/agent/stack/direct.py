@@ -1,0 +1,158 @@
+"""Taking the cache of a volume away while it is in use.
+
+The LUN has everything that was written, so nothing is lost with a cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.stack.devices import StackDevices
+from os_brick_thunder.agent.stack.registry import StackRegistry
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import devnames, dmstatus
+from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.state import READY, Stack
+
+LOG = logging.getLogger(__name__)
+
+
+class CacheRemover:
+    """Switches volumes to direct, and removes the caches that they no longer use."""
+
+    def __init__(self, host: Host, registry: StackRegistry, devices: StackDevices) -> None:
+        self._kit = host.kit
+        self._store = host.store
+        self._registry = registry
+        self._devices = devices
+        #: Why volumes have left their caches, while these are still there.
+        self._reasons: dict[str, str] = {}
+
+    def leave_cache(self, volume_id: str, reason: str) -> bool:
+        """Have a volume use its LUN alone from now on, at once. Its cache keeps its blocks until
+        :meth:`remove_failed` or :meth:`to_direct`.
+
+        :returns: False if it has no cache, or cannot do without: its LUN does not answer
+        """
+        stack = self._store.stacks.get(volume_id)
+        if stack is None or stack.phase != READY or stack.local_id is None:
+            return False
+        names = VolumeNames(volume_id)
+        try:
+            paths = dmstatus.paths(self._kit.dm.status(names.vol))
+            if not paths.get(self._kit.blocks.devnum(stack.device)):
+                return False
+            cached = self._kit.blocks.devnum(devnames.path(names.cached))
+            if paths.get(cached):
+                self._reasons[volume_id] = reason
+                self._kit.dm.message(names.vol, f"fail_path {cached}")
+        except (errors.ProcessError, errors.DeviceNotFound):  # it is being removed or reloaded
+            return False
+        return True
+
+    def cut(self, volume_id: str, reason: str) -> bool:
+        """Free the blocks of a volume's cache at once, below its I/O.
+
+        I/O in flight there completes on the LUN; :meth:`remove_failed` removes the rest. No lock is
+        taken: its holder may be waiting for that very I/O.
+
+        :returns: False if it could not leave its cache
+        """
+        stack = self._store.stacks.get(volume_id)
+        if stack is None or stack.local_id is None or not self.leave_cache(volume_id, reason):
+            return False
+        names = VolumeNames(volume_id)
+        try:
+            self._kit.dm.wipe(names.local)
+            self._kit.dm.wipe(names.meta)
+            self._kit.pool.delete_thin(stack.local_id)
+        except errors.ProcessError as error:
+            LOG.warning("volume %s: cutting its cache off: %s", volume_id, error)
+            return False
+        return True
+
+    def to_direct(self, volume_id: str, reason: str) -> bool:
+        """Remove a volume's cache. Its I/O continues on its LUN.
+
+        :returns: False if it has none
+        :raises errors.DeviceNotFound: its LUN does not answer: it keeps its cache
+        """
+        with self._registry.lock(volume_id):
+            stack = self._store.stacks.get(volume_id)
+            if stack is None or stack.phase != READY or stack.local_id is None:
+                return False
+            if not self.leave_cache(volume_id, reason) and not self._has_left(stack):
+                raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
+            stack = dataclasses.replace(stack, mode="direct", reason=reason, source="")
+            self._store.put(stack)
+            self.finish(stack)
+        LOG.info("volume %s is direct now: %s", volume_id, reason)
+        return True
+
+    def finish(self, stack: Stack) -> None:
+        """Remove the cache of a volume whose entry says that it is direct.
+
+        :raises errors.ThunderError: something is left of it, in the entry too
+        """
+        self._devices.reload_volume(stack)
+        self._devices.remove_cache(stack)
+        if stack.base_image_id is not None:
+            self._store.touch(stack.base_image_id)
+        self._store.put(
+            dataclasses.replace(
+                stack, base_image_id=None, local_id=None, meta_id=None, cached=0, cached_at=0.0
+            )
+        )
+        self.forget(stack.volume_id)
+
+    def forget(self, volume_id: str) -> None:
+        """The volume's cache was removed."""
+        self._reasons.pop(volume_id, None)
+
+    def remove_failed(self) -> list[tuple[str, int]]:
+        """Remove the caches that their volumes have left: they are never used again.
+
+        :returns: volume and bytes that this freed, of each
+        """
+        freed = []
+        for volume_id in [s.volume_id for s in self._store.stacks.values() if self._has_left(s)]:
+            held = self._written(volume_id)
+            with self._registry.lock(volume_id):
+                stack = self._store.stacks.get(volume_id)
+                if stack is None or not self._has_left(stack):
+                    continue  # it has a new cache by now
+                try:
+                    if self.to_direct(volume_id, self._reasons.get(volume_id, "its cache failed")):
+                        freed.append((volume_id, held))
+                except errors.ThunderError as error:
+                    LOG.warning("volume %s: %s", volume_id, error)
+        return freed
+
+    def held(self) -> dict[str, int]:
+        """Bytes that volumes have written to the pool, of each that has or is leaving a cache."""
+        return {
+            stack.volume_id: self._written(stack.volume_id)
+            for stack in self._store.stacks.values()
+            if stack.local_id is not None
+        }
+
+    def _written(self, volume_id: str) -> int:
+        try:
+            return dmstatus.mapped(self._kit.dm.status(VolumeNames(volume_id).local))
+        except errors.ProcessError:
+            return 0
+
+    def _has_left(self, stack: Stack) -> bool:
+        """Whether a volume has a cache that it does not use."""
+        if stack.phase != READY or stack.local_id is None:
+            return False
+        if stack.mode == "direct":
+            return True
+        names = VolumeNames(stack.volume_id)
+        try:
+            cached = self._kit.blocks.devnum(devnames.path(names.cached))
+            return not dmstatus.paths(self._kit.dm.status(names.vol)).get(cached, True)
+        except (errors.ProcessError, errors.DeviceNotFound):  # it is being removed
+            return False
