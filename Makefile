@@ -1,12 +1,13 @@
 # Every target installs what it needs (Debian packages, a virtual environment) through lab/bootstrap.
 SHELL := /bin/bash
-.PHONY: help demo demo-volumes test lint unit lab-tests server-tests long-tests
+.PHONY: help demo demo-volumes test lint unit compat lab-tests server-tests long-tests
 
 help:
 	@echo "make demo [IMAGE=disk.qcow2]   the demo, on real kernels, in a lab of its own"
 	@echo "make demo-volumes              its first half: volumes, without Nova"
 	@echo "make test                      everything: lint, unit, functional and lab tests"
 	@echo "make lint | unit | lab-tests   parts of it"
+	@echo "make compat                    the driver on the newest release of each supported Cinder"
 	@echo "make server-tests              everything that Nova does with servers and their volumes"
 	@echo "make long-tests                outages of racks, parents and the control plane: 20 minutes"
 
@@ -22,7 +23,10 @@ lint:
 	@$(PYTHON) -m ruff check && python -m ruff format --check && python -m mypy && lint-imports --no-logo
 
 unit:
-	@$(PYTHON) -m pytest tests/unit tests/contract
+	@$(PYTHON) -m pytest tests/unit tests/contract tests/compat
+
+compat:
+	@$(PYTHON) -m tests.compat
 
 lab-tests:
 	@$(PYTHON) -m pytest -m "not long" tests/lab
