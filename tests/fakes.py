@@ -100,6 +100,8 @@ class FakeDeviceMapper:
     def message(self, name: str, text: str) -> str:
         if name not in self.tables:
             raise errors.ProcessError(["dmsetup", "message", name], 1, "No such device or address")
+        if name in self.suspended:
+            raise errors.ProcessError(["dmsetup", "message", name], 16, "Device or resource busy")
         verb, *args = text.split()
         if verb == "switch_group":
             self.log.append(f"{text} {name}")

@@ -118,6 +118,19 @@ def test_multipath_fails_over_and_back_by_message(world: World) -> None:
     assert flag() == "A"  # a new table knows nothing of old failures
 
 
+def test_a_suspended_multipath_takes_no_message(world: World) -> None:
+    dm = world.kit.dm
+    dm.create("thunder-m", Table.of((SECTORS, dmtable.Multipath((world.disk,)))))
+    number = world.kit.blocks.devnum(world.disk)
+    dm.suspend("thunder-m")
+    with pytest.raises(errors.ProcessError, match="busy"):
+        dm.message("thunder-m", f"fail_path {number}")
+    assert dmstatus.paths(dm.status("thunder-m")) == {number: True}
+    dm.resume("thunder-m")
+    dm.message("thunder-m", f"fail_path {number}")
+    assert dmstatus.paths(dm.status("thunder-m")) == {number: False}
+
+
 def test_thin_devices_come_and_go(world: World) -> None:
     kit = world.kit
     with pytest.raises(errors.ProcessError):

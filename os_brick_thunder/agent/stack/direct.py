@@ -119,16 +119,24 @@ class CacheRemover:
         freed = []
         for volume_id in [s.volume_id for s in self._store.stacks.values() if self._has_left(s)]:
             held = self._written(volume_id)
-            with self._registry.lock(volume_id):
-                stack = self._store.stacks.get(volume_id)
-                if stack is None or not self._has_left(stack):
-                    continue  # it has a new cache by now
-                try:
-                    if self.to_direct(volume_id, self._reasons.get(volume_id, "its cache failed")):
-                        freed.append((volume_id, held))
-                except errors.ThunderError as error:
-                    LOG.warning("volume %s: %s", volume_id, error)
+            try:
+                if self.remove_if_left(volume_id):
+                    freed.append((volume_id, held))
+            except errors.ThunderError as error:
+                LOG.warning("volume %s: %s", volume_id, error)
         return freed
+
+    def remove_if_left(self, volume_id: str) -> bool:
+        """Remove a volume's cache if the volume has left it.
+
+        :returns: whether it had
+        :raises errors.ThunderError: something is left of it
+        """
+        with self._registry.lock(volume_id):
+            stack = self._store.stacks.get(volume_id)
+            if stack is None or not self._has_left(stack):
+                return False
+            return self.to_direct(volume_id, self._reasons.get(volume_id, "its cache failed"))
 
     def held(self) -> dict[str, int]:
         """Bytes that volumes have written to the pool, of each that has or is leaving a cache."""

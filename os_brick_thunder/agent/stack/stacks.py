@@ -181,14 +181,21 @@ class Stacks:
     def extend(self, volume_id: str) -> Attached:
         """Follow the LUN's size after it grew. I/O continues.
 
+        A cache that the volume has left is removed: a new table would have the volume read it
+        again, although it lacks what was written since. No volume leaves its cache while it is
+        suspended, since the kernel then takes no message.
+
         :raises errors.InvalidRequest: the volume has no stack here
         """
         with self._registry.lock(volume_id):
+            self._remover.remove_if_left(volume_id)
             stack = self._registry.ready(volume_id)
             if stack.mode == "cached":
                 self._devices.extend_cache(stack)
-            self._devices.reload_volume(stack)
-            return _answer(stack)
+            with self._devices.suspended(volume_id):
+                if not self._remover.remove_if_left(volume_id):
+                    self._devices.reload_volume(stack)
+            return _answer(self._registry.ready(volume_id))
 
     def release_all(self) -> None:
         """Tell the trackers which stacks were removed; one that does not answer is told later."""

@@ -23,6 +23,7 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.state import READY, StateFile
 from tests import fakes
 
@@ -491,6 +492,41 @@ def test_extend_follows_the_lun(host: Host) -> None:
         assert table.length * 512 == 2 * GIB
     with pytest.raises(errors.InvalidRequest, match="no stack"):
         stacks.extend("other")
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_extend_does_not_bring_back_a_cache_that_was_left(host: Host, meanwhile: bool) -> None:
+    """A new table has no failed paths, and the cache lacks what was written past it."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.held.add(f"thunder-vol-{VOLUME}")
+    host.blocks.sizes[LUN] = 2 * GIB
+    reload = host.dm.reload
+
+    def leave_meanwhile(name: str, table: Table, readonly: bool = False) -> None:
+        reload(name, table, readonly)
+        if name == f"thunder-cached-{VOLUME}":
+            assert host.app.stack.remover.leave_cache(VOLUME, "low")
+
+    if meanwhile:
+        host.dm.reload = leave_meanwhile  # type: ignore[method-assign]
+    else:
+        assert host.app.stack.remover.leave_cache(VOLUME, "low")
+    assert (stacks.extend(VOLUME).mode, store.stacks[VOLUME].reason) == ("direct", "low")
+    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    assert table is not None
+    assert (table.devices, table.length * 512) == ((LUN,), 2 * GIB)
+    assert host.dm.suspended == set()
+    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+
+
+def test_no_volume_leaves_its_cache_while_it_is_suspended(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.suspend(f"thunder-vol-{VOLUME}")
+    assert not host.app.stack.remover.leave_cache(VOLUME, "low")
+    host.dm.resume(f"thunder-vol-{VOLUME}")
+    assert host.app.stack.remover.leave_cache(VOLUME, "low")
 
 
 def test_a_second_host_opens_a_base_here(host: Host) -> None:
