@@ -135,53 +135,20 @@ def choose(
     :param keep: stay with the present parent if it still serves
     :param exclude: names of hosts that do not work for ``child``
     """
-    everything = {location.id: location for location in locations}
-    own = next((loc for loc in everything.values() if loc.host == child.host), None)
-    served = _served(everything.values(), hosts, own, limits)
-    living_masters = [
-        loc for loc in everything.values() if loc.kind == MASTER and _alive(loc.host, hosts)
-    ]
-    storage_load = sum(served[loc.id] for loc in living_masters) / limits.storage_fanout
-
-    def allowed(location: Location) -> bool:
-        """Whether ``child`` may read from it; its host may be suspect."""
-        if location == own or location.host in exclude or not _serves(location, hosts, limits):
-            return False
-        if location.kind == MASTER:
-            return True
-        if own is not None and location.depth >= own.depth:
-            return False
-        return bool(living_masters) or location.state == COMPLETE
-
-    def load(location: Location) -> float:
-        """Children as a share of the maximum, which all masters have together."""
-        return storage_load if location.kind == MASTER else served[location.id] / limits.fanout
-
-    def rank(location: Location) -> tuple[Distance, bool, int, int, int, str]:
-        """Load is a bound, and otherwise decides only between equals: preferring idle parents
-        would build long chains, and every block that a boot waits for would cross all of them."""
-        return (
-            distance(child, hosts[location.host]),
-            location.kind == MASTER,
-            location.depth,
-            served[location.id],
-            -location.filled,
-            location.id,
-        )
-
-    ranked = sorted(filter(allowed, everything.values()), key=rank)
+    candidates = _Candidates(child, hosts, locations, limits, exclude)
+    own, ranked = candidates.own, candidates.ranked()
     fit = [location for location in ranked if hosts[location.host].state == ALIVE]
     masters = [location for location in fit if location.kind == MASTER] or [
         location
         for location in ranked
         if location.kind == MASTER  # on a suspect host, which is better than no master
     ]
-    room = [location for location in fit if load(location) < 1]
+    room = [location for location in fit if candidates.load(location) < 1]
     if not (room or masters):
         return ()
     first = (room or masters)[0]
     if keep and own is not None:
-        stay = (loc for loc in ranked if loc.id == own.parent and load(loc) < 1)
+        stay = (loc for loc in ranked if loc.id == own.parent and candidates.load(loc) < 1)
         first = next(stay, first)
     if first.kind == MASTER:
         return (first, *(master for master in masters if master != first))[: limits.sources]
@@ -193,6 +160,63 @@ def choose(
         if location.kind != MASTER and location != first and location.depth < depth
     ]
     return (first, *spares[: max(limits.sources - 2, 0)], *masters[:1])
+
+
+class _Candidates:
+    """The locations that one host might read from, and the load of each."""
+
+    def __init__(
+        self,
+        child: HostState,
+        hosts: Mapping[str, HostState],
+        locations: Iterable[Location],
+        limits: Limits,
+        exclude: Collection[str],
+    ) -> None:
+        self._child = child
+        self._hosts = hosts
+        self._locations = {location.id: location for location in locations}
+        self._limits = limits
+        self._exclude = exclude
+        everything = self._locations.values()
+        self.own = next((loc for loc in everything if loc.host == child.host), None)
+        self._served = _served(everything, hosts, self.own, limits)
+        masters = [loc for loc in everything if loc.kind == MASTER and _alive(loc.host, hosts)]
+        self._master_alive = bool(masters)
+        self._storage_load = sum(self._served[loc.id] for loc in masters) / limits.storage_fanout
+
+    def ranked(self) -> list[Location]:
+        """Those that the host may read from, the best first; their hosts may be suspect."""
+        return sorted(filter(self._allowed, self._locations.values()), key=self._rank)
+
+    def load(self, location: Location) -> float:
+        """Children as a share of the maximum, which all masters have together."""
+        if location.kind == MASTER:
+            return self._storage_load
+        return self._served[location.id] / self._limits.fanout
+
+    def _allowed(self, location: Location) -> bool:
+        if location == self.own or location.host in self._exclude:
+            return False
+        if not _serves(location, self._hosts, self._limits):
+            return False
+        if location.kind == MASTER:
+            return True
+        if self.own is not None and location.depth >= self.own.depth:
+            return False
+        return self._master_alive or location.state == COMPLETE
+
+    def _rank(self, location: Location) -> tuple[Distance, bool, int, int, int, str]:
+        """Load is a bound, and otherwise decides only between equals: preferring idle parents
+        would build long chains, and every block that a boot waits for would cross all of them."""
+        return (
+            distance(self._child, self._hosts[location.host]),
+            location.kind == MASTER,
+            location.depth,
+            self._served[location.id],
+            -location.filled,
+            location.id,
+        )
 
 
 def depth_below(parent: Location) -> int:

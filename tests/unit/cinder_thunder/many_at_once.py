@@ -9,15 +9,15 @@ import json
 import sys
 from pathlib import Path
 
-from cinder import monkey_patch
+import eventlet
 
-monkey_patch.patch()
+eventlet.monkey_patch()  # as cinder-volume does; cinder.monkey_patch is in Cinder 29 alone
 
 import cinder.privsep  # noqa: E402
-import eventlet  # noqa: E402
 from cinder import context, coordination  # noqa: E402
 from oslo_config import cfg  # noqa: E402
 
+from cinder_thunder import concurrency  # noqa: E402
 from cinder_thunder.db import migration  # noqa: E402
 from cinder_thunder.db.api import Database  # noqa: E402
 from cinder_thunder.masters.masters import Masters  # noqa: E402
@@ -50,6 +50,7 @@ def main(folder: Path, image: Path) -> None:
         "masters": len(volumes.names()),
         "downloads": len(glance.downloads),
         "asked": len(asked),
+        "green": concurrency.is_green(),
     }
     coordination.COORDINATOR.stop()
     sys.stdout.write(json.dumps(summary))

@@ -71,7 +71,12 @@ def test_one_download_for_many(raw_image: Path, tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert json.loads(done.stdout) == {"masters": 1, "downloads": 1, "asked": 4}
+    assert json.loads(done.stdout) == {
+        "masters": 1,
+        "downloads": 1,
+        "asked": 4,
+        "green": True,
+    }
 
 
 def test_image_larger_than_the_volume(

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder import privileged
+from cinder_thunder import concurrency, privileged
 from os_brick_thunder.common import errors
 
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privileged.context, "client_mode", False)
+
+
+def test_a_process_without_eventlets_threads_is_not_green() -> None:
+    assert not concurrency.is_green()
 
 
 def test_tools_outside_the_list_are_refused() -> None:
