@@ -36,7 +36,7 @@ VARIABLE = "THUNDER_FAILPOINTS"
 BEFORE, AFTER = "before", "after"
 
 #: What a step is wrapped in; called with its name: ``dm.create thunder-vol-…``, ``state.save``.
-Watch = Callable[[str], AbstractContextManager[None]]
+StepHook = Callable[[str], AbstractContextManager[None]]
 
 _KIT: Mapping[str, tuple[str, ...]] = {
     "dm": ("create", "reload", "suspend", "resume", "wipe", "remove", "message"),
@@ -48,55 +48,55 @@ _KIT: Mapping[str, tuple[str, ...]] = {
 _TRACKER = ("plan_attach", "plan_sources", "open_export", "close_export", "report", "release")
 
 
-def watched_host(host: Host, state_file: Path, watch: Watch) -> Host:
-    """The same host, each change by way of it wrapped in ``watch``."""
+def hooked_host(host: Host, state_file: Path, hook: StepHook) -> Host:
+    """The same host, each change by way of it run inside ``hook(step)``."""
     return dataclasses.replace(
         host,
-        kit=watched_kit(host.kit, watch),
-        store=WatchedStateFile(state_file, watch),
-        tracker=watched_tracker(host.tracker, watch),
+        kit=hooked_kit(host.kit, hook),
+        store=HookedStateFile(state_file, hook),
+        tracker=hooked_tracker(host.tracker, hook),
     )
 
 
-def watched_kit(kit: Kit, watch: Watch) -> Kit:
-    """The same mechanisms, each change by them wrapped in ``watch``."""
+def hooked_kit(kit: Kit, hook: StepHook) -> Kit:
+    """The same mechanisms, each change by them run inside ``hook(step)``."""
     wrapped = {
-        port: _Watched(getattr(kit, port), port, methods, watch) for port, methods in _KIT.items()
+        port: _Hooked(getattr(kit, port), port, methods, hook) for port, methods in _KIT.items()
     }
 
     def restore_cache(device: str, xml: str) -> None:
-        with watch("restore_cache"):
+        with hook("restore_cache"):
             kit.restore_cache(device, xml)
 
     return dataclasses.replace(kit, restore_cache=restore_cache, **wrapped)
 
 
-def watched_tracker(tracker: Tracker, watch: Watch) -> Tracker:
+def hooked_tracker(tracker: Tracker, hook: StepHook) -> Tracker:
     """The same tracker. Heartbeats, which come by the clock, are not steps."""
-    watched: Any = _Watched(tracker, "tracker", _TRACKER, watch)
-    return watched  # type: ignore[no-any-return]
+    hooked: Any = _Hooked(tracker, "tracker", _TRACKER, hook)
+    return hooked  # type: ignore[no-any-return]
 
 
-class WatchedStateFile(StateFile):
+class HookedStateFile(StateFile):
     """The state file; each write of it is a step."""
 
-    def __init__(self, path: Path, watch: Watch) -> None:
+    def __init__(self, path: Path, hook: StepHook) -> None:
         super().__init__(path)
-        self._watch = watch
+        self._hook = hook
 
     def _save(self) -> None:
-        with self._watch("state.save"):
+        with self._hook("state.save"):
             super()._save()
 
 
-class _Watched:
+class _Hooked:
     """``thing``, with some of its methods wrapped."""
 
-    def __init__(self, thing: Any, port: str, methods: tuple[str, ...], watch: Watch) -> None:
+    def __init__(self, thing: Any, port: str, methods: tuple[str, ...], hook: StepHook) -> None:
         self._thing = thing
         self._port = port
         self._methods = methods
-        self._watch = watch
+        self._hook = hook
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._thing, name)
@@ -107,7 +107,7 @@ class _Watched:
         def step(*args: Any, **kwargs: Any) -> Any:
             # Names of devices are the same in every run; ids, addresses and secrets are not.
             which = f" {args[0]}" if self._port == "dm" else ""
-            with self._watch(f"{self._port}.{name}{which}"):
+            with self._hook(f"{self._port}.{name}{which}"):
                 return found(*args, **kwargs)
 
         return step
@@ -167,7 +167,7 @@ def main() -> int:
     conf = agent.configure()
     transport = rpc.transport(conf)
     host = agent.kernel_host(conf, transport)
-    agent.serve(conf, watched_host(host, Path(conf.thunder.state_file), failpoints), transport)
+    agent.serve(conf, hooked_host(host, Path(conf.thunder.state_file), failpoints), transport)
     return 0
 
 

@@ -20,7 +20,7 @@ from os_brick_thunder.common.state import READY
 LOG = logging.getLogger(__name__)
 
 
-class Service(Protocol):
+class Lifecycle(Protocol):
     """Something that runs in the background; stopping it leaves all devices as they are."""
 
     def start(self) -> None: ...
@@ -38,7 +38,7 @@ class Agent:
         reporter: Reporter,
         guard: PoolGuard,
         drain_timeout: float,
-        services: Sequence[Service],
+        services: Sequence[Lifecycle],
     ) -> None:
         """
         :param drain_timeout: for the status: seconds that an eviction may wait for readers

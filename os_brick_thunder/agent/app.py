@@ -15,9 +15,9 @@ from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.health import PathHealth
 from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.precache import Precacher
-from os_brick_thunder.agent.base.replicas import Replicas
+from os_brick_thunder.agent.base.remote import RemoteReplicas
 from os_brick_thunder.agent.base.sources import Sources
-from os_brick_thunder.agent.base.watch import Watch
+from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.agent.heartbeat import Heartbeat
 from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.pool.usage import PoolUsage
@@ -101,7 +101,7 @@ class App:
 
     agent: Agent
     base: BaseParts
-    watch: Watch
+    watch: SourceWatch
     precacher: Precacher
     usage: PoolUsage
     guard: PoolGuard
@@ -121,7 +121,7 @@ def build(host: Host, settings: Settings) -> App:
     # Bases and the filler call each other.
     base = _build_bases(host, settings, on_ready=lambda image_id: filler.fill(image_id))
     bases, reporter = base.bases, base.reporter
-    watch = Watch(host.store, base.sources, base.health, bases.evict)
+    watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(
         host,
         bases.complete,
@@ -157,7 +157,7 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]
     availability = Availability(host.store)
     reporter = Reporter(host, availability, portal)
     paths = Paths(host, availability)
-    replicas = Replicas(host, settings.parent_wait)
+    replicas = RemoteReplicas(host, settings.parent_wait)
     sources = Sources(host, availability, paths, replicas, reporter)
     exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
     devices = BaseDevices(host, portal)

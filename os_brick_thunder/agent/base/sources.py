@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base import paths as replica_paths
 from os_brick_thunder.agent.base.paths import Paths
-from os_brick_thunder.agent.base.replicas import Replicas
+from os_brick_thunder.agent.base.remote import RemoteReplicas
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
@@ -34,7 +34,7 @@ class Sources:
         host: Host,
         availability: Availability,
         paths: Paths,
-        replicas: Replicas,
+        replicas: RemoteReplicas,
         reporter: Reporter,
     ) -> None:
         self._host = host

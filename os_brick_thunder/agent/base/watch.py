@@ -39,7 +39,7 @@ class _Trouble:
     backoff: Backoff = field(default_factory=Backoff)
 
 
-class Watch:
+class SourceWatch:
     """Keeps the sources of one host's bases working, and does what the trackers order."""
 
     def __init__(

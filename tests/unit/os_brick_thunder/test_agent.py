@@ -92,7 +92,7 @@ class Host:
         """Another agent of this host; ``app`` has its other parts."""
         host = ports.Host(self.kit, StateFile(self.file), self.tracker, TOPOLOGY)
         if tripwire:
-            host = faults.watched_host(host, self.file, tripwire)
+            host = faults.hooked_host(host, self.file, tripwire)
         self.app = app.build(host, dataclasses.replace(fakes.SETTINGS, **options))
         return self.app.agent, self.app.stack.stacks, self.app.base.bases, host.store
 

@@ -43,15 +43,15 @@ def test_steps_have_names_and_reads_are_not_steps(tmp_path: Path) -> None:
         yield
 
     plain = fakes.fake_kit()
-    kit = faults.watched_kit(plain, watch)
+    kit = faults.hooked_kit(plain, watch)
     kit.dm.create("a", TABLE)
     kit.dm.devices()
     kit.pool.create_thin(7)
     assert kit.pool.block == plain.pool.block
     kit.restore_cache("/dev/a", "<xml/>")
     assert kit.targets.targets() == ()
-    faults.WatchedStateFile(tmp_path / "state", watch).put(Stack("v", "t", "/dev/sdb", "direct"))
-    faults.watched_tracker(fakes.FakeTracker(), watch).release("v", "h")
+    faults.HookedStateFile(tmp_path / "state", watch).put(Stack("v", "t", "/dev/sdb", "direct"))
+    faults.hooked_tracker(fakes.FakeTracker(), watch).release("v", "h")
     assert steps == [
         "dm.create a", "pool.create_thin", "restore_cache", "state.save", "tracker.release",
     ]  # fmt: skip
@@ -64,7 +64,7 @@ def test_steps_have_names_and_reads_are_not_steps(tmp_path: Path) -> None:
 )
 def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str, made: int) -> None:
     plain = fakes.fake_kit()
-    dm = faults.watched_kit(plain, Failpoints(control, die)).dm
+    dm = faults.hooked_kit(plain, Failpoints(control, die)).dm
     control.write_text(f"{point}\n")
     dm.create("a", TABLE)
     dm.create("b", TABLE)
@@ -77,7 +77,7 @@ def test_it_dies_at_the_point_alone_and_disarms_first(control: Path, point: str,
 
 
 def test_nothing_is_counted_while_it_is_not_armed(control: Path) -> None:
-    dm = faults.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    dm = faults.hooked_kit(fakes.fake_kit(), Failpoints(control, die)).dm
     dm.suspend("a")
     assert not control.with_name("failpoint.log").exists()
     for _ in range(2):  # counted from one, each time it is armed
@@ -93,7 +93,7 @@ def test_nothing_is_counted_while_it_is_not_armed(control: Path) -> None:
 
 def test_a_step_that_fails_has_no_after(control: Path) -> None:
     control.write_text("nothing")
-    dm = faults.watched_kit(fakes.fake_kit(), Failpoints(control, die)).dm
+    dm = faults.hooked_kit(fakes.fake_kit(), Failpoints(control, die)).dm
     with pytest.raises(Exception, match="No such device"):
         dm.reload("a", TABLE)
     assert control.with_name("failpoint.log").read_text() == "before 1 dm.reload a\n"

@@ -12,7 +12,7 @@ import pytest
 
 from os_brick_thunder.agent.base import watch as watching
 from os_brick_thunder.agent.base.bases import Bases
-from os_brick_thunder.agent.base.watch import Watch
+from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -211,7 +211,7 @@ def test_wrong_bytes_have_the_base_read_from_another_host(host: Host) -> None:
 def test_the_watch_finds_a_new_parent_for_one_that_is_silent(host: Host) -> None:
     store = reading(host)
     now = [1000.0]
-    watch = Watch(
+    watch = SourceWatch(
         store,
         host.app.base.sources,
         host.app.base.health,
@@ -261,7 +261,7 @@ def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
     watch.stop()
 
 
-def _settled(watch: Watch) -> None:
+def _settled(watch: SourceWatch) -> None:
     until = time.monotonic() + 10
     while watch._busy:
         assert time.monotonic() < until

@@ -14,7 +14,7 @@ from os_brick_thunder.common.state import ReplicaPath
 LOG = logging.getLogger(__name__)
 
 
-class Replicas:
+class RemoteReplicas:
     """Opens and closes exports on other hosts, for the bases of this one."""
 
     def __init__(self, host: Host, parent_wait: float) -> None:
