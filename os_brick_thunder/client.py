@@ -12,13 +12,13 @@ import httpx
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.privileged import context
 
-#: Errors of the agent do not grow beyond what a log line should hold.
+#: Longest error of the agent that is passed on, so that it fits into a log line.
 _MAX_ERROR = 500
 
 
 class AgentClient:
     def __init__(self, socket: str, deadline: float) -> None:
-        """:param deadline: seconds that a call may take, from its start to its end"""
+        """:param deadline: seconds that a call may take as a whole"""
         self._socket = socket
         self._deadline = deadline
 
@@ -26,16 +26,18 @@ class AgentClient:
         """Have a stack built over a LUN.
 
         :returns: path of the device to use
-        :raises errors.AgentUnavailable: no agent, none in time, or an answer that makes no sense
-        :raises errors.AgentError: it could not
+        :raises errors.AgentUnavailable: no agent, no reply in time, or an invalid reply
+        :raises errors.AgentError: the agent could not build it
         """
-        # A time, not a span: an agent that was stopped for a while must know that it is too late.
-        # CLOCK_MONOTONIC is the same for all processes of a host.
+        # A point in time, not a duration: an agent that was suspended can then tell that it is too
+        # late. CLOCK_MONOTONIC is the same for all processes of a host.
         expires = time.monotonic() + self._deadline
         body = {"payload": payload.to_wire(), "device": device, "expires": expires}
         path = self._call(f"volumes/{payload.volume_id}/attach", body).get("path")
         if not isinstance(path, str) or not path.startswith("/dev/"):
-            raise errors.AgentUnavailable(f"thunder-agent answered with no device: {path!r:.80}")
+            raise errors.AgentUnavailable(
+                f"invalid reply from thunder-agent: not a device: {path!r:.80}"
+            )
         return path
 
     def detach(self, volume_id: str) -> None:
@@ -57,7 +59,7 @@ class AgentClient:
             if not isinstance(answer, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            raise errors.AgentUnavailable(f"thunder-agent answered nonsense: {error}") from error
+            raise errors.AgentUnavailable(f"invalid reply from thunder-agent: {error}") from error
         if status != 200:
             raise errors.AgentError(str(answer.get("error", f"HTTP {status}"))[:_MAX_ERROR])
         return answer
@@ -68,9 +70,10 @@ def _ask(socket: str, path: str, body: str, deadline: float) -> tuple[int, str]:
     """POST ``body`` to the agent, or GET without one, as root.
 
     :returns: HTTP status and body; status 0 and a reason if there was no answer. Values rather
-        than exceptions, as only few kinds of those cross privsep unharmed.
+        than exceptions: privsep cannot pass on those of httpx.
     """
-    # httpx bounds each read, not the whole: an agent that drips would never time out.
+    # httpx limits the time of each read, not of the whole call: a reply that comes byte by byte
+    # would never time out.
     worker = concurrent.futures.ThreadPoolExecutor(1)
     try:
         return worker.submit(_exchange, socket, path, body, deadline).result(deadline)
@@ -92,7 +95,7 @@ def _exchange(socket: str, path: str, body: str, deadline: float) -> tuple[int, 
         return 0, f"thunder-agent did not answer in {deadline:g} s ({socket})"
     except httpx.ConnectError as error:
         if "Permission denied" in str(error):
-            return 0, f"no right to use {socket}: it is root's alone"
+            return 0, f"permission denied on {socket}: only root may use it"
         return 0, f"thunder-agent is not running ({socket}: {error})"
     except httpx.HTTPError as error:
-        return 0, f"thunder-agent answered nonsense: {error}"
+        return 0, f"invalid reply from thunder-agent: {error}"

@@ -1,8 +1,8 @@
-"""The iSCSI connector that asks the local agent for a stack.
+"""The iSCSI connector that asks the local agent to build a stack over a volume.
 
-It serves every iSCSI backend of the process it is registered in: without a ``thunder`` key in the
-connection data it is os-brick's own connector in every respect. With one, whatever goes wrong
-in the agent ends in the plain iSCSI device and a warning.
+It serves every iSCSI backend of the process that it is registered in. Without a ``thunder`` key in
+the connection data it behaves exactly as os-brick's own connector. With one, any failure of the
+agent results in the plain iSCSI device and a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEY = "thunder"
 
 
 def _payload(properties: dict[str, Any]) -> wire.Payload | None:
-    """The payload in connection data; None, with a warning, for one that we do not speak."""
+    """The payload in connection data; None, with a warning, if it is not supported."""
     raw = properties.get(KEY)
     if raw is None:
         return None
@@ -40,11 +40,15 @@ def _payload(properties: dict[str, Any]) -> wire.Payload | None:
 
 
 class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
-    """os-brick's ISCSIConnector with a stack on top where there can be one."""
+    """os-brick's ISCSIConnector, with a stack on top where possible."""
 
     @staticmethod
     def get_connector_properties(root_helper: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Announce this host to the driver. Never raises: it is asked for all connectors."""
+        """Announce this host to the driver.
+
+        Never raises: os-brick collects the properties of all connectors, so an error here would
+        fail attachments of other protocols, too.
+        """
         properties: dict[str, Any] = brick_iscsi.ISCSIConnector.get_connector_properties(
             root_helper, *args, **kwargs
         )
@@ -64,7 +68,7 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
         return properties
 
     def connect_volume(self, connection_properties: dict[str, Any]) -> dict[str, Any]:
-        """Log the volume in, then put the agent's stack on top of it if there can be one."""
+        """Log in to the volume, then have the agent build a stack on top of it if possible."""
         result: dict[str, Any] = super().connect_volume(connection_properties)
         payload = _payload(connection_properties)
         if payload is None or not isinstance(result, dict) or "path" not in result:
@@ -83,9 +87,9 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
         force: bool = False,
         ignore_errors: bool = False,
     ) -> None:
-        """Take the stack down, if there is one, then log the volume out.
+        """Remove the stack, if there is one, then log out of the volume.
 
-        :raises brick_exception.BrickException: the stack is still there; unless ``force``
+        :raises brick_exception.BrickException: the stack could not be removed; unless ``force``
         """
         volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
         if volume_id and _has_stack(volume_id):
@@ -94,21 +98,21 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
             except Exception as error:
                 if not force:
                     raise brick_exception.BrickException(
-                        f"volume {volume_id} stays connected, as its stack could not be taken "
-                        f"down: {error}. Its data is safe; see to thunder-agent and detach again"
+                        f"volume {volume_id} stays connected, as its stack could not be removed: "
+                        f"{error}. Its data is safe; check thunder-agent and detach again"
                     ) from error
-                LOG.warning("Volume %s is logged out under its stack: %s", volume_id, error)
+                LOG.warning("Volume %s is logged out below its stack: %s", volume_id, error)
         if device_info and str(device_info.get("path", "")).startswith(
             devnames.path(devnames.PREFIX)
         ):
-            # The LUN's own path is found from the connection data.
+            # os-brick then finds the LUN's own path from the connection data.
             device_info = {k: v for k, v in device_info.items() if k != "path"}
         super().disconnect_volume(
             connection_properties, device_info, force=force, ignore_errors=ignore_errors
         )
 
     def extend_volume(self, connection_properties: dict[str, Any]) -> int | None:
-        """Follow the volume's new size: the LUN first, then the stack on it."""
+        """Adopt the volume's new size: the LUN first, then the stack on top of it."""
         size: int | None = super().extend_volume(connection_properties)
         volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
         if volume_id and _has_stack(volume_id):

@@ -1,6 +1,6 @@
 """``thunder-run COMMAND [ARG…]``: runs a Python program with our connector registered.
 
-In the manner of ``opentelemetry-instrument``: no file of the program is changed. Meant for
+No file of the program is changed, as with ``opentelemetry-instrument``. Typical use:
 ``thunder-run nova-compute --config-file /etc/nova/nova.conf``.
 """
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     register()
     if arguments[0] == "-m":
         if len(arguments) == 1:
-            print("thunder-run: -m wants the name of a module", file=sys.stderr)
+            print("thunder-run: -m requires a module name", file=sys.stderr)
             return 2
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -1,7 +1,7 @@
-"""The connector's privsep context: the agent's socket is root's, nova-compute is not.
+"""The connector's privsep context: only root may use the agent's socket, nova-compute is not root.
 
-Run as root, its functions are called directly. Otherwise oslo.privsep starts a helper through
-Nova's root helper, which ``etc/nova/rootwrap.d/thunder.filters`` allows.
+In a process of root's, its functions are called directly. Otherwise oslo.privsep starts a helper
+process through Nova's root helper, which ``etc/nova/rootwrap.d/thunder.filters`` allows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ context = priv_context.PrivContext(
     "os_brick_thunder",
     cfg_section="thunder_brick_privileged",
     pypath=__name__ + ".context",
-    capabilities=[capabilities.CAP_DAC_OVERRIDE],  # to connect to a socket of root's, no more
+    capabilities=[capabilities.CAP_DAC_OVERRIDE],  # to connect to root's socket
 )
 if os.geteuid() == 0:
     context.set_client_mode(False)

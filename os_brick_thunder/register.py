@@ -1,7 +1,7 @@
-"""Puts our connector in os-brick's maps: the only module that reaches into os-brick.
+"""Puts our connector into os-brick's maps: the only module that changes os-brick.
 
-os-brick has no plug-in point for connectors; it looks the protocol up in dictionaries of its
-module at every call.
+os-brick has no plug-in point for connectors; on every call it looks up the protocol in
+dictionaries of its module.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _MAPS = (
 def register() -> None:
     """Make our class os-brick's connector for iSCSI, as soon as os-brick is imported. Idempotent.
 
-    Not before: nova-compute refuses to start when os-brick has brought eventlet in
-    (nova/monkey_patch.py).
+    os-brick is not imported here: nova-compute refuses to start if eventlet was imported before it
+    (nova/monkey_patch.py), and os-brick imports it.
 
-    :raises RuntimeError: as :func:`maps` does, then or when os-brick is imported
+    :raises RuntimeError: as :func:`maps`, here if os-brick was imported before, else in its import
     """
     wrapt.register_post_import_hook(_put, MODULE)
 
 
 def maps(connector: ModuleType | None = None) -> list[dict[str, str]]:
-    """os-brick's own maps, from a protocol to the name of a class; nothing is changed.
+    """os-brick's own maps from a protocol to the name of a class.
 
-    :param connector: os-brick's module, else it is imported
-    :raises RuntimeError: this os-brick has no such maps; its version is not one we know
+    :param connector: os-brick's module; imported if not given
+    :raises RuntimeError: this version of os-brick has no such maps, so it is not supported
     """
     module = connector or importlib.import_module(MODULE)
     found = []

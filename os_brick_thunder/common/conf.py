@@ -12,7 +12,7 @@ from os_brick_thunder.common.policy.iscsinames import PORT
 
 GROUP = "thunder"
 DEFAULT_FILE = "/etc/thunder/thunder.conf"
-#: Environment variable that names another file, for the connector inside nova-compute.
+#: Environment variable with the path of another file, for the connector inside nova-compute.
 FILE_VARIABLE = "THUNDER_CONF"
 
 COMMON_OPTS: list[cfg.Opt] = [
@@ -43,7 +43,7 @@ CONNECTOR_OPTS: list[cfg.Opt] = [
         "attach_deadline",
         default=10.0,
         min=0.1,
-        help="Seconds that the agent may take to build or to take down a volume's stack. If the "
+        help="Seconds that the agent may take to build or to remove a volume's stack. If the "
         "tracker and the replicas take more than half of it, the volume gets its cache after the "
         "attach. If the agent itself does not answer in time, an attach returns the plain iSCSI "
         "device, with a warning.",
@@ -54,8 +54,8 @@ AGENT_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         "pool_device",
         default="",
-        help="Block device for the local thin pool, given to Thunder alone. A device that is in "
-        "use, or carries data of something else, is refused and left untouched.",
+        help="Block device for the local thin pool, for the exclusive use of Thunder. A device "
+        "that is in use, or carries other data, is refused and left untouched.",
     ),
     cfg.StrOpt(
         "pool_volume_group",
@@ -66,7 +66,7 @@ AGENT_OPTS: list[cfg.Opt] = [
         "pool_size_gib",
         default=0,
         min=0,
-        help="Size of the pool in pool_volume_group in GiB; 0 takes all that is free.",
+        help="Size of the pool in pool_volume_group in GiB; 0 is all free space.",
     ),
     cfg.IntOpt(
         "pool_block_kib",
@@ -81,34 +81,34 @@ AGENT_OPTS: list[cfg.Opt] = [
         default=80,
         min=1,
         max=99,
-        help="Percentage of the local pool that is meant to be in use at most. Above it the agent "
-        "removes bases that no volume uses, least recently used first, and then has volumes use "
-        "their storage host alone, those with most local blocks first.",
+        help="Low watermark: target maximum usage of the local pool, in per cent. Above it the "
+        "agent removes bases that no volume uses, least recently used first, and then switches "
+        "volumes to their storage host alone, the ones with the most local blocks first.",
     ),
     cfg.IntOpt(
         "pool_high_percent",
         default=90,
         min=1,
         max=99,
-        help="Percentage of the local pool that is never to be passed, larger than "
-        "pool_low_percent. Above it no base is begun or filled, and volumes are attached without "
-        "a cache. The room between the two is what guests may write while space is being made: "
-        "give a small pool more of it.",
+        help="High watermark: usage of the local pool that must not be exceeded, in per cent, "
+        "larger than pool_low_percent. Above it no base is started or filled, and volumes are "
+        "attached without a cache. Guests write into the space between the two while the agent "
+        "frees space: leave more of it on a small pool.",
     ),
     cfg.StrOpt(
         "state_file",
         default="/var/lib/thunder/state.json",
-        help="What the agent has built, so that a restart finds it again.",
+        help="File in which the agent records what it has built, to find it again after a restart.",
     ),
     cfg.PortOpt("export_port", default=PORT, help="iSCSI port of this host's exports."),
     cfg.IntOpt(
         "fill_rate_mib",
         default=0,
         min=0,
-        help="Bound on the background filling of a base, in MiB/s; 0 is no bound. Reads of "
-        "guests are not bounded by it.",
+        help="Limit for the background filling of a base, in MiB/s; 0 is no limit. It does not "
+        "limit reads of guests.",
     ),
-    cfg.IntOpt("fill_workers", default=2, min=1, help="Bases that are filled at one time."),
+    cfg.IntOpt("fill_workers", default=2, min=1, help="Number of bases that are filled at a time."),
     cfg.FloatOpt(
         "parent_wait",
         default=5.0,
@@ -120,8 +120,9 @@ AGENT_OPTS: list[cfg.Opt] = [
         "drain_timeout",
         default=30.0,
         min=0,
-        help="Seconds that other hosts have to leave a replica of this host that is to go, before "
-        "it stays after all. They are told at their next heartbeat.",
+        help="Seconds that other hosts have to stop reading from a replica that this host is about "
+        "to remove; if one still reads from it then, the replica stays. They are told at their "
+        "next heartbeat.",
     ),
     cfg.FloatOpt("heartbeat_interval", default=5.0, min=0.5, help="Seconds between heartbeats."),
     cfg.FloatOpt("rpc_timeout", default=8.0, min=0.5, help="Seconds to wait for the tracker."),
@@ -129,16 +130,16 @@ AGENT_OPTS: list[cfg.Opt] = [
 
 
 def register(conf: cfg.ConfigOpts, agent: bool = False) -> None:
-    """Register our options on ``conf``, those of the agent too if asked."""
+    """Register our options on ``conf``, with ``agent`` also the agent's."""
     conf.register_opts(COMMON_OPTS + CONNECTOR_OPTS, group=GROUP)
     if agent:
         conf.register_opts(AGENT_OPTS, group=GROUP)
 
 
 def load_connector(path: str | None = None) -> Any:
-    """The connector's options, on a ConfigOpts of its own: it lives in other people's processes.
+    """The connector's options, on a ConfigOpts of its own: it runs inside other services.
 
-    A file that is not there gives the defaults.
+    Without a file all options have their defaults.
     """
     path = path or os.environ.get(FILE_VARIABLE, DEFAULT_FILE)
     conf = cfg.ConfigOpts()

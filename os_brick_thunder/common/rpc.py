@@ -34,7 +34,7 @@ class RpcTracker:
     def __init__(self, transport: Any, timeout: float) -> None:
         """:param timeout: seconds to wait for an answer"""
         self._timeout = timeout
-        self._room = threading.BoundedSemaphore(_CALLS_AT_ONCE)
+        self._slots = threading.BoundedSemaphore(_CALLS_AT_ONCE)
         self._trackers = oslo_messaging.get_rpc_client(
             transport,
             oslo_messaging.Target(
@@ -91,7 +91,7 @@ class RpcTracker:
     def open_export(
         self, source: wire.Source, image_id: str, initiator: str, wait: float
     ) -> wire.Export:
-        """Have a replica opened for an initiator.
+        """Ask an exporter to admit an initiator to its replica.
 
         :param wait: seconds to wait for a replica that is still being built
         :raises errors.NoReplica: there is none; or the reply is not of this replica
@@ -124,15 +124,15 @@ class RpcTracker:
         self._call(self._exporters, exporter, "evict", more=drain + _REMOVAL, image_id=image_id)
 
     def precache(self, host: str, image_id: str, wait: float) -> None:
-        """Have an agent make a base of an image and fill it.
+        """Ask an agent to build a base of an image and to fill it.
 
-        :param wait: seconds that it may take to make one, beside the usual
-        :raises errors.ThunderError: it did not; says why
+        :param wait: seconds that it may take to build it, in addition to the timeout
+        :raises errors.ThunderError: it could not; says why
         """
         self._call(self._exporters, host, "precache", more=wait, image_id=image_id)
 
     def status(self, host: str) -> dict[str, Any]:
-        """What an agent says of itself: ``GET /v1/status``."""
+        """An agent's status, as in ``GET /v1/status``."""
         found: dict[str, Any] = self._call(self._exporters, host, "status")
         return found
 
@@ -185,22 +185,22 @@ class RpcTracker:
             raise errors.ThunderError(f"{who}: {method}: {error}") from error
 
     def _within(self, seconds: float, call: Callable[[], Any]) -> Any:
-        """Make a call in a thread that is waited for no longer than ``seconds``.
+        """Make a call in a thread, and wait for it no longer than ``seconds``.
 
-        While RabbitMQ is away oslo.messaging tries to connect without an end, whatever the
-        timeout of the call. Such threads end when it is back, or with the process.
+        While RabbitMQ is unreachable oslo.messaging tries to connect forever, whatever the timeout
+        of the call. Such threads end when it is back, or with the process.
 
         :raises TimeoutError:
         """
         until = time.monotonic() + seconds
-        if not self._room.acquire(timeout=seconds):
+        if not self._slots.acquire(timeout=seconds):
             raise TimeoutError
 
         def counted() -> Any:
             try:
                 return call()
             finally:
-                self._room.release()
+                self._slots.release()
 
         return within(until - time.monotonic(), counted, "rpc")
 

@@ -1,7 +1,8 @@
-"""The one gate through which processes are started.
+"""The only function that starts tools.
 
-Stdout comes back, or :class:`ProcessError` with argv, exit code and stderr. No shell. Secrets
-never go into ``argv``, which any user can read and which is logged: give them on ``stdin``.
+It returns their standard output or raises :class:`.errors.ProcessError` with argv, exit code and
+standard error. There is no shell. Secrets must not be in ``argv``, which any user can read and
+which is logged: pass them on ``stdin``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from os_brick_thunder.common import errors
 
 LOG = logging.getLogger(__name__)
 
-#: Nothing we start should take longer (seconds); what may, says so.
+#: Seconds. Callers of slower tools pass their own.
 DEFAULT_TIMEOUT = 60.0
 
 
 class Runner(Protocol):
-    """What mechanism takes to run a tool; tests inject another."""
+    """The type of :func:`run`; tests inject another function."""
 
     def __call__(
         self, *argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT
@@ -33,8 +34,8 @@ def run(*argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT) 
     """Run a command to its end and return what it printed.
 
     :param stdin: text for its standard input; never logged
-    :param timeout: seconds, after which it is killed
-    :raises errors.ProcessError: it exited with another code than 0 (127: there is no such tool)
+    :param timeout: seconds after which it is killed
+    :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool)
     :raises errors.ProcessTimeout: it was killed
     """
     began = time.monotonic()
@@ -59,23 +60,23 @@ def run(*argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT) 
 
 
 def when_killed(*argv: str) -> Callable[[], None]:
-    """Have a command run as soon as this process has died, however it did.
+    """Have a command run as soon as this process has died, for whatever reason.
 
-    For what must not stay half-way until somebody starts us again. A process of its own waits for
-    the end of a pipe that we hold.
+    For state that must not persist until the next start. A separate process waits for the end of
+    a pipe whose other end is ours.
 
-    :returns: calls it off
+    :returns: cancels it
     """
     guard = subprocess.Popen(
         ("/bin/sh", "-c", 'read -r _; exec "$@"', "sh", *argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a signal to all of us is not for it
+        start_new_session=True,  # a signal to our process group must not end it
     )
 
-    def call_off() -> None:
+    def cancel() -> None:
         guard.kill()
         guard.communicate()
 
-    return call_off
+    return cancel

@@ -1,7 +1,7 @@
-"""What this agent has built, in a file that survives restart and reboot.
+"""The agent's state, in a file that survives restarts and reboots.
 
-The file records intent: an entry is written before the kernel is touched and removed after the
-kernel has let go. It is replaced whole and synced, so it is never half written.
+The file records intent: an entry is written before its devices are created, and removed after they
+are. The file is replaced as a whole and synced, so it is never incomplete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
 
-#: Pairs, as in "trying" and "done": what lies between is known after a crash.
+#: Phases of an entry. After a crash, "creating" and "removing" tell what was interrupted.
 CREATING, READY, REMOVING = "creating", "ready", "removing"
 #: States of a path.
 OPEN, STALE = "open", "stale"
@@ -67,7 +67,7 @@ class Base:
     complete: bool = False
     fetched: int = 0  # bytes read from replicas until it was complete
     paths: tuple[ReplicaPath, ...] = ()
-    used: float = 0.0  # when a volume of this host last came or went, seconds since 1970
+    used: float = 0.0  # last attach or detach of a volume here, in seconds since 1970
 
     @property
     def extents(self) -> Extents:
@@ -131,17 +131,17 @@ class _Document:
     bases: dict[str, Base] = field(default_factory=dict)
     stacks: dict[str, Stack] = field(default_factory=dict)
     next_thin_id: int = 1
-    #: volume → tracker: stacks that are gone, which a tracker has not been told yet.
+    #: volume → tracker: removed stacks that have not been reported to the tracker yet.
     releases: dict[str, str] = field(default_factory=dict)
-    #: image → location: bases that are gone, which the trackers have not been told yet.
+    #: image → location: removed bases that have not been reported to the trackers yet.
     withdrawals: dict[str, str] = field(default_factory=dict)
 
 
 class StateFile:
-    """The state file. Safe for threads; values are frozen, so readers need no lock."""
+    """The state file. Thread-safe; values are frozen, so readers need no lock."""
 
     def __init__(self, path: Path) -> None:
-        """:raises errors.StateError: the file is there but cannot be read"""
+        """:raises errors.StateError: the file exists but cannot be read"""
         self._path = path
         self._lock = threading.RLock()
         self._doc = self._load()
@@ -165,7 +165,7 @@ class StateFile:
 
     @property
     def withdrawals(self) -> dict[str, str]:
-        """Without those that are expected just now."""
+        """Image → location of removed bases, without those that are expected to return."""
         with self._lock:
             return {i: w for i, w in self._doc.withdrawals.items() if not self._expected[i]}
 
@@ -181,7 +181,7 @@ class StateFile:
             self._save()
 
     def touch(self, image_id: str) -> None:
-        """A volume of this image came or went just now."""
+        """Record that a volume of this image was attached or detached just now."""
         with self._lock:
             base = self._doc.bases.get(image_id)
             if base:
@@ -189,7 +189,7 @@ class StateFile:
                 self._save()
 
     def drop_base(self, image_id: str) -> None:
-        """Forget a base; that the trackers are to be told is remembered."""
+        """Remove a base, and record that the trackers have to be told."""
         with self._lock:
             base = self._doc.bases.pop(image_id, None)
             if base:
@@ -197,7 +197,7 @@ class StateFile:
             self._save()
 
     def drop_stack(self, volume_id: str) -> None:
-        """Forget a stack; that its tracker is to be told is remembered."""
+        """Remove a stack, and record that its tracker has to be told."""
         with self._lock:
             stack = self._doc.stacks.pop(volume_id, None)
             if stack:
@@ -211,20 +211,20 @@ class StateFile:
                 self._save()
 
     def withdrawal(self, image_id: str) -> str | None:
-        """The location of a base that is gone; None when there is nothing to tell."""
+        """The location of a removed base; None if the trackers need not be told."""
         with self._lock:
             return self._doc.withdrawals.get(image_id)
 
     def expected(self, image_id: str) -> bool:
-        """Whether a base is about to come."""
+        """Whether a base of this image is being planned."""
         with self._lock:
             return bool(self._expected[image_id])
 
     @contextlib.contextmanager
     def expecting(self, image_id: str) -> Iterator[None]:
-        """While a tracker plans a base here, and until it is put: what does not come is withdrawn.
+        """While a tracker plans a base here, until it is put; if it is not, it is withdrawn later.
 
-        The tracker has a location before we know of it, so this is remembered beforehand.
+        The tracker has a location before its answer arrives, so the withdrawal is recorded first.
         """
         with self._lock:
             self._expected[image_id] += 1
@@ -244,7 +244,7 @@ class StateFile:
                 self._save()
 
     def new_thin_id(self) -> int:
-        """An id that was never used before, so that no old data can be met under it."""
+        """An id that was never used before, so that no old data can be read under it."""
         with self._lock:
             thin_id = self._doc.next_thin_id
             self._doc.next_thin_id += 1
@@ -255,7 +255,7 @@ class StateFile:
         try:
             raw = json.loads(self._path.read_text())
             if raw["version"] != VERSION:
-                raise ValueError(f"version {raw['version']}, this agent knows {VERSION}")
+                raise ValueError(f"version {raw['version']}, this agent supports {VERSION}")
             bases, stacks = entries(raw)
             return _Document(
                 bases={base.image_id: base for base in bases},

@@ -1,4 +1,4 @@
-"""What the kernel counts of a stack, as the agent's status and ``thunder stack list`` show it."""
+"""The kernel's statistics of a stack, for the agent's status and ``thunder stack list``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class _Kernel(Protocol):
 
 
 def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
-    """A stack's entry and its figures, in JSON types.
+    """A stack's entry in the state file and its statistics, in JSON types.
 
-    ``cache`` is None for a stack without one and for one whose devices are not there; ``failed``
-    counts paths of the volume that the kernel has given up; ``present``: its device is there.
+    ``cache`` is None for a stack without a cache, and while its devices do not exist; ``failed``
+    counts the paths of the volume that have failed; ``present``: its device exists.
     """
     names = VolumeNames(stack.volume_id)
     vol = _status(dm, names.vol)
@@ -33,7 +33,7 @@ def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
 
 
 def _status(dm: _Kernel, name: str) -> str:
-    """Empty while the device is being built, or on its way out."""
+    """The status of a device; empty while it is being built or removed."""
     try:
         return dm.status(name)
     except errors.ProcessError:

@@ -1,4 +1,4 @@
-"""Calls that are waited for no longer than a given time."""
+"""Calls with a time limit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _T = TypeVar("_T")
 def within(seconds: float, call: Callable[[], _T], name: str) -> _T:
     """Make a call in a thread of its own and wait for its result.
 
-    A call that takes longer goes on, and its result is dropped: what it has made is its own to
-    keep or to undo. The thread does not keep the process from ending.
+    A call that exceeds the limit continues, and its result is dropped: it has to undo what it made
+    itself. The thread does not keep the process from exiting.
 
+    :param seconds: how long to wait
     :param name: of the thread
     :raises TimeoutError: there was no result in time
     """

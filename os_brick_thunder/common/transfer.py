@@ -1,10 +1,11 @@
-"""Every copy of image data that Thunder makes, out of the same few parts.
+"""Copies of image data.
 
-:func:`copy` takes a source and a destination and returns a :class:`Transfer`, which works in a
+:func:`copy` takes a source and a destination and returns a :class:`Transfer`, which runs in a
 native thread: one pass over the source, in pieces, each checked against the image's manifest
-before any of it is written. What the destination has already is not copied again, so whatever was
-cut off goes on from there. A source is a raw :class:`File` (a Glance image after Cinder's checks)
-or a :class:`Device` (a replica that is logged in, a base's source); a destination is a Device.
+before any of it is written. What the destination has already is not copied again, so an
+interrupted copy resumes where it was. A source is a raw :class:`File` (a Glance image after
+Cinder's checks) or a :class:`Device` (a replica that is logged in, a base's source); a destination
+is a Device.
 
 Sizes and offsets are in bytes.
 """
@@ -35,8 +36,8 @@ LONGEST_PIECE = 64 << 20
 #: linux/fs.h: a block device's logical block size
 _BLKSSZGET = 0x1268
 _ZEROS = bytes(GRAIN)
-#: Seconds between looks at what another thread does.
-_LOOK = 0.05
+#: Interval, in seconds, at which a transfer in another thread is polled.
+_POLL = 0.05
 
 
 class Source(Protocol):
@@ -50,7 +51,10 @@ class Source(Protocol):
     def size(self) -> int: ...
 
     def read(self, buffer: memoryview, offset: int) -> int:
-        """Fill ``buffer``, or its beginning; returns how much of it. 0: the source has ended."""
+        """Fill ``buffer`` or the beginning of it.
+
+        :returns: the number of bytes read; 0 at the end of the source
+        """
 
     def forget(self, start: int, end: int) -> None:
         """These bytes will not be read again."""
@@ -61,8 +65,8 @@ class Source(Protocol):
 class Destination(Protocol):
     """Where an image is written to.
 
-    ``present`` is there already. With ``sparse`` what is not written reads as zeroes; otherwise
-    zeroes are written, too. ``block`` is what it allocates at a time.
+    ``present`` need not be written. With ``sparse``, what is not written reads as zeroes; otherwise
+    zeroes are written, too. ``block`` is its unit of allocation.
     """
 
     name: str
@@ -72,7 +76,7 @@ class Destination(Protocol):
     present: Extents
 
     def write(self, buffer: memoryview, offset: int) -> int:
-        """Write ``buffer``, or its beginning; returns how much of it."""
+        """Write ``buffer`` or the beginning of it; returns the number of bytes written."""
 
     def flush(self) -> None: ...
 
@@ -80,9 +84,9 @@ class Destination(Protocol):
 
 
 class File:
-    """A raw image in a file, its holes left out.
+    """A raw image in a file, without its holes.
 
-    :param size: of the image: the file's own, or more (what is past its end reads as zeroes)
+    :param size: of the image: the file's own, or more (beyond its end it reads as zeroes)
     """
 
     align = 1
@@ -107,7 +111,7 @@ class File:
         while at < length:
             try:
                 start = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but a hole is left
+            except OSError:  # ENXIO: the rest is a hole
                 return
             at = os.lseek(self._fd, start, os.SEEK_HOLE)
             yield start, at
@@ -127,7 +131,7 @@ class File:
 
 
 class Device:
-    """A block device, past the page cache; or a file that stands for one in tests."""
+    """A block device, bypassing the page cache; or a file that stands for one in tests."""
 
     def __init__(
         self,
@@ -143,9 +147,9 @@ class Device:
     ) -> None:
         """
         :param size: of the image, which may be less than the device's
-        :param extents: of a source: what is worth reading; all of it if not given
-        :param present: of a destination: what it has already
-        :param forget: of a source: called with the start and end of what was read
+        :param extents: of a source: the ranges to read; all of it if not given
+        :param present: of a destination: the ranges that it has already
+        :param forget: of a source: called with the start and end of each range that was read
         :raises OSError: it cannot be opened
         """
         self.name = path
@@ -194,12 +198,12 @@ def copy(
     proceed: Callable[[], bool] = lambda: True,
     spawn: Callable[[Callable[[], None]], object] = _in_a_thread,
 ) -> Transfer:
-    """Begin to copy an image; both ends are closed when it has come to its end.
+    """Start to copy an image; both ends are closed when the copy ends.
 
-    :param manifest: what every byte is checked against before it is written
-    :param digest: make the image's manifest on the way, see :attr:`Transfer.manifest`
-    :param rate: bytes a second; 0 is no bound
-    :param proceed: asked before each piece, in that thread; it may wait, and False cancels
+    :param manifest: every byte is checked against it before it is written
+    :param digest: make the image's manifest, see :attr:`Transfer.manifest`
+    :param rate: limit in bytes a second; 0 is no limit
+    :param proceed: called before each piece, in that thread; it may wait, and False cancels
     :param spawn: runs a function in a native thread
     """
     transfer = Transfer(source, destination, manifest, digest, rate, proceed)
@@ -208,14 +212,14 @@ def copy(
 
 
 class Transfer:
-    """A copy under way.
+    """A copy in progress.
 
-    Its state is plain attributes, and who waits looks at them now and then: locks of a process
-    with green threads do not work across native ones.
+    Its state is plain attributes, which are polled: in a process with green threads, locks do not
+    work between these and native threads.
 
     :ivar total: bytes that have to be copied
-    :ivar done: of these, what has been; zeroes that need no writing count
-    :ivar finished: it has come to its end, whatever that was
+    :ivar done: bytes of these that have been, including zeroes that need not be written
+    :ivar finished: the copy has ended, with or without success
     """
 
     def __init__(
@@ -236,7 +240,7 @@ class Transfer:
         self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
         self._size = source.size
         self._wanted = source.extents.difference(destination.present)
-        #: What is read of a piece: to check a chunk takes all of it.
+        #: What is read of a piece: to check a chunk, all of it.
         self._read = source.extents if manifest or digest else self._wanted
         self._cancelled = False
         self._error: BaseException | None = None
@@ -245,13 +249,13 @@ class Transfer:
         self.done = 0
         self.finished = False
 
-    # -- for who asked for it -------------------------------------------------------------------
+    # -- for the caller -------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end, for ``timeout`` seconds at most.
 
-        :returns: whether it has come to its end
-        :raises errors.WrongDigest: the source gave other bytes than the image's
+        :returns: whether it has ended
+        :raises errors.WrongDigest: the source returned other bytes than the image's
         :raises errors.TransferCancelled:
         :raises errors.TransferError: reading or writing failed; says where
         """
@@ -259,24 +263,24 @@ class Transfer:
         while not self.finished:
             if until is not None and time.monotonic() >= until:
                 return False
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         if self._error is not None:
             raise self._error
         return True
 
     def cancel(self) -> None:
-        """Let it end after the piece that it is at; what is written stays."""
+        """Let it end after the current piece; what has been written stays."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Cancel it and wait until it lets go of both ends."""
+        """Cancel it and wait until both ends are closed."""
         self.cancel()
         while not self.finished:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
     @property
     def manifest(self) -> Manifest | None:
-        """Of what was copied, if that was asked for and it came to a good end."""
+        """The image's manifest, if it was requested and the copy succeeded."""
         return self._manifest
 
     # -- the work -------------------------------------------------------------------------------
@@ -302,14 +306,14 @@ class Transfer:
     def _copy(self) -> None:
         began = time.monotonic()
         piece = self._piece()
-        buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT wants
+        buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT requires
         view = memoryview(buffer)
         for start, end in self._pieces(piece):
             self._check_cancelled()
             try:
                 self._fetch(view, start, end)
                 self._verify(view, start, end)
-            finally:  # of wrong bytes, too, nothing is kept
+            finally:  # nothing is kept in the page cache, wrong bytes included
                 self._source.forget(start, end)
             for a, b in _within(self._wanted, start, end):
                 for first, last in self._runs(buffer, a - start, b - start):
@@ -321,9 +325,9 @@ class Transfer:
             self._manifest = Manifest(self._size, self._chunk, b"".join(self._digests))
 
     def _piece(self) -> int:
-        """Whole chunks, so that they can be checked, of whole blocks, so that they are new.
+        """Length of a piece: whole chunks, which can be checked, of whole blocks.
 
-        A block that is written in part would take its other bytes from elsewhere.
+        The thin pool would fill the rest of a partially written block from the origin.
         """
         piece = math.lcm(self._chunk, self._destination.block)
         return piece if piece <= LONGEST_PIECE else self._chunk
@@ -340,7 +344,7 @@ class Transfer:
             )
 
     def _fetch(self, view: memoryview, start: int, end: int) -> None:
-        """Read a piece; holes, and what is past the image's end, are zeroes."""
+        """Read a piece; holes and what is beyond the image's end are zeroes."""
         at = start
         for a, b in _within(self._read, start, end):
             _zero(view, at - start, a - start)
@@ -369,17 +373,17 @@ class Transfer:
         return manifests.digest_of_zeroes(len(chunk)) if hole else manifests.digest(chunk)
 
     def _runs(self, buffer: mmap.mmap, first: int, last: int) -> Iterable[tuple[int, int]]:
-        """What of a buffer's bytes ``[first, last)`` has to be written."""
+        """The parts of a buffer's bytes ``[first, last)`` that have to be written."""
         return _data(buffer, first, last) if self._destination.sparse else [(first, last)]
 
     def _put(self, view: memoryview, start: int, first: int, last: int) -> None:
-        """Write bytes ``[first, last)`` of a buffer that holds the image from ``start`` on."""
+        """Write bytes ``[first, last)`` of a buffer; ``start`` is its offset in the image."""
         last = _rounded(last, self._destination.align)
         while first < last:
             written = self._destination.write(view[first:last], start + first)
             if written <= 0:
                 raise errors.TransferError(
-                    f"{self._destination.name} takes nothing at {start + first}"
+                    f"{self._destination.name}: no bytes could be written at {start + first}"
                 )
             first += written
 
@@ -388,7 +392,7 @@ class Transfer:
             ahead = self.done / self._rate - (time.monotonic() - began)
             if ahead <= 0:
                 return
-            time.sleep(min(ahead, _LOOK))
+            time.sleep(min(ahead, _POLL))
 
 
 def _rounded(offset: int, align: int) -> int:
@@ -412,7 +416,7 @@ def _within(extents: Extents, start: int, end: int) -> Iterator[tuple[int, int]]
 
 
 def _data(buffer: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where in ``[start, end)`` of a buffer there is more than zeros, in whole grains."""
+    """The parts of ``[start, end)`` of a buffer that are not zeros, in whole grains."""
     begun: int | None = None
     for a, b in Extents(((start, end),)).chunks(GRAIN):
         if buffer[a:b] == (_ZEROS if b - a == GRAIN else _ZEROS[: b - a]):

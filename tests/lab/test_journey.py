@@ -165,7 +165,7 @@ def test_an_agent_that_does_not_do_its_work_costs_no_attach(
 _TROUBLES = {
     "hung": "thunder-agent did not answer in",
     "stopped": "thunder-agent is not running",
-    "garbage": "thunder-agent answered nonsense",
+    "garbage": "invalid reply from thunder-agent",
 }
 _GARBAGE = """\
 import os, socket

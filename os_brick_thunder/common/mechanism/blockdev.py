@@ -15,7 +15,7 @@ SYSFS = Path("/sys")
 
 
 def devnum(device: str) -> str:
-    """``major:minor`` of a device, which may be given as such already.
+    """``major:minor`` of a device; returned as it is if ``device`` has that form already.
 
     :raises errors.DeviceNotFound: no such node, or it is not a block device
     """
@@ -38,14 +38,14 @@ def _attribute(device: str, name: str) -> str:
     try:
         return (_sysfs(device) / name).read_text()
     except OSError as error:
-        # It went away before the file was opened, or before it was read.
+        # The device was removed before the file was opened, or before it was read.
         if error.errno in (errno.ENOENT, errno.ENODEV):
             raise errors.DeviceNotFound(device) from error
         raise
 
 
 def size(device: str) -> int:
-    """Bytes.
+    """Size of a device in bytes.
 
     :raises errors.DeviceNotFound:
     """
@@ -61,9 +61,9 @@ def bytes_read(device: str) -> int:
 
 
 def ensure_unused(device: str) -> None:
-    """Check that nothing has a device mounted, mapped or otherwise claimed.
+    """Check that a device is not mounted, mapped or otherwise claimed.
 
-    :raises errors.DeviceBusy: says by what, as far as sysfs tells
+    :raises errors.DeviceBusy: names its holders, as far as sysfs knows them
     :raises errors.DeviceNotFound:
     """
     devnum(device)
@@ -77,12 +77,12 @@ def ensure_unused(device: str) -> None:
         raise errors.DeviceBusy(
             device,
             ", ".join(holders) or "a mount or another claim",
-            "Give thunder a device of its own (option pool_device)",
+            "Give thunder a device for its exclusive use (option pool_device)",
         ) from error
 
 
 def foreign_signature(device: str, runner: Runner = run) -> str | None:
-    """What blkid(8) finds on a device: ``ext4``, ``LVM2_member``, a partition table; or None."""
+    """The type of data that blkid(8) finds on a device: ``ext4``, ``LVM2_member``, or None."""
     try:
         text = runner("blkid", "--probe", "--output", "export", device)
     except errors.ProcessError as error:
@@ -95,7 +95,7 @@ def foreign_signature(device: str, runner: Runner = run) -> str | None:
 
 
 def drop_cache(device: str, offset: int, length: int) -> None:
-    """Drop clean pages of a device's page cache."""
+    """Drop the clean pages of a range, in bytes, from a device's page cache."""
     fd = os.open(device, os.O_RDONLY)
     try:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,7 +1,7 @@
-"""Device-mapper's own interface, for what is asked so often that a process each would cost too
-much: ``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>.
+"""Device-mapper's ioctl interface, for queries too frequent to start a process for each.
 
-Changes of tables stay with dmsetup(8), which knows udev's part in them.
+``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. Tables are changed through dmsetup(8),
+which synchronises with udev.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ CONTROL = "/dev/mapper/control"
 #: struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr,
 #: padding, dev, name, uuid, padding.
 _HEADER = struct.Struct("=3IIIIiIIIQ128s129s7x")
-_VERSION = (4, 0, 0)  # of the interface; what is used here has been in it from the start
+_VERSION = (4, 0, 0)  # of the interface; all that is used here is in its first version
 #: struct dm_target_spec: sector_start, length, status, next, target_type.
 _SPEC = struct.Struct("=QQiI16s")
 #: struct dm_target_msg: sector; then the text.
 _MESSAGE = struct.Struct("=Q")
 _TABLE_STATUS, _TARGET_MSG = 12, 14
 _STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
-_ROOM = 16 << 10
+_BUFFER = 16 << 10
 
 
 class DmIoctl(DmSetup):
-    """The kernel's device-mapper, as root: what is asked, and messages, without a process."""
+    """The kernel's device-mapper, as root: queries and messages without a process."""
 
     def status(self, name: str) -> str:
         return status(name)
@@ -49,9 +49,9 @@ class DmIoctl(DmSetup):
 
 
 def status(name: str) -> str:
-    """The status of a device, a line a segment: the target's type, then its own words.
+    """The status of a device, one line for each segment: target type and its status words.
 
-    Nothing is flushed for it.
+    Does not flush the device.
 
     :raises errors.ProcessError: as dmsetup would fail
     """
@@ -70,23 +70,25 @@ def table(name: str) -> str:
 
 
 def message(name: str, text: str) -> str:
-    """Send a message to a device's first segment; its answer, if it has one.
+    """Send a message to a device's first segment.
+
+    :returns: its reply, if it has one
 
     :raises errors.ProcessError: as dmsetup would fail
     """
     payload = _MESSAGE.pack(0) + text.encode() + b"\0"
-    header, data = _call(f"message {text}", _TARGET_MSG, name, payload, 0, _ROOM)
+    header, data = _call(f"message {text}", _TARGET_MSG, name, payload, 0, _BUFFER)
     return _text(data) if header[7] & _DATA_OUT else ""
 
 
 def _segments(what: str, name: str) -> Iterator[tuple[int, int, str, str]]:
-    """Of each segment: its first sector, its sectors, the target's type, the target's words."""
-    flags, room = _STATUS_TABLE if what == "table" else _NOFLUSH, _ROOM
+    """For each segment: first sector, length in sectors, target type and its words."""
+    flags, space = _STATUS_TABLE if what == "table" else _NOFLUSH, _BUFFER
     while True:
-        header, data = _call(what, _TABLE_STATUS, name, b"", flags, room)
+        header, data = _call(what, _TABLE_STATUS, name, b"", flags, space)
         if not header[7] & _BUFFER_FULL:
             break
-        room *= 2
+        space *= 2
     at = 0
     for _ in range(header[5]):
         start, length, _status, following, kind = _SPEC.unpack_from(data, at)
@@ -95,9 +97,9 @@ def _segments(what: str, name: str) -> Iterator[tuple[int, int, str, str]]:
 
 
 def _call(
-    what: str, command: int, name: str, payload: bytes, flags: int, room: int
+    what: str, command: int, name: str, payload: bytes, flags: int, space: int
 ) -> tuple[tuple[int, ...], bytes]:
-    size = _HEADER.size + room
+    size = _HEADER.size + space
     buffer = bytearray(size)
     _HEADER.pack_into(
         buffer, 0, *_VERSION, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name.encode(), b""

@@ -1,4 +1,4 @@
-"""Device-mapper, through dmsetup(8): one method a verb."""
+"""Device-mapper through dmsetup(8), one method for each command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from os_brick_thunder.common.run import Runner, run, when_killed
 
 @dataclass(frozen=True)
 class Device:
-    """A device as the kernel has it; ``opened`` counts its openers, other devices included."""
+    """A device in the kernel; ``opened`` counts its openers, including other devices."""
 
     name: str
     uuid: str
@@ -32,9 +32,9 @@ class DmSetup:
         self._guards: dict[str, Callable[[], None]] = {}
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
-        """Create a device, or accept one of that name with that very table.
+        """Create a device, or accept an existing one with the same name and table.
 
-        :raises errors.TableMismatch: the name is taken by a device with another table
+        :raises errors.TableMismatch: a device of that name has another table
         :raises errors.ProcessError: the kernel refused the table
         """
         argv = ["dmsetup", "create", name, "--uuid", UUID_PREFIX + name]
@@ -48,21 +48,20 @@ class DmSetup:
                 raise errors.TableMismatch(name, str(table), str(found)) from None
 
     def reload(self, name: str, table: Table, readonly: bool = False) -> None:
-        """Swap a live device's table. I/O waits meanwhile; only readahead fails.
+        """Replace a live device's table. I/O waits meanwhile, except readahead, which fails.
 
-        (A suspended device fails readahead: a multipath above takes that for a failed path. See
-        :meth:`suspend`.)
+        A multipath device above takes failed readahead for a failed path; see :meth:`suspend`.
         """
         flags = ["--readonly"] if readonly else []
         self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
-        # Resuming a device that has a table loaded suspends it, swaps and resumes in one call: it
-        # is never left suspended, whenever we die.
+        # Resuming a device with a loaded table suspends it, swaps the tables and resumes it, in one
+        # ioctl: if this process dies, the device is not left suspended.
         self.resume(name)
 
     def suspend(self, name: str) -> None:
-        """Finish what is in flight, let the rest wait until :meth:`resume` or :meth:`reload`.
+        """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`reload`.
 
-        Should this process die before that, the device is resumed all the same.
+        If this process dies before that, the device is resumed nevertheless.
         """
         if name not in self._guards:
             self._guards[name] = when_killed("dmsetup", "resume", name)
@@ -70,20 +69,20 @@ class DmSetup:
 
     def resume(self, name: str) -> None:
         self._run("dmsetup", "resume", name)
-        if call_off := self._guards.pop(name, None):
-            call_off()
+        if cancel := self._guards.pop(name, None):
+            cancel()
 
     def wipe(self, name: str) -> None:
-        """Fail all I/O of a device from now on, what waits in it included."""
+        """Fail all I/O of a device from now on, including what is queued."""
         self._run("dmsetup", "wipe_table", "--noflush", name)
 
     def remove(self, name: str) -> None:
         """Remove a device; absent is success.
 
-        :raises errors.DeviceBusy: somebody has it open
+        :raises errors.DeviceBusy: it is open
         """
         try:
-            # udev's probes hold a device for an instant: --retry outlasts them.
+            # udev's probes open a device for a moment: --retry outlasts them.
             self._run("dmsetup", "remove", "--retry", name)
         except errors.ProcessError:
             found = {device.name: device for device in self.devices()}.get(name)
@@ -97,14 +96,14 @@ class DmSetup:
         return self._run("dmsetup", "message", name, "0", *text.split())
 
     def status(self, name: str) -> str:
-        """The status of a device, a line a segment: the target's type, then its own words."""
+        """The status of a device, one line for each segment: target type and its status words."""
         lines = self._run("dmsetup", "status", "--noflush", name).strip().splitlines()
         return "\n".join(line.split(" ", 2)[2] for line in lines)
 
     def table(self, name: str) -> Table | None:
         """The live table, or None if there is no such device.
 
-        :raises ValueError: a table that we never write
+        :raises ValueError: not a table that we write
         """
         try:
             return Table.parse(self._run("dmsetup", "table", name))
@@ -114,7 +113,7 @@ class DmSetup:
             return None
 
     def devices(self) -> list[Device]:
-        """All devices that are ours, by their UUID's prefix."""
+        """All devices whose UUID has our prefix."""
         text = self._run(
             "dmsetup", "info", "--columns", "--noheadings", "--separator", "|",
             "--options", "name,uuid,major,minor,open,readonly,suspended",

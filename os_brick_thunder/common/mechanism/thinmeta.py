@@ -1,4 +1,4 @@
-"""What a thin pool's metadata says, through thin_dump(8) on a metadata snapshot."""
+"""Metadata of thin pools, through thin_dump(8) and its siblings on a metadata snapshot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
 
 
 class Messenger(Protocol):
-    """Sends messages to devices, as :class:`.dmsetup.DmSetup` does."""
+    """Sends messages to devices; see :meth:`.dmsetup.DmSetup.message`."""
 
     def message(self, name: str, text: str) -> str: ...
 
@@ -33,11 +33,11 @@ class _Batch:
 
 
 class MetadataSnapshot:
-    """The one snapshot of its metadata that a pool can have, shared by callers that wait for it.
+    """A pool can have one metadata snapshot; concurrent callers share it.
 
-    A caller never uses a snapshot that was reserved before it asked: what was written to the
-    volume in between would be missing, and a stale map is wrong bytes. So a batch of callers is
-    closed before its snapshot is reserved, and a caller that comes later joins the next batch.
+    A caller never uses a snapshot that was reserved before its call: writes to the volume in
+    between would be missing from the map, and a stale map is wrong bytes. So a batch of callers is
+    closed before its snapshot is reserved, and later callers join the next batch.
     """
 
     def __init__(self, pool: str, dm: Messenger) -> None:
@@ -45,12 +45,12 @@ class MetadataSnapshot:
         self._pool = pool
         self._dm = dm
         self._changed = threading.Condition()
-        self._held = False  # a batch was closed, and not all of its members have left
+        self._held = False  # by a closed batch, until all of its members have left
         self._open = _Batch()  # the one that the next caller joins
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Have a snapshot that was reserved after this call.
+        """Hold a snapshot that was reserved after this call.
 
         :raises errors.ProcessError: it cannot be reserved
         """
@@ -66,8 +66,8 @@ class MetadataSnapshot:
     def _await(self, batch: _Batch) -> None:
         with self._changed:
             self._changed.wait_for(lambda: batch.reserved or batch.error or not self._held)
-            # While nobody holds the snapshot this batch is the open one: its first member to wake
-            # up reserves for all.
+            # While the snapshot is not held, this batch is the open one: its first member to wake
+            # up reserves the snapshot for all.
             first = not self._held
             if first:
                 self._held, self._open = True, _Batch()
@@ -81,7 +81,7 @@ class MetadataSnapshot:
             try:
                 self._dm.message(self._pool, RESERVE)
             except errors.ProcessError:
-                # A process that died may have left one behind.
+                # A process may have died without releasing its snapshot.
                 self._dm.message(self._pool, RELEASE)
                 self._dm.message(self._pool, RESERVE)
             batch.reserved = True
@@ -114,7 +114,7 @@ class ThinMetadata:
         self._snapshot = MetadataSnapshot(pool, dm)
 
     def mapped(self, thin_id: int) -> Extents:
-        """Bytes of a thin device that have blocks of their own."""
+        """The ranges of a thin device, in bytes, that are mapped to blocks."""
         with self._snapshot():
             text = self._run(
                 "thin_dump", "--metadata-snap", "--dev-id", str(thin_id), self._metadata
@@ -134,10 +134,10 @@ class ThinMetadata:
         return Extents.of(ranges)
 
     def different(self, one: int, other: int) -> Extents:
-        """Bytes in which two thin devices may differ: mapped in but one of them, or mapped to
-        different blocks in both. What is left is shared, or a hole in both.
+        """The ranges, in bytes, in which two thin devices may differ.
 
-        Past the end of the shorter device all that is mapped in the longer one differs.
+        They are mapped in only one of the devices, or to different blocks. All other ranges are
+        shared or holes in both. Beyond the end of the shorter device, every mapped range differs.
         """
         with self._snapshot():
             text = self._run(
@@ -161,7 +161,7 @@ class ThinMetadata:
         )
 
     def ids(self) -> set[int]:
-        """All thin devices of the pool."""
+        """The ids of all thin devices of the pool."""
         with self._snapshot():
             text = self._run(
                 "thin_ls", "--metadata-snap", "--no-headers", "--format", "DEV", self._metadata

@@ -1,4 +1,4 @@
-"""Names of the device-mapper devices that one host builds."""
+"""Names of the device-mapper devices of a host."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ POOL_METADATA = "thunder-pool-metadata"
 POOL_DATA = "thunder-pool-data"
 #: LV that holds the pool when a volume group is given.
 POOL_LV = "thunder-pool"
-#: Not dm's own "zero" target: that one fails readahead, which a multipath above takes for a path
-#: that has failed (Linux 6.1, drivers/md/dm-zero.c).
+#: A thin device without blocks rather than dm's "zero" target: that fails readahead, which a
+#: multipath device above takes for a failed path (Linux 6.1, drivers/md/dm-zero.c).
 ZERO = "thunder-zero"
 ZERO_ID = 0
 ZERO_LENGTH = 1 << 50

@@ -1,8 +1,8 @@
-"""What ``dmsetup status`` says of caches, multipaths, thin pools and thin devices, as values.
+"""The status of caches, multipaths, thin pools and thin devices, as values.
 
 https://docs.kernel.org/admin-guide/device-mapper/cache.html#status and
-thin-provisioning.html#status; of multipath there is no page,
-its words are those of multipath_status() in drivers/md/dm-mpath.c.
+thin-provisioning.html#status. That of multipath is not documented: see multipath_status() in
+drivers/md/dm-mpath.c.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from os_brick_thunder.common.policy.dmtable import SECTOR
 class CacheStatus:
     """A cache; sizes in bytes, hits and misses in requests since it was built.
 
-    :ivar mapped: how much of the origin the cache answers for, of ``total``
-    :ivar dirty: what the origin does not have yet
-    :ivar healthy: False once its metadata failed or wants a check
+    :ivar mapped: how much of the origin is in the cache, of ``total``
+    :ivar dirty: what has not been written to the origin yet
+    :ivar healthy: False once its metadata has failed or requires a check
     """
 
     total: int
@@ -88,7 +88,7 @@ def mapped(status: str) -> int:
 
 
 def cache(status: str) -> CacheStatus | None:
-    """A cache from the words of its segment, ``cache …``; None if the kernel says "Fail".
+    """Parse the status of a cache, ``cache …``; None if it is "Fail".
 
     :raises ValueError: not the status of a cache
     """
@@ -112,7 +112,7 @@ def cache(status: str) -> CacheStatus | None:
 
 
 def paths(status: str) -> dict[str, bool]:
-    """The paths of a multipath, ``major:minor`` → whether the kernel uses it."""
+    """The paths of a multipath device by ``major:minor``: whether the kernel uses them."""
     words = status.split()
     return {
         word: flag == "A"

@@ -1,8 +1,8 @@
-"""Device-mapper tables as values: they print to what the kernel takes and parse what it prints.
+"""Device-mapper tables as values, printed for the kernel and parsed from what it prints.
 
 Lengths and offsets are in 512-byte sectors, as in the kernel. A device is named by a path
 (``/dev/mapper/x``) when we write a table and by ``major:minor`` when the kernel prints one;
-:meth:`Table.resolved` brings the first to the second, so that two tables can be compared.
+:meth:`Table.resolved` converts the first form to the second, so that tables can be compared.
 
 Formats: Documentation/admin-guide/device-mapper of the kernel.
 """
@@ -20,7 +20,7 @@ SECTOR = 512
 def sectors(length: int) -> int:
     """Bytes to sectors.
 
-    :raises ValueError: ``length`` is no multiple of 512
+    :raises ValueError: ``length`` is not a multiple of 512
     """
     if length % SECTOR:
         raise ValueError(f"{length} bytes are not whole sectors")
@@ -60,7 +60,7 @@ class ThinPool:
     low_water: int
 
     def __str__(self) -> str:
-        # Blocks are zeroed before partial writes (the default): nobody may see old data.
+        # Blocks are zeroed before partial writes (the default): old data must never be readable.
         return f"thin-pool {self.metadata} {self.data} {self.block} {self.low_water} 0"
 
 
@@ -76,13 +76,13 @@ class Thin:
 
 @dataclass(frozen=True)
 class Cache:
-    """dm-cache. The policy "cleaner" moves nothing by itself but dirty blocks to the origin.
+    """dm-cache. The policy "cleaner" only writes dirty blocks back; it promotes nothing.
 
-    (With "smq", ``migration_threshold 0`` was seen to promote all the same on Linux 6.1: work that
-    a lookup has queued is issued whatever the threshold.)
+    (With "smq", ``migration_threshold 0`` still promoted on Linux 6.1: work that a lookup has
+    queued is issued whatever the threshold is.)
 
-    Discards stay out of the origin: were they passed down, a discarded block would read as zero
-    on the LUN and as the image's bytes here.
+    Discards are not passed down: a discarded block would then read as zeroes on the LUN and as the
+    image's bytes here.
     """
 
     metadata: str
@@ -100,7 +100,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Multipath:
-    """Bio mode, one priority group a path, first one first: pure failover."""
+    """Bio mode with one priority group for each path, in order: failover only."""
 
     paths: tuple[str, ...]
 
@@ -124,7 +124,7 @@ class Table:
 
     @classmethod
     def of(cls, *segments: tuple[int, Target]) -> Table:
-        """From ``(length in sectors, target)``, laid one after the other; empty ones dropped."""
+        """From ``(length in sectors, target)``, one after the other; empty segments are dropped."""
         return cls(tuple(Segment(length, target) for length, target in segments if length))
 
     @property
@@ -142,28 +142,28 @@ class Table:
     def parse(cls, text: str) -> Table:
         """Parse what ``dmsetup table`` prints.
 
-        :raises ValueError: a target or an argument that this module does not write
+        :raises ValueError: a target or an argument that this module does not support
         """
         segments, at = [], 0
         for line in text.strip().splitlines():
             start, length, kind, *args = line.split()
             if int(start) != at or kind not in _PARSERS:
-                raise ValueError(f"not a table of ours: {line!r}")
+                raise ValueError(f"not a table of thunder's: {line!r}")
             try:
                 segments.append(Segment(int(length), _PARSERS[kind](args)))
             except (IndexError, TypeError, StopIteration) as error:
-                raise ValueError(f"not a table of ours: {line!r}") from error
+                raise ValueError(f"not a table of thunder's: {line!r}") from error
             at += int(length)
         return cls(tuple(segments))
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices under this one, each once, in order."""
+        """The devices below this one, each once, in order."""
         found = (d for segment in self.segments for d in _devices(segment.target))
         return tuple(dict.fromkeys(found))
 
     def resolved(self, devnum: Callable[[str], str]) -> Table:
-        """The same table with every device passed through ``devnum``."""
+        """The same table with ``devnum`` applied to every device."""
         return Table(tuple(Segment(s.length, _mapped(s.target, devnum)) for s in self.segments))
 
 

@@ -1,8 +1,8 @@
 """Sets of byte ranges as values.
 
 An :class:`Extents` is a sorted tuple of disjoint, non-adjacent, non-empty half-open ranges
-``[start, end)`` in bytes. Everything that says *which part* of an image or a volume (allocated,
-unmodified, filled) is one.
+``[start, end)`` in bytes. Every part of an image or a volume (allocated, unmodified, filled) is an
+Extents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Extents:
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int]]) -> Extents:
-        """Build from ``(start, end)`` pairs in any order; overlaps are merged, empties dropped.
+        """From ``(start, end)`` pairs in any order; overlaps are merged, empty ones dropped.
 
         :raises ValueError: a range that starts below 0 or ends before it starts
         """
@@ -79,7 +79,7 @@ class Extents:
         return self.intersection(other.complement(size))
 
     def whole_blocks(self, block: int) -> Extents:
-        """Shrink every range to the blocks that lie wholly inside it."""
+        """Shrink every range to the blocks that it covers completely."""
         return Extents.of(
             (-(-start // block) * block, end // block * block)
             for start, end in self.ranges
@@ -87,7 +87,7 @@ class Extents:
         )
 
     def touched_blocks(self, block: int, size: int) -> Extents:
-        """Grow every range to the blocks that it touches, cut at ``size``."""
+        """Extend every range to the blocks that it touches, up to ``size``."""
         return Extents.of(
             (start // block * block, min(-(-end // block) * block, size))
             for start, end in self.ranges
@@ -95,7 +95,7 @@ class Extents:
         )
 
     def chunks(self, length: int) -> Iterator[tuple[int, int]]:
-        """Walk the set in pieces of at most ``length`` bytes, cut at its multiples."""
+        """Iterate over pieces of at most ``length`` bytes, cut at multiples of it."""
         for start, end in self.ranges:
             at = start
             while at < end:
@@ -104,7 +104,7 @@ class Extents:
                 at = upto
 
     def at_most(self, count: int) -> Extents:
-        """Keep the ``count`` longest ranges: a bounded part of the set, never more than it."""
+        """The ``count`` longest ranges: a subset that can be limited in size."""
         if len(self.ranges) <= count:
             return self
         longest = sorted(self.ranges, key=lambda r: r[0] - r[1])[:count]

@@ -1,4 +1,4 @@
-"""Digests of an image, chunk by chunk, so that no replica can hand on wrong bytes.
+"""Digests of an image, chunk by chunk, so that no replica can pass on wrong bytes.
 
 The image is cut on a grid: every chunk begins at a multiple of the chunk's length, the last one
 ends with the image, and holes count as zeroes. Sizes and offsets are in bytes.
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 CHUNK = 1 << 20
 #: Bytes of one digest.
 WIDTH = 16
-#: Manifests have to fit into a column and into a message: larger images have longer chunks.
+#: A manifest has to fit into a column and into a message: larger images have longer chunks.
 MOST_CHUNKS = 1 << 18
 
 
 def chunk_for(size: int) -> int:
-    """Length of an image's chunks: :data:`CHUNK`, doubled until there are few enough."""
+    """Length of an image's chunks: :data:`CHUNK`, doubled until :data:`MOST_CHUNKS` suffice."""
     chunk = CHUNK
     while -(-size // chunk) > MOST_CHUNKS:
         chunk *= 2
@@ -28,7 +28,7 @@ def chunk_for(size: int) -> int:
 
 
 def digest(data: bytes | memoryview) -> bytes:
-    """What a chunk of these bytes has in its manifest."""
+    """The digest of a chunk of these bytes."""
     return hashlib.blake2b(data, digest_size=WIDTH).digest()
 
 
@@ -46,9 +46,9 @@ class Manifest:
     digests: bytes
 
     def __post_init__(self) -> None:
-        """:raises ValueError: not one digest for every chunk"""
+        """:raises ValueError: the number of digests is not that of chunks"""
         if self.chunk <= 0 or self.size < 0:
-            raise ValueError(f"no manifest: size {self.size}, chunk {self.chunk}")
+            raise ValueError(f"not a manifest: size {self.size}, chunk {self.chunk}")
         wanted = -(-self.size // self.chunk) * WIDTH
         if len(self.digests) != wanted:
             raise ValueError(
@@ -60,19 +60,19 @@ class Manifest:
     def parse(cls, size: int, chunk: int, text: str) -> Manifest:
         """From the base64 of ``wire.Manifest``.
 
-        :raises ValueError: it is none, or not of an image of ``size`` bytes
+        :raises ValueError: not base64, or not of an image of ``size`` bytes
         """
         try:
             return cls(size, chunk, base64.b64decode(text, validate=True))
         except binascii.Error as error:
-            raise ValueError(f"digests are no base64: {error}") from error
+            raise ValueError(f"digests are not base64: {error}") from error
 
     @property
     def text(self) -> str:
-        """The digests in base64, as ``wire.Manifest`` has them."""
+        """The digests in base64, for ``wire.Manifest``."""
         return base64.b64encode(self.digests).decode()
 
     def fits(self, start: int, data: bytes | memoryview) -> bool:
-        """Whether ``data`` is the chunk that begins at ``start``."""
+        """Whether ``data`` are the bytes of the chunk at ``start``."""
         at = start // self.chunk * WIDTH
         return self.digests[at : at + WIDTH] == digest(data)

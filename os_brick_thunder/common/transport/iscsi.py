@@ -97,10 +97,10 @@ def initiator_name(file: Path = INITIATOR_NAME) -> str:
 
 
 class IscsiAdm:
-    """The host's iSCSI initiator, as far as replicas are concerned."""
+    """The host's iSCSI initiator, for sessions to replicas."""
 
     def __init__(self, runner: Runner = run, appear: float = 10.0) -> None:
-        """:param appear: seconds that a LUN may take to appear after login"""
+        """:param appear: seconds to wait for a LUN to appear after login"""
         self._run = runner
         self._appear = appear
 

@@ -1,9 +1,9 @@
 """LIO, the kernel's iSCSI target: read-only exports of replicas, through rtslib-fb as a library.
 
-One target a replica, one LUN (0) a target, one ACL an initiator. Every function creates or
-*matches* what is there, so all may be repeated; *absent* is success for a removal. The kernel's
-configfs is the only state: credentials are read back from it, so a restart of the exporter
-breaks no session.
+Each replica is a target with one LUN, and each initiator has an ACL of its own. All functions are
+idempotent: an existing export is matched, and removing an absent one is success. The kernel's
+configfs is the only state. Credentials are read back from it, so a restart of the exporter does not
+break sessions.
 
 Calls must not run at the same time as other users of rtslib (``cinder-rtstool``, targetcli): the
 library has no locking of its own. One lock here serialises this process; a caller that shares the
@@ -80,7 +80,7 @@ def forget_cached() -> None:
 
 
 def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run one at a time, and turn what rtslib and configfs raise into :class:`ExportError`."""
+    """Run one at a time, and turn errors of rtslib and configfs into :class:`ExportError`."""
 
     @wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -99,12 +99,12 @@ def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @_serialised
 def export(device: str, iqn: str, portal: str) -> None:
-    """Make ``device`` readable under ``iqn`` at ``portal`` ("address:port"), to nobody yet.
+    """Export ``device`` read-only as ``iqn`` at ``portal`` ("address:port"), without any ACL yet.
 
     An export of another device under that name is replaced. The device must not be open
-    exclusively elsewhere (one that another dm device uses is: put a dm-linear on top).
+    exclusively elsewhere; a device that another dm device uses is, so export a dm-linear on it.
 
-    :raises errors.ExportError: nothing of the export is left
+    :raises errors.ExportError: it failed, and nothing of the export remains
     """
     _check(iqn)
     wire.checked(formats.Portal, portal, "portal")
@@ -133,7 +133,7 @@ def export(device: str, iqn: str, portal: str) -> None:
 
 @_serialised
 def admit(iqn: str, initiator: str) -> Credentials:
-    """Let ``initiator`` read ``iqn``; it keeps its credentials for as long as it is admitted.
+    """Let ``initiator`` read ``iqn``; it keeps its credentials until it is revoked.
 
     :raises errors.ExportError: there is no such export, or the initiator's name is not valid
     """
@@ -146,7 +146,7 @@ def admit(iqn: str, initiator: str) -> Credentials:
     acl = rtslib_fb.NodeACL(group, initiator)
     if not acl.chap_userid or not acl.chap_password:
         acl.chap_password = secrets.token_hex(16)
-        acl.chap_userid = secrets.token_hex(8)  # last: it says that the pair is whole
+        acl.chap_userid = secrets.token_hex(8)  # last: it marks the pair as complete
     if LUN not in {mapped.mapped_lun for mapped in acl.mapped_luns}:
         rtslib_fb.MappedLUN(acl, LUN, tpg_lun=LUN, write_protect=True)
     return Credentials(str(acl.chap_userid), str(acl.chap_password))
@@ -154,7 +154,7 @@ def admit(iqn: str, initiator: str) -> Credentials:
 
 @_serialised
 def revoke(iqn: str, initiator: str) -> None:
-    """Take an initiator's admission back; its session ends. Absent is success."""
+    """Remove an initiator's ACL, which ends its session. Absent is success."""
     _check(iqn)
     target = _find(iqn)
     for group in target.tpgs if target else ():
@@ -165,14 +165,14 @@ def revoke(iqn: str, initiator: str) -> None:
 
 @_serialised
 def unexport(iqn: str) -> None:
-    """Remove an export with its sessions and admissions. Absent is success."""
+    """Remove an export with its sessions and ACLs. Absent is success."""
     _check(iqn)
     _remove(iqn)
 
 
 @_serialised
 def targets(prefix: str = IQN_PREFIX) -> tuple[Target, ...]:
-    """All exports whose name starts with ``prefix``, in the order of their names."""
+    """All exports whose name starts with ``prefix``, sorted by name."""
     found = []
     for target in _targets(prefix):
         groups = list(target.tpgs)
@@ -239,7 +239,7 @@ def _device(target: Any) -> str:
 
 
 def _is(target: Any, device: str, portal: str) -> bool:
-    """Whether ``target`` is the whole export asked for, of the device that is there now."""
+    """Whether ``target`` is a complete export of the device that has this path now."""
     groups = list(target.tpgs)
     if len(groups) != 1 or not groups[0].enable or _device(target) != device:
         return False
@@ -257,11 +257,11 @@ def _number(device: str) -> str:
 
 
 def _undo(iqn: str) -> None:
-    """Remove what a failed export left; a failure here must not hide the first one."""
+    """Remove the remains of a failed export; a failure here must not hide the first one."""
     try:
         _remove(iqn)
     except (RTSLibError, OSError):
-        LOG.exception("Could not take back the unfinished export %s", iqn)
+        LOG.exception("Could not remove the incomplete export %s", iqn)
 
 
 def _remove(iqn: str) -> None:

@@ -723,7 +723,7 @@ def _reboot(host: Host) -> None:
 def test_a_state_file_that_cannot_be_read_stops_the_agent(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     file.write_text('{"version": 7}')
-    with pytest.raises(errors.StateError, match="version 7, this agent knows 1"):
+    with pytest.raises(errors.StateError, match="version 7, this agent supports 1"):
         StateFile(file)
     assert file.read_text() == '{"version": 7}'
 

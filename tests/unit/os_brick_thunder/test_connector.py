@@ -1,4 +1,4 @@
-"""What the connector makes of an agent: none, a late one, one that talks nonsense, a good one."""
+"""The connector with a working agent, an absent or late one, and one whose replies are invalid."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_no_agent(address: str) -> None:
     "answer",
     [b"\x00garbage" * 100, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", b""],
 )
-def test_an_agent_that_talks_nonsense(address: str, answer: bytes) -> None:
+def test_invalid_replies_of_an_agent(address: str, answer: bytes) -> None:
     _answers(address, lambda client: client.sendall(answer))
-    with pytest.raises(errors.AgentUnavailable, match="nonsense"):
+    with pytest.raises(errors.AgentUnavailable, match="invalid reply from thunder-agent"):
         AgentClient(address, 5).attach(PAYLOAD, "/dev/sdb")
 
 
@@ -122,7 +122,7 @@ def test_an_agent_that_names_no_device(address: str) -> None:
     body = json.dumps({"path": "rm -rf"}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     _answers(address, lambda client: client.sendall(head + body))
-    with pytest.raises(errors.AgentUnavailable, match="no device"):
+    with pytest.raises(errors.AgentUnavailable, match="not a device"):
         AgentClient(address, 5).attach(PAYLOAD, "/dev/sdb")
 
 

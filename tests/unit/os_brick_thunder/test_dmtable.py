@@ -47,7 +47,7 @@ def test_it_parses_what_the_kernel_prints(kind: str) -> None:
     ["0 8 crypt aes 0", "8 8 zero", "0 8 linear", "0 8 multipath 2", "0 8 cache 1:1 2:2 3:3"],
 )
 def test_it_refuses_what_it_does_not_write(text: str) -> None:
-    with pytest.raises(ValueError, match="not a table of ours"):
+    with pytest.raises(ValueError, match="not a table of thunder's"):
         Table.parse(text)
 
 

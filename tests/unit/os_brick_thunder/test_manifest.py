@@ -35,9 +35,9 @@ def test_refusals() -> None:
     for size in (16, 25):
         with pytest.raises(ValueError, match=f"an image of {size} bytes in chunks of 8 has"):
             Manifest.parse(size, CHUNK, good.text)
-    with pytest.raises(ValueError, match="no base64"):
+    with pytest.raises(ValueError, match="not base64"):
         Manifest.parse(20, CHUNK, "%" + good.text[1:])
-    with pytest.raises(ValueError, match="no manifest"):
+    with pytest.raises(ValueError, match="not a manifest"):
         Manifest.parse(20, 0, good.text)
 
 
