@@ -69,7 +69,7 @@ class _Node:
 
         return cls(
             devices={name for name, _ in devices},
-            suspended={name for name, state in devices if state.lower().startswith("s")},
+            suspended={name for name, flag in devices if flag.lower().startswith("s")},
             ids={int(word) for word in parts["ids"]},
             loops=sum(line.startswith("/dev/") for line in parts["loops"]),
             sessions=ours("sessions"),

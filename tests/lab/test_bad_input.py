@@ -136,7 +136,7 @@ def test_a_pool_device_that_is_not_there(storage: Node) -> None:
 
 def test_a_volume_group_that_is_not_there(storage: Node) -> None:
     assert _agent(storage, "pool_volume_group = nothing") == (
-        "there is no volume group nothing for the local pool: make it (vgcreate nothing DEVICE) "
+        "there is no volume group nothing for the local pool: create it (vgcreate nothing DEVICE) "
         "or set pool_device instead"
     )
 

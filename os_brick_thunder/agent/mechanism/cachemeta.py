@@ -1,4 +1,4 @@
-"""A cache's metadata, written beforehand through cache_restore(8)."""
+"""The metadata of a new cache, written with cache_restore(8)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from os_brick_thunder.common.run import Runner, run
 
 
 def restore(device: str, xml: str, runner: Runner = run) -> None:
-    """Write metadata (``policy.cachemap.metadata_xml``) to a device."""
+    """Write metadata to a device.
+
+    :param xml: from :func:`os_brick_thunder.agent.policy.cachemap.metadata_xml`
+    :raises errors.ProcessError:
+    """
     with tempfile.NamedTemporaryFile("w", prefix="thunder-cache-", suffix=".xml") as file:
         file.write(xml)
         file.flush()

@@ -1,7 +1,7 @@
-"""The host's own thin pool on a device that carries nothing else.
+"""The local thin pool, on a device of its own.
 
-Layout of the device: a label (1 MiB), the pool's metadata, the pool's data. The label makes the
-device recognisably ours; a device that has neither a label nor zeroes there is never written.
+Layout of the device: a label (1 MiB), the pool's metadata, the pool's data. A device is formatted
+only if it is blank where the label belongs; one with other data there is never written.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MIB = 1 << 20
 MAGIC = "THUNDER-POOL"
 LABEL_LENGTH = MIB
 _LABEL_OFFSET = 4096
-_CHECKED = 64 << 10  # so much must be zero on a device that is taken as blank
-#: Kernel limit of a thin pool's metadata, Documentation/…/thin-provisioning.rst: 16 GiB less a bit.
+_CHECKED = 64 << 10  # bytes that must be zero on a device that counts as blank
+#: The kernel's limit of a thin pool's metadata, just below 16 GiB: thin-provisioning.rst.
 _METADATA_MAX = 16192 * MIB
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is on the device, in bytes; ``ready`` is False while the metadata is being blanked."""
+    """The layout of the device, in bytes; ``ready`` is False until its metadata was cleared."""
 
     block: int
     metadata: int
@@ -43,17 +43,17 @@ class Label:
 
 
 def plan_label(size: int, block: int) -> Label:
-    """Lay a pool out on ``size`` bytes.
+    """The layout of a pool on ``size`` bytes.
 
     :raises errors.PoolError: the device is too small
     """
-    # 128 bytes a block: an entry in the mapping tree (LVM reckons 64) for a base and for the
-    # volumes that write to it; and never less than 4 MiB.
+    # 128 bytes a block: twice what LVM assumes for a mapping, as a base and the volumes that write
+    # to it may both map a block; at least 4 MiB.
     metadata = -(-max(4 * MIB, (size // block) * 128) // MIB) * MIB
     metadata = min(metadata, _METADATA_MAX)
     data = (size - LABEL_LENGTH - metadata) // block * block
     if data < 64 * MIB:
-        raise errors.PoolError(f"a pool device of {size >> 20} MiB is too small: give 128 MiB up")
+        raise errors.PoolError(f"a pool device of {size >> 20} MiB is too small: it needs 128 MiB")
     return Label(block, metadata, data, ready=False)
 
 
@@ -66,16 +66,16 @@ class LocalPool:
         self.block = 0
 
     def resolve_group(self, group: str, size_gib: int) -> str:
-        """Path of the pool's LV in a volume group, made if it is not there yet.
+        """Path of the pool's LV in a volume group. The LV is created if it does not exist.
 
-        :raises errors.PoolError: no such group, or not enough room in it
+        :raises errors.PoolError: there is no such group, or not enough space in it
         """
         try:
             self._run("vgs", "--noheadings", group)
         except errors.ProcessError as error:
             raise errors.PoolError(
                 f"there is no volume group {group} for the local pool: "
-                f"make it (vgcreate {group} DEVICE) or set pool_device instead"
+                f"create it (vgcreate {group} DEVICE) or set pool_device instead"
             ) from error
         path = f"/dev/{group}/{devnames.POOL_LV}"
         if not os.path.exists(path):
@@ -87,14 +87,14 @@ class LocalPool:
                 )  # fmt: skip
             except errors.ProcessError as error:
                 raise errors.PoolError(
-                    f"no room for the local pool in volume group {group}: {error.err}"
+                    f"not enough space for the local pool in volume group {group}: {error.err}"
                 ) from error
         return path
 
     def open(self, device: str, block: int) -> None:
-        """Assemble the pool, laying it out first on a blank device. Idempotent.
+        """Assemble the pool; a blank device is formatted first. Idempotent.
 
-        :param block: bytes; only for a new pool, an old one keeps its own
+        :param block: bytes; for a new pool only, an existing one keeps its block size
         :raises errors.DeviceNotFound, errors.DeviceBusy, errors.ForeignData: nothing was written
         """
         blockdev.devnum(device)
@@ -103,7 +103,7 @@ class LocalPool:
         if assembled and label is None:
             raise errors.PoolError(
                 f"device {devnames.POOL} exists, but {device} is not under it: "
-                "set pool_device (or pool_volume_group) as it was when the pool was made"
+                "set pool_device (or pool_volume_group) as it was when the pool was created"
             )
         if not assembled:
             if not self._half_assembled(device):
@@ -113,12 +113,12 @@ class LocalPool:
                 label = plan_label(blockdev.size(device), block)
             if not label.ready:
                 label = self._format(device, label)
-        assert label is not None  # noqa: S101 - for mypy: assembled without a label was refused
+        assert label is not None  # noqa: S101 - for mypy: an assembled pool without one was refused
         self.block = label.block
         for name, table in self._tables(device, label):
             self._dm.create(name, table)
         if self._dm.table(devnames.ZERO) is None:
-            with contextlib.suppress(errors.ProcessError):  # it is there since the pool is
+            with contextlib.suppress(errors.ProcessError):  # it exists since the pool was created
                 self.create_thin(devnames.ZERO_ID)
             zero = layout.thin_table(devnames.ZERO_LENGTH, devnames.ZERO_ID)
             self._dm.create(devnames.ZERO, zero, readonly=True)
@@ -127,7 +127,7 @@ class LocalPool:
         self._dm.message(devnames.POOL, f"create_thin {thin_id}")
 
     def delete_thin(self, thin_id: int) -> None:
-        """Give a thin device's blocks back; absent is success."""
+        """Delete a thin device: its blocks return to the pool. Absent is success."""
         try:
             self._dm.message(devnames.POOL, f"delete {thin_id}")
         except errors.ProcessError as error:
@@ -138,12 +138,12 @@ class LocalPool:
         return dmstatus.pool(self._dm.status(devnames.POOL), self.block)
 
     def close(self) -> None:
-        """Take the pool's devices down; its content stays."""
+        """Remove the pool's devices; its content stays on the disk."""
         for name in (devnames.ZERO, devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA):
             self._dm.remove(name)
 
     def _half_assembled(self, device: str) -> bool:
-        """Whether we died between making the linear devices and the pool on them."""
+        """Whether an earlier agent died after it had created the pool's linear devices."""
         number = blockdev.devnum(device)
         tables = [self._dm.table(name) for name in (devnames.POOL_METADATA, devnames.POOL_DATA)]
         return any(table is not None and number in table.devices for table in tables)
@@ -182,7 +182,7 @@ class LocalPool:
         return label if label.magic == MAGIC else None
 
     def _format(self, device: str, label: Label) -> Label:
-        """Label first (not ready), then a zeroed superblock, which the kernel takes as new."""
+        """Write a label that is not ready, then a zeroed superblock, which the kernel formats."""
         self._write(device, _LABEL_OFFSET, _encoded(label))
         self._write(device, LABEL_LENGTH, bytes(64 << 10))
         label = dataclasses.replace(label, ready=True)

@@ -10,15 +10,19 @@ from os_brick_thunder.common.run import Runner, run
 
 
 class LoSetup:
+    """The loop devices of this host."""
+
     def __init__(self, runner: Runner = run) -> None:
         self._run = runner
 
     def attach(self, device: str) -> str:
-        """A read-only loop device over a block device, a new one or the one there is.
+        """Attach a read-only loop device to a block device, or return the existing one.
 
-        It reads through the page cache of ``device``: readers of one block coalesce there.
+        It reads through the page cache of ``device``, so that a block is fetched once however many
+        readers need it at the same time.
 
         :returns: ``/dev/loopN``
+        :raises errors.ProcessError:
         """
         found = self.find(device)
         if found:
@@ -26,13 +30,14 @@ class LoSetup:
         return self._run("losetup", "--find", "--show", "--read-only", device).strip()
 
     def find(self, device: str) -> str | None:
+        """The loop device that is attached to a block device, if any."""
         text = self._run("losetup", "--list", "--json", "--output", "NAME,BACK-FILE")
         loops = json.loads(text)["loopdevices"] if text.strip() else []
         backing = os.path.realpath(device)  # losetup follows the link under /dev/mapper too
         return next((loop["name"] for loop in loops if loop["back-file"] == backing), None)
 
     def detach(self, loop: str) -> None:
-        """Absent is success."""
+        """Detach a loop device; absent is success. One that is open goes when it is closed."""
         try:
             self._run("losetup", "--detach", loop)
         except errors.ProcessError as error:

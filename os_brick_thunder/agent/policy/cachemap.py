@@ -12,13 +12,16 @@ from os_brick_thunder.common.policy.extents import Extents
 def cached_length(image_size: int, volume_size: int, block: int) -> int:
     """Bytes at the start of a volume that the cache may cover: the image's whole blocks.
 
-    A partial last block and everything past it is the LUN's alone.
+    A partial last block and everything after it is read from the LUN.
     """
     return min(image_size, volume_size) // block * block
 
 
 def metadata_length(blocks: int) -> int:
-    """Bytes of metadata that dm-cache wants for so many blocks (kernel: 4 MiB + 16 a block)."""
+    """Bytes of metadata that dm-cache requires for a cache of so many blocks.
+
+    The kernel's documentation gives 4 MiB and 16 bytes a block.
+    """
     mib = 1 << 20
     return -(-(4 * mib + 16 * blocks) // mib) * mib
 

@@ -1,4 +1,4 @@
-"""The device-mapper devices of a host as values: for a base and for a stack, which there are.
+"""The device-mapper devices of bases and stacks, as values.
 
 ::
 
@@ -173,10 +173,10 @@ def paths_table(devices: tuple[str, ...], length: int) -> Table:
 
 
 def source_table(loop: str | None, size: int, allocated: Extents, block: int) -> Table:
-    """Allocated blocks from ``loop``, the rest from ``thunder-zero``; all of it without a loop.
+    """Allocated blocks from ``loop``, the rest from ``thunder-zero``; without a loop everything is.
 
-    Holes of the master so never cross the network. Ranges are grown to whole pool blocks,
-    because that is what the base is filled in.
+    Holes of the master are therefore never sent over the network. Ranges are extended to whole pool
+    blocks, the unit in which the base is filled.
     """
     segments: list[tuple[int, dmtable.Target]] = []
     at = 0
@@ -189,9 +189,9 @@ def source_table(loop: str | None, size: int, allocated: Extents, block: int) ->
 
 
 def fill_extents(size: int, allocated: Extents, block: int) -> Extents:
-    """What a base has to hold of its own to need no source: whole pool blocks, cut at ``size``.
+    """What a base must hold to be complete: whole pool blocks, cut off at ``size``.
 
-    With very many ranges the smallest holes count as allocated.
+    If there are too many ranges, the smallest holes count as allocated.
     """
     whole = allocated.touched_blocks(block, size)
     holes = whole.complement(size).at_most(MAX_SOURCE_RANGES)

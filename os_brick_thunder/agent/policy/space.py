@@ -1,7 +1,8 @@
-"""Which blocks the local pool gives up first, and what may still be begun in it.
+"""Eviction order and admission control of the local pool.
 
-Two marks, in bytes: the agent keeps the pool's use at the low one or below, and the room between
-the two is what it has to do so while guests write; above the high one nothing new is begun.
+There are two marks, in bytes. The agent keeps the pool's usage at or below the low mark; the space
+between the marks is for what guests write while it does so. Above the high mark no base and no
+cache is built.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from dataclasses import dataclass
 
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 
-#: Bytes a second that guests may begin to write at any time: what a fast local disk takes.
+#: Bytes a second at which guests may start to write at any time: the rate of a fast local disk.
 _BURST = 2 << 30
-#: Seconds between two looks at the pool, at the least and at the most.
+#: Seconds between two polls of the pool: minimum, maximum.
 _SOONEST, _LATEST = 0.05, 2.0
-#: Seconds that the agent may need from one look to what it does after the next.
+#: Seconds that may pass between a poll and the measures taken after the next one.
 HORIZON = 0.5
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Bytes of the pool."""
+    """Usage limits, in bytes of the pool."""
 
     low: int
     high: int
@@ -32,8 +33,8 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Replica:
-    """A base: bytes that it holds in the pool, and when a volume last came or went (seconds)."""
+class BaseUse:
+    """A base: bytes that it holds in the pool, and when it was last used (seconds since 1970)."""
 
     image_id: str
     held: int
@@ -41,8 +42,8 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class Volume:
-    """A volume with a cache: bytes of its own writes in the pool."""
+class CacheUse:
+    """A volume with a cache: bytes that it has written to the pool."""
 
     volume_id: str
     image_id: str
@@ -59,7 +60,7 @@ class Evict:
 
 @dataclass(frozen=True)
 class GoDirect:
-    """Leave a volume to its LUN alone."""
+    """Switch a volume to direct, and remove its cache."""
 
     volume_id: str
     frees: int
@@ -69,10 +70,10 @@ Action = Evict | GoDirect
 
 
 def level(pool: PoolStatus) -> int:
-    """Bytes of the pool in use; metadata counts as if data were as full as it is.
+    """Bytes of the pool in use. If its metadata is fuller than its data, that percentage counts.
 
-    Metadata is laid out for a pool whose every block is mapped on its own; should it run short
-    all the same, what frees data frees it too.
+    Metadata is sized for a pool with a mapping for each of its blocks. Should it run short all the
+    same, measures that free data free metadata, too.
     """
     if not pool.metadata_total:
         return pool.used
@@ -80,26 +81,26 @@ def level(pool: PoolStatus) -> int:
 
 
 def plan(
-    used: int, goal: int, replicas: Collection[Replica], volumes: Collection[Volume]
+    used: int, goal: int, bases: Collection[BaseUse], caches: Collection[CacheUse]
 ) -> tuple[Action, ...]:
-    """What to give up, in this order, until ``goal`` bytes or less are in use.
+    """What to remove, in this order, until at most ``goal`` bytes are in use.
 
-    Bases without volumes first, least recently used first; then the volume with most blocks of
-    its own goes direct. A base whose last volume did so has none from then on. A volume that has
-    written nothing gives nothing, so it keeps its cache.
+    Unused bases come first, the least recently used before others; then the caches, the one with
+    the most written bytes first. A base is unused after the last of its volumes was switched to
+    direct. The cache of a volume that has written nothing frees nothing, so it stays.
     """
     actions: list[Action] = []
-    bases = {replica.image_id: replica for replica in replicas}
-    cached = {volume.volume_id: volume for volume in volumes}
+    held = {base.image_id: base for base in bases}
+    cached = {cache.volume_id: cache for cache in caches}
     while used > goal:
-        busy = {volume.image_id for volume in cached.values()}
-        idle = [r for r in bases.values() if r.image_id not in busy]
+        in_use = {cache.image_id for cache in cached.values()}
+        idle = [base for base in held.values() if base.image_id not in in_use]
         if idle:
-            first = min(idle, key=lambda r: (r.used, r.image_id))
+            first = min(idle, key=lambda base: (base.used, base.image_id))
             actions.append(Evict(first.image_id, first.held))
-            del bases[first.image_id]
+            del held[first.image_id]
         else:
-            largest = max(cached.values(), key=lambda v: (v.local, v.volume_id), default=None)
+            largest = max(cached.values(), key=lambda c: (c.local, c.volume_id), default=None)
             if largest is None or not largest.local:
                 break
             actions.append(GoDirect(largest.volume_id, largest.local))
@@ -109,22 +110,22 @@ def plan(
 
 
 def fits(used: int, idle: int, awaited: int, needed: int, marks: Marks) -> bool:
-    """Whether ``needed`` bytes more have room for as long as they are wanted.
+    """Whether ``needed`` more bytes fit into the pool and will not be evicted at once.
 
-    :param idle: bytes in use that would be given up for them
-    :param awaited: bytes that have been promised and are still to come
+    :param idle: bytes in use that can be evicted for them
+    :param awaited: bytes that have been admitted before and are still to be written
     """
     return used <= marks.high and used - idle + awaited + needed <= marks.low
 
 
 def too_fast(used: int, rate: float, marks: Marks) -> bool:
-    """Whether the high mark would be passed before anything slow is done.
+    """Whether the high mark would be exceeded before any slow measure takes effect.
 
-    :param rate: bytes a second by which use grows
+    :param rate: growth of the usage, in bytes a second
     """
     return used + max(rate, 0.0) * HORIZON >= marks.high
 
 
 def pause(used: int, marks: Marks) -> float:
-    """Seconds until the pool is to be looked at again: before a burst could reach the low mark."""
+    """Seconds until the next poll: soon enough that no burst reaches the low mark before."""
     return min(max((marks.low - used) / 2 / _BURST, _SOONEST), _LATEST)

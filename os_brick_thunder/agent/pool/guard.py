@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from os_brick_thunder.agent.policy import space
-from os_brick_thunder.agent.policy.space import Evict, Marks, Volume
+from os_brick_thunder.agent.policy.space import CacheUse, Evict, Marks
 from os_brick_thunder.agent.pool.usage import MIB, PoolUsage
 from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.common import errors
@@ -118,7 +118,7 @@ class PoolGuard:
                 self._maker.wake()
         return space.pause(used, marks)
 
-    def _rates(self) -> dict[Volume, float]:
+    def _rates(self) -> dict[CacheUse, float]:
         """Bytes a second by which volumes have grown in the pool since the last poll."""
         volumes = self._usage.volumes()
         (before, held), now = self._seen, time.monotonic()
@@ -126,7 +126,7 @@ class PoolGuard:
         seconds = max(now - before, 0.001)
         return {v: (v.local - held.get(v.volume_id, v.local)) / seconds for v in volumes}
 
-    def _brake(self, used: int, marks: Marks, rates: dict[Volume, float]) -> None:
+    def _brake(self, used: int, marks: Marks, rates: dict[CacheUse, float]) -> None:
         """Switch volumes that write too fast to direct, the largest first, and only as many as
         needed.
         """

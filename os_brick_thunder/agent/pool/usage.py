@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 from os_brick_thunder.agent.policy import layout, space
-from os_brick_thunder.agent.policy.space import Marks, Replica, Volume
+from os_brick_thunder.agent.policy.space import BaseUse, CacheUse, Marks
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
@@ -82,18 +82,18 @@ class PoolUsage:
         pool = self.status()
         return not pool.healthy or space.level(pool) > self.marks(pool).low
 
-    def replicas(self) -> list[Replica]:
+    def replicas(self) -> list[BaseUse]:
         """The bases of this host, with the bytes that each holds in the pool."""
         return [
-            Replica(base.image_id, self._held(base), base.used)
+            BaseUse(base.image_id, self._held(base), base.used)
             for base in self._store.bases.values()
             if base.phase == READY
         ]
 
-    def volumes(self) -> list[Volume]:
+    def volumes(self) -> list[CacheUse]:
         """All volumes that use a base. Those that cannot be switched to direct hold 0 bytes."""
         return [
-            Volume(stack.volume_id, stack.base_image_id, self._local(stack))
+            CacheUse(stack.volume_id, stack.base_image_id, self._local(stack))
             for stack in self._store.stacks.values()
             if stack.base_image_id is not None
         ]

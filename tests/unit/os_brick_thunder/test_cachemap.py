@@ -1,4 +1,4 @@
-"""The identity map holds whole, unmodified blocks of the image, and nothing else."""
+"""The cache map contains the whole unmodified blocks of the image, and nothing else."""
 
 from __future__ import annotations
 

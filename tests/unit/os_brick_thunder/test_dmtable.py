@@ -1,4 +1,4 @@
-"""Tables print to what the kernel takes, and parse what it prints."""
+"""Device-mapper tables are printed as the kernel accepts them, and parsed as it prints them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", KERNEL)
-def test_it_parses_what_the_kernel_prints(kind: str) -> None:
+def test_tables_of_the_kernel_are_parsed(kind: str) -> None:
     table = Table.parse(KERNEL[kind])
     assert table.segments[0].target == TABLES[kind]
     assert Table.parse(str(table)) == table
@@ -46,12 +46,12 @@ def test_it_parses_what_the_kernel_prints(kind: str) -> None:
     "text",
     ["0 8 crypt aes 0", "8 8 zero", "0 8 linear", "0 8 multipath 2", "0 8 cache 1:1 2:2 3:3"],
 )
-def test_it_refuses_what_it_does_not_write(text: str) -> None:
+def test_tables_that_are_never_written_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a table of thunder's"):
         Table.parse(text)
 
 
-def test_segments_follow_each_other_and_empty_ones_go() -> None:
+def test_segments_are_consecutive_and_empty_ones_are_dropped() -> None:
     table = Table.of((8, dmtable.Zero()), (0, dmtable.Error()), (16, dmtable.Linear("8:0", 8)))
     assert str(table) == "0 8 zero\n8 16 linear 8:0 8"
     assert table.length == 24
@@ -66,7 +66,7 @@ def test_devices_are_resolved_everywhere() -> None:
     assert table.resolved(numbers.__getitem__).devices == ("8:0", "8:2", "8:1", "8:3")
 
 
-def test_bytes_that_are_no_sectors_are_refused() -> None:
+def test_partial_sectors_are_refused() -> None:
     with pytest.raises(ValueError, match="not whole sectors"):
         dmtable.sectors(513)
 
@@ -79,7 +79,7 @@ BLOCK = 64 << 10
     st.lists(st.tuples(st.integers(0, 255), st.integers(1, 8)), max_size=20),
     st.integers(1, 16 * 128),
 )
-def test_a_source_covers_its_image_and_sends_no_hole(
+def test_a_source_covers_its_image_and_reads_no_hole_from_the_network(
     pieces: list[tuple[int, int]], sectors_: int
 ) -> None:
     size = sectors_ * 4096
@@ -98,25 +98,25 @@ def _linear_ranges(table: Table) -> list[tuple[int, int]]:
     found, at = [], 0
     for segment in table.segments:
         assert isinstance(segment.target, dmtable.Linear)
-        assert segment.target.offset == at  # same place in the image
+        assert segment.target.offset == at  # the same place in the image
         if segment.target.device == "/dev/loop0":
             found.append((at * 512, (at + segment.length) * 512))
         at += segment.length
     return found
 
 
-def test_a_source_of_many_holes_stays_a_table_of_bounded_length() -> None:
+def test_the_table_of_a_source_with_many_holes_is_bounded() -> None:
     allocated = Extents.of((i * 2 * BLOCK, i * 2 * BLOCK + BLOCK) for i in range(10_000))
     table = layout.source_table("/dev/loop0", 20_000 * BLOCK, allocated, BLOCK)
     assert len(table.segments) <= 2 * layout.MAX_SOURCE_RANGES + 1
 
 
-def test_a_complete_source_is_all_zeroes() -> None:
+def test_the_source_of_a_complete_base_reads_zeroes() -> None:
     table = layout.source_table(None, MIB, Extents.of([(0, MIB)]), BLOCK)
     assert str(table) == "0 2048 linear /dev/mapper/thunder-zero 0"
 
 
-def test_the_top_is_cached_first_then_the_lun() -> None:
+def test_a_volume_reads_its_cache_first_then_its_lun() -> None:
     names = VolumeNames("v")
     assert str(layout.vol_table(names, "/dev/sdb", MIB, direct=False)) == (
         "0 2048 multipath 2 queue_mode bio 0 2 1 round-robin 0 1 0 "
@@ -125,7 +125,7 @@ def test_the_top_is_cached_first_then_the_lun() -> None:
     assert "cached" not in str(layout.vol_table(names, "/dev/sdb", MIB, direct=True))
 
 
-def test_past_the_image_a_volume_is_its_lun() -> None:
+def test_after_the_image_a_volume_reads_its_lun() -> None:
     table = layout.cached_table(VolumeNames("v"), "/dev/sdb", MIB, 4 * MIB, BLOCK, "writethrough")
     cache, tail = table.segments
     assert isinstance(cache.target, dmtable.Cache)

@@ -1,4 +1,4 @@
-"""A volume that is direct gets a cache by itself: when it may, under its guest, whatever fails."""
+"""Direct volumes get a cache while they are in use, as soon as they may, whatever fails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Clock:
 
 
 def migrated(host: Host, *, base: bool = False, tripwire: Tripwire | None = None) -> App:
-    """A volume as on the destination of a live migration: direct, a guest on it, its source gone.
+    """A volume in use on the destination of a finished live migration: it is direct.
 
     :param base: whether there is a base of its image here, for another volume
     """
@@ -77,8 +77,10 @@ def devices(host: Host) -> tuple[str, ...]:
 
 
 def answers(host: Host, *results: wire.Plan | Exception) -> list[bool]:
-    """Have the tracker answer plans so, one after the other; the list says of each whether the
-    guest waited."""
+    """Have the tracker answer requests for plans with these results, one after the other.
+
+    :returns: for each request, as it comes, whether the volume was suspended
+    """
     waited: list[bool] = []
     plan_attach, left = host.tracker.plan_attach, list(results)
 
@@ -104,12 +106,12 @@ def test_an_order_is_carried_out(host: Host) -> None:
     assert (stack_of(host).mode, stack_of(host).reason) == ("cached", "")
     assert host.tracker.modes == {VOLUME: "cached"}
     assert not recacher.attempt()
-    # It leaves the cache again: the order was for one.
+    # The order was for one cache, and that is removed now.
     app.stack.remover.to_direct(VOLUME, "the local pool ran low")
     assert not recacher.attempt()
 
 
-def test_the_agent_obeys_behind_its_heartbeat(host: Host) -> None:
+def test_orders_are_carried_out_in_another_thread_than_the_heartbeat(host: Host) -> None:
     migrated(host)
     agent, _, _, store = host.agent()
     app = host.app
@@ -131,7 +133,7 @@ def test_the_agent_obeys_behind_its_heartbeat(host: Host) -> None:
     assert host.dm.suspended == set()
 
 
-def test_an_agent_that_stops_leaves_no_guest_waiting(host: Host) -> None:
+def test_an_agent_that_stops_leaves_no_volume_suspended(host: Host) -> None:
     app = migrated(host, base=True)
     host.tracker.delay = 0.3
     recacher = Recacher(app.stack.builder)
@@ -146,8 +148,8 @@ def test_an_agent_that_stops_leaves_no_guest_waiting(host: Host) -> None:
     assert devices(host) == (CACHED, LUN)
 
 
-def test_a_migration_that_begins_meanwhile_has_the_volume_stay_direct(host: Host) -> None:
-    """The second attachment is there before the map that would count."""
+def test_a_volume_stays_direct_if_a_migration_begins_meanwhile(host: Host) -> None:
+    """The plan made while the volume is suspended counts, and shows a second attachment."""
     app = migrated(host)
     waited = answers(host, PLAN, ELSEWHERE, ELSEWHERE, PLAN, PLAN)
     with pytest.raises(errors.NoReplica, match="stays direct: the volume is attached to cmp9 too"):
@@ -155,21 +157,21 @@ def test_a_migration_that_begins_meanwhile_has_the_volume_stay_direct(host: Host
     assert waited == [False, True]
     assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
-    # It is asked once more, as nobody knows what the tracker believes, and then left alone.
+    # One more plan is asked for, since the tracker may count the volume as cached; then no more.
     recacher = Recacher(app.stack.builder)
     assert recacher.attempt()
     assert waited == [False, True, False]
     assert not recacher.attempt()
     assert not stack_of(host).recache_pending
     assert host.tracker.modes == {VOLUME: "direct"}
-    recacher.obey([VOLUME])  # when that is over
+    recacher.obey([VOLUME])  # when the migration is over
     assert recacher.attempt()
     assert stack_of(host).mode == "cached"
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: int) -> None:
-    """As when its storage host, which the volume's LUN is on, fails at that moment."""
+def test_a_volume_is_resumed_if_the_tracker_does_not_answer(host: Host, at: int) -> None:
+    """As when the storage host, which also has the volume's LUN, fails at that moment."""
     app, clock = migrated(host, base=True), Clock()
     silent = errors.TrackerUnavailable("did not answer in 8 s")
     waited = answers(host, *[PLAN] * at, silent, PLAN, PLAN)
@@ -179,7 +181,7 @@ def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: i
     assert waited == [False, True][: at + 1]
     assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
-    # Whether it was planned nobody knows, so it is tried again without an order.
+    # The tracker may have planned a cache, so it is tried again without an order.
     recacher.obey([])
     assert not recacher.attempt()
     clock.now += 5
@@ -187,7 +189,7 @@ def test_a_tracker_that_does_not_answer_keeps_no_guest_waiting(host: Host, at: i
     assert stack_of(host).mode == "cached"
 
 
-def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(host: Host) -> None:
+def test_a_slow_tracker_is_not_asked_while_a_guest_waits(host: Host) -> None:
     app = migrated(host)
     app.stack.admission._longest_plan = 0.01
     host.tracker.delay = 0.05
@@ -198,8 +200,8 @@ def test_a_tracker_that_is_slow_is_not_asked_while_a_guest_waits(host: Host) -> 
     assert stack_of(host).recache_pending
 
 
-def test_a_lun_that_does_not_answer_is_left_alone(host: Host) -> None:
-    """What is in flight on it would have to end before the table could be swapped."""
+def test_a_volume_whose_lun_does_not_answer_is_not_suspended(host: Host) -> None:
+    """The suspend would wait for its I/O in flight."""
     app = migrated(host)
     host.blocks.silent.add(LUN)
     waited = answers(host)
@@ -208,7 +210,7 @@ def test_a_lun_that_does_not_answer_is_left_alone(host: Host) -> None:
     assert waited == []
 
 
-def test_pauses_grow_and_the_others_go_first(host: Host) -> None:
+def test_attempts_back_off_and_other_volumes_go_first(host: Host) -> None:
     app, clock = migrated(host), Clock()
     tried: list[str] = []
 
@@ -232,12 +234,12 @@ def test_pauses_grow_and_the_others_go_first(host: Host) -> None:
     assert tried == ["a", "b"] * 7
     recacher.obey([])
     recacher.attempt()
-    recacher.obey(["a"])  # a new order is a new beginning
+    recacher.obey(["a"])  # a new order starts without a back-off
     assert recacher.attempt()
 
 
-def test_no_room_no_cache(tmp_path: Path) -> None:
-    """Not above the low mark, nor while the base does not fit below it; then by itself."""
+def test_no_cache_is_built_without_space_for_it(tmp_path: Path) -> None:
+    """Neither above the low mark nor while the base does not fit below it; later it is, unasked."""
     world = World(tmp_path)
     other = world.attach(2)
     world.bases.complete(IMAGE)
@@ -266,8 +268,8 @@ def test_no_room_no_cache(tmp_path: Path) -> None:
     assert world.leftovers() == []
 
 
-def test_what_left_its_cache_as_the_pool_ran_low_stays_direct(tmp_path: Path) -> None:
-    """Until it is attached again: the tracker's row says that it is cached, so none is ordered."""
+def test_a_volume_that_was_switched_to_direct_for_space_stays_direct(tmp_path: Path) -> None:
+    """Until it is attached again: the tracker counts it as cached, so it gives no order."""
     world = World(tmp_path)
     volume = world.attach(1)
     world.write(volume, 900)
@@ -308,8 +310,8 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
     assert host.disagreements(store) == set()
 
 
-def test_no_plan_counts_on_a_base_that_goes(host: Host) -> None:
-    """The pool may run low between any two steps."""
+def test_a_base_is_not_removed_while_a_plan_depends_on_it(host: Host) -> None:
+    """The pool may run low between any two steps, and bases are then removed."""
     _, stacks, bases, store = host.agent()
     host.tracker.plan = ELSEWHERE
     stacks.attach(PAYLOAD, LUN, soon())
@@ -364,11 +366,10 @@ def _full() -> BaseException:
 
 @pytest.mark.parametrize("base", [True, False])
 @pytest.mark.parametrize("error", [_crash, _fail, _full])
-def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
+def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
     tmp_path: Path, base: bool, error: Callable[[], BaseException]
 ) -> None:
-    """Every step fails once. After a crash the next agent is ordered what the tracker's rows say,
-    and nothing else."""
+    """After a crash, the next agent gets only the orders that follow from the tracker's rows."""
     _, counting, app = _sweep(tmp_path / "count", base)
     assert app.stack.builder.to_cached(VOLUME).mode == "cached"
     assert len(counting.steps) > (15 if base else 30), counting.steps
@@ -384,7 +385,7 @@ def test_wherever_it_ends_the_volume_is_whole_and_gets_its_cache_later(
         if error is _crash:
             assert not survived, where
         if error is _crash or not survived:
-            if error is not _crash:  # the agent lives: no guest waits for its next start
+            if error is not _crash:  # the agent lives on: no volume may stay suspended
                 assert host.dm.suspended == set(), where
                 assert devices(host) in ((LUN,), (CACHED, LUN)), where
             agent, *_ = host.agent()
