@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from oslo_log import log as logging
 
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport.iscsi import Session
 
@@ -84,17 +83,16 @@ class Peers:
         """Close what a crash left open."""
         if self._folder.exists():
             for note in sorted(self._folder.iterdir()):
+                if note.name.startswith("."):  # the crash came while it was written
+                    note.unlink()
+                    continue
                 LOG.warning("A copy of image %s was interrupted: closing its source", note.name)
                 self._close(note)
 
-    def _write(self, note: Path, exporter: str, iqn: str, portal: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._folder.with_name(self._folder.name + ".new")
-        with open(fresh, "w") as file:
-            json.dump({"exporter": exporter, "iqn": iqn, "portal": portal}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(note)
+    @staticmethod
+    def _write(note: Path, exporter: str, iqn: str, portal: str) -> None:
+        found = {"exporter": exporter, "iqn": iqn, "portal": portal}
+        files.replace(note, json.dumps(found))
 
     def _close(self, note: Path) -> None:
         """Log out, have the exporter revoke our access, remove the note. Never raises."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from os_brick_thunder.common import errors
+from os_brick_thunder.common import errors, files
 from os_brick_thunder.common.policy.extents import Extents
 
 #: Phases of an entry. After a crash, "creating" and "removing" tell what was interrupted.
@@ -283,18 +282,7 @@ class StateFile:
             "withdrawals": json.dumps(document.withdrawals),
         }
         text = ", ".join(f'"{name}": {part}' for name, part in parts.items())
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._path.with_suffix(".new")
-        with open(fresh, "w") as file:
-            file.write(f"{{{text}}}")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        files.replace(self._path, f"{{{text}}}")
 
 
 class _Texts:

@@ -292,6 +292,15 @@ def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Pat
         cloud.database.leases.release("image-x", "t")
 
 
+def test_a_note_that_a_crash_left_unfinished_is_removed(cloud: Cloud, tmp_path: Path) -> None:
+    folder = tmp_path / f"{HERE}-peers"
+    folder.mkdir()
+    (folder / ".image.new").write_text("{")
+    cloud.masters(HERE).reconcile()
+    assert [*folder.iterdir()] == []
+    assert cloud.network.said == []
+
+
 def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any) -> None:
     cloud.ensure(NEAR, meta)
     here = cloud.masters(HERE)
