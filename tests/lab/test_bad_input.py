@@ -153,7 +153,7 @@ def test_a_pool_device_with_a_file_system_is_never_overwritten(storage: Node, di
     storage.run(f"umount {disk}")
     assert output == (
         f"{disk} is in use by a mount or another claim: it was not touched. "
-        "Give thunder a device of its own (option pool_device)"
+        "Give thunder a device for its exclusive use (option pool_device)"
     )
     storage.run(f"e2fsck -fn {disk}")
     storage.run(
@@ -166,7 +166,7 @@ def test_a_pool_device_with_a_file_system_is_never_overwritten(storage: Node, di
 def test_a_pool_device_that_lvm_uses(storage: Node) -> None:
     output = _agent(storage, "pool_device = /dev/ubdb  ")
     assert output.startswith("/dev/ubdb is in use by dm-")
-    assert output.endswith("Give thunder a device of its own (option pool_device)")
+    assert output.endswith("Give thunder a device for its exclusive use (option pool_device)")
 
 
 def test_a_payload_of_an_unknown_version(journey: Journey, qcow2: Path) -> None:
