@@ -27,6 +27,7 @@ from os_brick_thunder.common.mechanism import dmioctl, thinmeta
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.transport import iscsi, lio
+from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
 
 LOG = logging.getLogger(__name__)
 
@@ -125,8 +126,8 @@ def _admit(iqn: str, initiator: str) -> tuple[str, str]:
     return credentials.username, credentials.password
 
 
-def admit(iqn: str, initiator: str) -> lio.Credentials:
-    return lio.Credentials(*_admit(iqn, initiator))
+def admit(iqn: str, initiator: str) -> Credentials:
+    return Credentials(*_admit(iqn, initiator))
 
 
 @context.entrypoint
@@ -169,24 +170,35 @@ def _login(export: dict[str, Any]) -> str:
 
 
 def login(export: wire.Export) -> str:
-    """:meth:`os_brick_thunder.common.transport.iscsi.IscsiAdm.login`"""
+    """:meth:`os_brick_thunder.common.transport.base.Initiator.login`"""
     device: str = _login(export.to_wire())
     return device
 
 
 @context.entrypoint
-def logout(iqn: str, portal: str) -> None:
-    iscsi.IscsiAdm().logout(iqn, portal)
+def _logout(target: str, portal: str) -> None:
+    iscsi.IscsiAdm().logout(Endpoint(target, portal))
+
+
+def logout(endpoint: Endpoint) -> None:
+    """:meth:`os_brick_thunder.common.transport.base.Initiator.logout`"""
+    _logout(endpoint.target, endpoint.portal)
 
 
 @context.entrypoint
 def _sessions() -> list[tuple[str, str, str | None, bool]]:
-    return [(s.iqn, s.portal, s.device, s.alive) for s in iscsi.IscsiAdm().sessions()]
+    return [
+        (s.endpoint.target, s.endpoint.portal, s.device, s.alive)
+        for s in iscsi.IscsiAdm().sessions()
+    ]
 
 
-def sessions() -> list[iscsi.Session]:
+def sessions() -> list[Session]:
     """Sessions to replicas."""
-    return [iscsi.Session(*fields) for fields in _sessions()]
+    return [
+        Session(Endpoint(target, portal), device, alive)
+        for target, portal, device, alive in _sessions()
+    ]
 
 
 # -- copies --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from cinder.volume.targets import lio as cinder_lio
 from oslo_concurrency import processutils
 
 from cinder_thunder import privileged
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.transport.base import Credentials
 
 #: The lock that ``cinder-rtstool`` of other backends takes, too.
 locked = cinder_utils.synchronized("lioadm", external=True)
@@ -50,7 +50,7 @@ class MasterTargets:
         privileged.export(device, iqn, portal)
 
     @locked
-    def admit(self, iqn: str, initiator: str) -> lio.Credentials:
+    def admit(self, iqn: str, initiator: str) -> Credentials:
         return privileged.admit(iqn, initiator)
 
     @locked

@@ -13,7 +13,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.transport.iscsi import Session
+from os_brick_thunder.common.transport.base import Endpoint, Session
 
 EXTENT = 4 << 20
 POOL = 128 << 20
@@ -159,12 +159,12 @@ class StorageNetwork:
         self.logged_in[(export.iqn, export.portal)] = device
         return device
 
-    def logout(self, iqn: str, portal: str) -> None:
-        self._do("logout", iqn)
-        self.logged_in.pop((iqn, portal), None)
+    def logout(self, endpoint: Endpoint) -> None:
+        self._do("logout", endpoint.target)
+        self.logged_in.pop((endpoint.target, endpoint.portal), None)
 
     def sessions(self) -> list[Session]:
         return [
-            Session(iqn, portal, device, iqn not in self.dead)
+            Session(Endpoint(iqn, portal), device, iqn not in self.dead)
             for (iqn, portal), device in self.logged_in.items()
         ]

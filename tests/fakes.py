@@ -18,8 +18,7 @@ from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.transport.iscsi import Session
-from os_brick_thunder.common.transport.lio import Credentials, Target
+from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session, Target
 
 #: An agent that fills no bases: its devices are not files that could be read.
 SETTINGS = Settings(
@@ -234,20 +233,22 @@ class FakeInitiator:
                 raise errors.LoginRefused(f"{export.iqn} at {export.portal}: authorization failure")
             self.logged_in[key] = f"/dev/sdm{self.disks}"
             self.disks += 1
-        self.rank(*key, last)
+        self.set_timeouts(Endpoint(*key), last)
         return self.logged_in[key]
 
-    def rank(self, iqn: str, portal: str, last: bool) -> None:
-        if (iqn, portal) in self.logged_in:
-            self.patient[iqn, portal] = last
+    def set_timeouts(self, endpoint: Endpoint, last: bool) -> None:
+        key = (endpoint.target, endpoint.portal)
+        if key in self.logged_in:
+            self.patient[key] = last
 
-    def logout(self, iqn: str, portal: str) -> None:
-        self.logged_in.pop((iqn, portal), None)
-        self.patient.pop((iqn, portal), None)
+    def logout(self, endpoint: Endpoint) -> None:
+        key = (endpoint.target, endpoint.portal)
+        self.logged_in.pop(key, None)
+        self.patient.pop(key, None)
 
     def sessions(self) -> list[Session]:
         return [
-            Session(iqn, portal, device, alive=portal not in self.unreachable)
+            Session(Endpoint(iqn, portal), device, alive=portal not in self.unreachable)
             for (iqn, portal), device in self.logged_in.items()
         ]
 

@@ -15,7 +15,7 @@ from oslo_log import log as logging
 
 from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.transport.iscsi import Session
+from os_brick_thunder.common.transport.base import Endpoint, Session
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class LocalInitiator(Protocol):
 
     def initiator_name(self) -> str: ...
     def login(self, export: wire.Export) -> str: ...
-    def logout(self, iqn: str, portal: str) -> None: ...
+    def logout(self, endpoint: Endpoint) -> None: ...
     def sessions(self) -> list[Session]: ...
 
 
@@ -74,10 +74,8 @@ class Peers:
 
     def _shared(self, iqn: str) -> str | None:
         """The device of a session of an agent or another backend on this host, which closes it."""
-        return next(
-            (s.device for s in self._initiator.sessions() if s.iqn == iqn and s.alive and s.device),
-            None,
-        )
+        found = (s for s in self._initiator.sessions() if s.endpoint.target == iqn)
+        return next((s.device for s in found if s.alive and s.device), None)
 
     def reconcile(self) -> None:
         """Close what a crash left open."""
@@ -99,7 +97,7 @@ class Peers:
         try:
             found = json.loads(note.read_text())
             if found["portal"]:
-                self._initiator.logout(found["iqn"], found["portal"])
+                self._initiator.logout(Endpoint(found["iqn"], found["portal"]))
         except Exception:  # the next start tries again
             LOG.exception("Could not log out of the source of image %s", note.name)
             return

@@ -6,6 +6,7 @@ import logging
 
 from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.paths import in_use
 from os_brick_thunder.agent.devices import Expected
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
@@ -32,7 +33,7 @@ def reconcile(host: Host, bases: Bases, stacks: Stacks) -> None:
     _sweep_exports(kit, expected)  # first: an export has its device open
     _sweep_devices(kit, expected)
     _sweep_thin_ids(kit, expected)
-    _sweep_sessions(kit, {path.iqn for base in known for path in base.paths if path.is_open})
+    _sweep_sessions(kit, {path.iqn for base in known for path in in_use(base)})
 
 
 def _sweep_exports(kit: Kit, expected: Expected) -> None:
@@ -65,8 +66,9 @@ def _sweep_thin_ids(kit: Kit, expected: Expected) -> None:
         kit.pool.delete_thin(thin_id)
 
 
-def _sweep_sessions(kit: Kit, iqns: set[str]) -> None:
+def _sweep_sessions(kit: Kit, targets: set[str]) -> None:
     for session in kit.initiator.sessions():
-        if session.iqn not in iqns:
-            LOG.warning("session to %s belongs to no base: logged out", session.iqn)
-            kit.initiator.logout(session.iqn, session.portal)
+        target = session.endpoint.target
+        if target not in targets:
+            LOG.warning("session to %s belongs to no base: logged out", target)
+            kit.initiator.logout(session.endpoint)

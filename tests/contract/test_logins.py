@@ -9,6 +9,7 @@ import pytest
 
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
+from os_brick_thunder.common.transport.base import Endpoint
 from os_brick_thunder.common.transport.iscsi import initiator_name
 from tests.contract.conftest import MIB, World
 
@@ -30,5 +31,5 @@ def test_who_is_admitted_anew_needs_the_new_credentials(world: World) -> None:
     anew = dataclasses.replace(export, username=new.username, password=new.password)
     with open(initiator.login(anew), "rb") as device:
         assert device.read(MIB) == b"D" * MIB
-    initiator.logout(iqn, PORTAL)
+    initiator.logout(Endpoint(iqn, PORTAL))
     assert initiator.sessions() == []

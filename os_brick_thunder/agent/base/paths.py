@@ -15,12 +15,16 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import READY, STALE, Base, ReplicaPath
-from os_brick_thunder.common.transport.iscsi import Session
+from os_brick_thunder.common.transport.base import Endpoint, Session
 
 
 def in_use(base: Base) -> tuple[ReplicaPath, ...]:
     """The paths that a base reads through, without the stale ones."""
     return tuple(path for path in base.paths if path.is_open)
+
+
+def endpoint(path: ReplicaPath) -> Endpoint:
+    return Endpoint(path.iqn, path.portal)
 
 
 def stale(base: Base) -> tuple[ReplicaPath, ...]:
@@ -88,9 +92,8 @@ class Paths:
         return {path: s.device for path, s in sessions if s.alive and s.device}
 
     def sessions(self, base: Base) -> dict[ReplicaPath, Session]:
-        sessions = {(s.iqn, s.portal): s for s in self._kit.initiator.sessions()}
-        keys = {path: (path.iqn, path.portal) for path in base.paths}
-        return {path: sessions[key] for path, key in keys.items() if key in sessions}
+        sessions = {session.endpoint: session for session in self._kit.initiator.sessions()}
+        return {path: sessions[endpoint(path)] for path in base.paths if endpoint(path) in sessions}
 
     def devnum(self, disk: str | None) -> str:
         """The number of a disk; empty if it has just disappeared."""
@@ -102,10 +105,10 @@ class Paths:
     def set_timeouts(self, paths: Sequence[ReplicaPath]) -> None:
         """Let all paths fail over soon, except for the last one, which I/O waits for."""
         for path in paths:
-            self._kit.initiator.rank(path.iqn, path.portal, last=path == paths[-1])
+            self._kit.initiator.set_timeouts(endpoint(path), last=path == paths[-1])
 
     def log_out(self, paths: Iterable[ReplicaPath]) -> None:
         """Log out of the paths that are not stale; not logged in is success."""
         for path in paths:
             if path.is_open:
-                self._kit.initiator.logout(path.iqn, path.portal)
+                self._kit.initiator.logout(endpoint(path))

@@ -18,6 +18,7 @@ from pathlib import Path
 from os_brick_thunder.common import errors, formats, wire
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, portal_of, split_portal
 from os_brick_thunder.common.run import Runner, run
+from os_brick_thunder.common.transport.base import Endpoint, Session
 from os_brick_thunder.common.wire import Export
 
 LOG = logging.getLogger(__name__)
@@ -73,14 +74,6 @@ _SETTINGS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Session:
-    iqn: str
-    portal: str
-    device: str | None  # /dev/sdX, once the LUN is there
-    alive: bool = True  # logged in; otherwise the initiator keeps trying to be
-
-
 def initiator_name(file: Path = INITIATOR_NAME) -> str:
     """This host's initiator name.
 
@@ -97,7 +90,7 @@ def initiator_name(file: Path = INITIATOR_NAME) -> str:
 
 
 class IscsiAdm:
-    """The host's iSCSI initiator, for sessions to replicas."""
+    """The host's iSCSI initiator, for sessions to replicas: :class:`.base.Initiator`."""
 
     def __init__(self, runner: Runner = run, appear: float = 10.0) -> None:
         """:param appear: seconds to wait for a LUN to appear after login"""
@@ -105,17 +98,12 @@ class IscsiAdm:
         self._appear = appear
 
     def login(self, export: Export, last: bool = False) -> str:
-        """Log in, or find the session that exists, and return the LUN's device.
-
-        :param last: no other path follows this one, see :meth:`rank`
-        :raises errors.LoginRefused: the target does not admit us with these credentials
-        :raises errors.LoginError: unreachable, no LUN in time, or not the export of a replica
-        """
         try:
             export = wire.parse(Export, export.to_wire())
         except wire.MalformedValue as error:  # nothing is undone: the name is not ours
             raise errors.LoginError(f"not the export of a replica: {error}") from error
-        target = ("iscsiadm", "-m", "node", "-T", export.iqn, "-p", export.portal)
+        endpoint = Endpoint.of(export)
+        target = _node(endpoint)
         try:
             self._run(*target, "--op", "new")
             self._configure(export, _LAST_PATH if last else _FAILOVER)
@@ -124,24 +112,23 @@ class IscsiAdm:
             except errors.ProcessError as error:
                 if error.rc != _SESSION_EXISTS:
                     raise
-            device = self._await_device(export)
-            self.rank(export.iqn, export.portal, last)
+            device = self._await_device(endpoint)
+            self.set_timeouts(endpoint, last)
             return device
         except (errors.ProcessError, OSError) as error:
-            self.logout(export.iqn, export.portal)
+            self.logout(endpoint)
             refused = isinstance(error, errors.ProcessError) and error.rc == _NOT_ADMITTED
             kind = errors.LoginRefused if refused else errors.LoginError
             raise kind(f"{export.iqn} at {export.portal}: {error}") from error
 
-    def logout(self, iqn: str, portal: str) -> None:
-        """Log out and delete the record. Absent is success, and so is what is not a replica's."""
+    def logout(self, endpoint: Endpoint) -> None:
         try:
-            wire.checked(formats.Target, iqn, "iqn")
-            wire.checked(formats.Portal, portal, "portal")
+            wire.checked(formats.Target, endpoint.target, "target")
+            wire.checked(formats.Portal, endpoint.portal, "portal")
         except wire.MalformedValue as error:
             LOG.warning("Not logged out, as it is not the export of a replica: %s", error)
             return
-        target = ("iscsiadm", "-m", "node", "-T", iqn, "-p", portal)
+        target = _node(endpoint)
         for action in (("--logout",), ("--op", "delete")):
             try:
                 self._run(*target, *action)
@@ -149,15 +136,10 @@ class IscsiAdm:
                 if error.rc != _NO_OBJECTS:
                     raise
 
-    def rank(self, iqn: str, portal: str, last: bool) -> None:
-        """Set the timeouts of a session's I/O; absent is success.
-
-        :param last: as the last path of its base it waits for a replica that does not answer. All
-            others fail as soon as a replica is found to be dead, and have to be reinstated later
-        """
+    def set_timeouts(self, endpoint: Endpoint, last: bool) -> None:
         timeouts = _LAST_PATH if last else _FAILOVER
         for entry, session in self._sessions():
-            if (session.iqn, session.portal) != (iqn, portal):
+            if session.endpoint != endpoint:
                 continue
             with contextlib.suppress(OSError):  # the session may end meanwhile
                 (entry / "recovery_tmo").write_text(str(timeouts.recover))
@@ -165,7 +147,6 @@ class IscsiAdm:
                     timer.write_text(str(timeouts.command))
 
     def sessions(self) -> list[Session]:
-        """All sessions to replicas."""
         return [session for _entry, session in self._sessions()]
 
     @staticmethod
@@ -188,35 +169,40 @@ class IscsiAdm:
                 continue
             disk = next(iter((entry / "device").glob("target*/*:*:*:*/block/*")), None)
             device = f"/dev/{disk.name}" if disk else None
-            yield entry, Session(iqn, portal_of(address, int(port)), device, alive)
+            endpoint = Endpoint(iqn, portal_of(address, int(port)))
+            yield entry, Session(endpoint, device, alive)
 
-    def _await_device(self, export: Export) -> str:
+    def _await_device(self, endpoint: Endpoint) -> str:
         deadline = time.monotonic() + self._appear
         while True:
             for session in self.sessions():
                 found = session.device
-                if (session.iqn, session.portal) != (export.iqn, export.portal) or not found:
-                    continue
-                if os.path.exists(found):
+                if session.endpoint == endpoint and found and os.path.exists(found):
                     return found
             if time.monotonic() > deadline:
-                self.logout(export.iqn, export.portal)
+                self.logout(endpoint)
                 raise errors.LoginError(
-                    f"{export.iqn} at {export.portal}: logged in, but no LUN in {self._appear:g} s"
+                    f"{endpoint.target} at {endpoint.portal}: logged in, but no LUN in "
+                    f"{self._appear:g} s"
                 )
             time.sleep(0.02)
 
     def _configure(self, export: Export, timeouts: _Timeouts) -> None:
         """Put settings and secrets into the record that iscsiadm has just made."""
-        target = ("iscsiadm", "-m", "node", "-T", export.iqn, "-p", export.portal)
+        endpoint = Endpoint.of(export)
         settings = {**_SETTINGS, **timeouts.settings}
         pairs = [word for key, value in settings.items() for word in ("-n", key, "-v", value)]
-        self._run(*target, "--op", "update", *pairs)
+        self._run(*_node(endpoint), "--op", "update", *pairs)
         # Any user of the host can read argv, so secrets do not go through iscsiadm.
-        _write_secrets(_record(export.iqn, export.portal), export.username, export.password)
+        _write_secrets(_record(endpoint), export.username, export.password)
 
 
-def _record(iqn: str, portal: str) -> Path:
+def _node(endpoint: Endpoint) -> tuple[str, ...]:
+    """The beginning of a command about one node record."""
+    return ("iscsiadm", "-m", "node", "-T", endpoint.target, "-p", endpoint.portal)
+
+
+def _record(endpoint: Endpoint) -> Path:
     """The file of a node record, as iscsiadm names it in idbm_rec_write(): a portal that was not
     discovered is a file, one whose portal group was known before is a folder of interfaces.
 
@@ -224,17 +210,19 @@ def _record(iqn: str, portal: str) -> Path:
 
     :raises FileNotFoundError: there is none
     """
-    address, port = split_portal(portal)
+    address, port = split_portal(endpoint.portal)
     found = [
         record
         for records in RECORDS
         for name in (f"{address},{port}", f"{address},{port},[0-9]*/default")
-        for record in (records / iqn).glob(name)
+        for record in (records / endpoint.target).glob(name)
         if record.is_file()
     ]
     if not found:
         places = " or ".join(map(str, RECORDS))
-        raise FileNotFoundError(f"iscsiadm keeps no record of {iqn} at {portal} in {places}")
+        raise FileNotFoundError(
+            f"iscsiadm keeps no record of {endpoint.target} at {endpoint.portal} in {places}"
+        )
     return max(found, key=lambda record: record.stat().st_mtime_ns)
 
 

@@ -19,7 +19,6 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -29,6 +28,7 @@ from rtslib_fb.utils import RTSLibError
 
 from os_brick_thunder.common import errors, formats, wire
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, LUN
+from os_brick_thunder.common.transport.base import Credentials, Target
 
 #: Where rtslib has the kernel keep persistent reservations. Neither it nor its package makes the
 #: folder, and without it every call fails: "Cannot set dbroot".
@@ -49,25 +49,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 LOG = logging.getLogger(__name__)
 _lock = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """One initiator's CHAP user name and secret at one target."""
-
-    username: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Target:
-    """An export in the kernel: the initiators that are admitted, and the ones with a session."""
-
-    iqn: str
-    device: str
-    portals: tuple[str, ...]
-    initiators: tuple[str, ...]
-    readers: tuple[str, ...] = ()
 
 
 def forget_cached() -> None:

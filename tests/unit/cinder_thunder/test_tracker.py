@@ -23,7 +23,7 @@ from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.transport import lio
+from os_brick_thunder.common.transport.base import Credentials
 from os_brick_thunder.common.wire import LocationReport, Orders, Topology
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE
@@ -285,15 +285,15 @@ class Targets:
 
     def __init__(self) -> None:
         self.devices: dict[str, str] = {}
-        self.admitted: dict[str, dict[str, lio.Credentials]] = {}
+        self.admitted: dict[str, dict[str, Credentials]] = {}
 
     def export(self, device: str, iqn: str, portal: str) -> None:
         self.devices[iqn] = device
         self.admitted.setdefault(iqn, {})
 
-    def admit(self, iqn: str, initiator: str) -> lio.Credentials:
+    def admit(self, iqn: str, initiator: str) -> Credentials:
         acls = self.admitted[iqn]
-        return acls.setdefault(initiator, lio.Credentials(f"u{len(acls)}", "secret"))
+        return acls.setdefault(initiator, Credentials(f"u{len(acls)}", "secret"))
 
     def revoke(self, iqn: str, initiator: str) -> None:
         self.admitted.get(iqn, {}).pop(initiator, None)

@@ -18,6 +18,7 @@ from os_brick_thunder.common.policy.iscsinames import (
 )
 from os_brick_thunder.common.run import DEFAULT_TIMEOUT
 from os_brick_thunder.common.transport import iscsi
+from os_brick_thunder.common.transport.base import Endpoint
 
 IQN = iqn_of("stor1@thunder", "img-1")
 PORTAL = "10.0.0.1:3260"
@@ -70,7 +71,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
 
 def initiator(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> iscsi.IscsiAdm:
     adm = iscsi.IscsiAdm(tool, appear=0.0)
-    monkeypatch.setattr(adm, "_await_device", lambda export: "/dev/sdx")
+    monkeypatch.setattr(adm, "_await_device", lambda endpoint: "/dev/sdx")
     return adm
 
 
@@ -164,7 +165,7 @@ def test_a_hostile_export_reaches_neither_a_file_nor_a_tool(
 def test_the_session_of_a_volume_is_not_logged_out(
     tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    initiator(tool, monkeypatch).logout("iqn.2010-10.org.openstack:volume-1", PORTAL)
+    initiator(tool, monkeypatch).logout(Endpoint("iqn.2010-10.org.openstack:volume-1", PORTAL))
     assert tool.calls == []
     assert "not the export of a replica" in caplog.text
 
