@@ -1,7 +1,7 @@
-"""Alembic's environment: runs the migrations on the connection that it is given.
+"""Alembic's environment: runs the migrations on the connection in its configuration.
 
-The tables may share a database with Cinder's, so the version table has a name of its own and
-nothing but our tables is compared.
+The tables may be in Cinder's database, so the version table has a name of its own and only our
+tables are compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Manifests and deleted images; drained hosts, and the room that storage hosts have
+"""Manifests and deleted images; drained hosts, and free space of storage hosts
 
 Revision ID: 0002
 Revises: 0001

@@ -1,4 +1,4 @@
-"""Leases: who does what only one storage host should do at a time
+"""Leases, for tasks that one storage host at a time performs
 
 Revision ID: 0003
 Revises: 0002

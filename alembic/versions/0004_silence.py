@@ -1,4 +1,4 @@
-"""When a host was heard of again
+"""When a host's heartbeats resumed
 
 Revision ID: 0004
 Revises: 0003

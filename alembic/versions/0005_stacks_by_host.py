@@ -1,4 +1,4 @@
-"""Stacks are looked for by their host, with every heartbeat
+"""An index on the stacks' host, which every heartbeat queries
 
 Revision ID: 0005
 Revises: 0004

@@ -75,8 +75,8 @@ class CloudCommand(ThunderCommand):
         if isinstance(error, db_exc.DBError):
             error = error.inner_exception or error
         if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
-            said = " ".join(str(getattr(error, "orig", None) or error).split())
-            if any(sign in said for sign in _NO_TABLE):
-                return f"Thunder's tables do not exist: run thunder db upgrade ({said})"
-            return f"the database: {said}; check connection in [database] of cinder.conf"
+            message = " ".join(str(getattr(error, "orig", None) or error).split())
+            if any(sign in message for sign in _NO_TABLE):
+                return f"Thunder's tables do not exist: run thunder db upgrade ({message})"
+            return f"the database: {message}; check connection in [database] of cinder.conf"
         return super().explained(error)

@@ -86,13 +86,13 @@ def only(kind: str, word: str, matches: Iterable[str]) -> str | None:
 def _unknown(kind: str, word: str) -> NoReturn:
     where = "replica of an image" if kind == "image" else "volume"
     listed = "thunder image list" if kind == "image" else "openstack volume list --all-projects"
-    said = f"there is no {where} {word}: {listed} shows all of them"
+    message = f"there is no {where} {word}: {listed} shows all of them"
     if not _credentials():
-        said += (
+        message += (
             f"; to use names, set {_CREDENTIALS[0]}, or {_CREDENTIALS[1]} and the others, as for "
             "the openstack client"
         )
-    raise errors.InvalidRequest(said)
+    raise errors.InvalidRequest(message)
 
 
 def _called(word: str, found: str) -> str:
@@ -139,8 +139,8 @@ def _asked(service: str, word: str, search: Callable[[Any], Any], kind: str) -> 
         one = finder(word, ignore_missing=True)
         return [one.id] if one else []
     except Exception as error:  # it may come from any of several libraries
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise errors.ThunderError(
-            f"{service} could not be asked for {kind} {word} ({said[:200]}): give its id, or unset "
-            f"{' and '.join(_CREDENTIALS)}"
+            f"{service} could not be asked for {kind} {word} ({message[:200]}): give its id, or "
+            f"unset {' and '.join(_CREDENTIALS)}"
         ) from error

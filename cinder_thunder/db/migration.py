@@ -1,4 +1,4 @@
-"""The schema's version: read it, and bring it up to date."""
+"""The revision of the schema: read it, and upgrade it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
     return kind != "table" or (name or "").startswith(models.TABLE_PREFIX)
 
 
-#: How alembic is to look at the database, for ``env.py`` and for comparisons.
+#: Alembic's options, for ``env.py`` and for comparisons of models and tables.
 OPTIONS: dict[str, Any] = {
     "target_metadata": models.Base.metadata,
     "version_table": VERSION_TABLE,
@@ -31,10 +31,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def scripts() -> Path:
-    """The folder of the migrations: ``cinder_thunder.migrations`` where Thunder is installed, and
-    ``alembic/`` in a source tree, which setup.cfg installs as that.
+    """The folder of the migrations: ``cinder_thunder.migrations`` if Thunder is installed, or
+    ``alembic/`` of a source tree, which setup.cfg installs as that package.
 
-    :raises FileNotFoundError: says where it was looked for
+    :raises FileNotFoundError: it is in neither place; names both
     """
     package = resources.files("cinder_thunder")
     candidates = [Path(str(package / "migrations")), Path(str(package)).parent / "alembic"]
@@ -47,18 +47,18 @@ def scripts() -> Path:
 
 
 def version(engine: sqlalchemy.Engine) -> str | None:
-    """The revision that the database is at; None before the first upgrade."""
+    """The revision of the database; None before the first upgrade."""
     with engine.connect() as connection:
         return MigrationContext.configure(connection, opts=OPTIONS).get_current_revision()
 
 
 def head() -> str | None:
-    """The newest revision that this code knows."""
+    """The newest revision in this code."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def upgrade(engine: sqlalchemy.Engine, revision: str = "head") -> None:
-    """Bring the tables to ``revision``; nothing happens if they are there."""
+    """Upgrade the tables to ``revision``; nothing happens if they are at it."""
     config = _config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection

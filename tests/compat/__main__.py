@@ -16,7 +16,13 @@ from pathlib import Path
 
 TREE = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("THUNDER_LAB_CACHE", "/var/cache/thunder-lab"))
-TESTS = ("pytest>=8,<10", "pytest-timeout>=2.3,<3")
+TOOLS = ("pytest>=8,<10", "pytest-timeout>=2.3,<3")
+#: What is run: beside this folder, the tests of the driver on Cinder's real base class.
+TESTS = (
+    "tests/compat",
+    "tests/unit/cinder_thunder/test_driver.py",
+    "tests/unit/cinder_thunder/test_privileged.py",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def environment(series: Series) -> Path:
     if not python.exists():
         venv.create(folder, with_pip=True, symlinks=True)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    wanted = [series.cinder, series.os_brick, *series.also, *TESTS, *requirements()]
+    wanted = [series.cinder, series.os_brick, *series.also, *TOOLS, *requirements()]
     subprocess.run([*pip, "--upgrade", *wanted], check=True)
     return python
 
@@ -78,7 +84,7 @@ def passed(series: Series) -> bool:
     )
     found = subprocess.run([str(python), "-c", versions], capture_output=True, text=True)
     print(f"{series.name}: {found.stdout.strip()}", flush=True)
-    tests = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/compat"]
+    tests = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     env = {**os.environ, "PYTHONPATH": str(TREE)}
     return subprocess.run(tests, cwd=TREE, env=env).returncode == 0
 

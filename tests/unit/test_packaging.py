@@ -1,4 +1,4 @@
-"""What is packed, and what is there once it is installed."""
+"""The contents of the packages, and what they install."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from os_brick_thunder.common import conf
 from os_brick_thunder.common.state import Stack, StateFile
 
 TREE = Path(__file__).parents[2]
-#: What is no part of the project: caches, and the environment of whoever works on it.
+#: Not part of the project: caches, and a developer's environment.
 FOREIGN = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "venv", "env")
 PACKAGES = {"cinder_thunder", "os_brick_thunder"}
-#: The distribution; `thunder` on PyPI is somebody else's.
+#: The distribution; `thunder` on PyPI belongs to an unrelated project.
 NAME = "openstack-thunder"
-#: Where the migrations are in the tree, and once installed.
+#: The folder of the migrations in the tree, and in an installation.
 MIGRATIONS, INSTALLED = "alembic/", "cinder_thunder/migrations/"
 
-#: What is on storage hosts only, or on no host that thunder is installed for.
+#: Distributions that compute hosts do not need.
 NOT_ON_COMPUTE_HOSTS = {"cinder", "sqlalchemy", "alembic", "oslo-db", "oslo-upgradecheck", "nova"}
 
 
 def tool(*argv: str, cwd: Path, python: Path | str = sys.executable, path: str = "") -> str:
     """Run a Python tool.
 
-    :param python: of an environment that has it; this one has no thunder, not even the tree's
+    :param python: of an environment that has the tool; this environment has no Thunder, as
+        PYTHONPATH is not passed on
     :param path: PYTHONPATH
     :returns: its output
     """
@@ -58,7 +59,7 @@ def run(
     if path:
         env["PYTHONPATH"] = path
     if python != sys.executable:
-        # Entry points are cached by path: not among the caches of this user.
+        # Entry points are cached by path: keep them out of this user's cache.
         env["XDG_CACHE_HOME"] = str(cwd / "cache")
     return subprocess.run(
         [str(python), *argv], cwd=cwd, env=env, capture_output=True, text=True, check=False
@@ -67,7 +68,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel built from that; as pip builds them."""
+    """A folder with the sdist, and the wheel that is built from it, as pip does."""
     folder = tmp_path_factory.mktemp("dist")
     shutil.copytree(TREE, folder / "tree", ignore=FOREIGN)
     tool("-m", "build", "--outdir", str(folder), "tree", cwd=folder)
@@ -75,7 +76,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def needed(lines: Iterable[str]) -> Iterable[metadata.Distribution]:
-    """What these requirements bring with them, as far as it is installed here."""
+    """The closure of these requirements, as far as it is installed here."""
     found: dict[tuple[str, str], metadata.Distribution] = {}
     todo = [(Requirement(line), "") for line in lines]
     while todo:
@@ -92,10 +93,10 @@ def needed(lines: Iterable[str]) -> Iterable[metadata.Distribution]:
 
 @pytest.fixture(scope="module")
 def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment as on a compute host: the wheel, without extras, and what it needs.
+    """A virtual environment as on a compute host: the wheel, without extras, and its requirements.
 
-    What it needs is linked from this environment instead of downloaded; whether that is all of it
-    is pip's to say, which finds nothing else. So what only Cinder's hosts have is not there.
+    Those are linked from this environment instead of downloaded. pip, without an index, fails if
+    one is missing; distributions that only Cinder's hosts need are not there.
     """
     environment = tmp_path_factory.mktemp("host") / "venv"
     venv.create(environment, symlinks=True)
@@ -126,7 +127,7 @@ def sources(package: str) -> set[str]:
     return {str(path.relative_to(TREE)) for path in (TREE / package).rglob("*.py")}
 
 
-def test_the_wheel_has_the_product_and_no_more(dist: Path) -> None:
+def test_the_wheel_has_the_product_and_nothing_else(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -162,7 +163,7 @@ def test_the_migrations_do_not_shadow_the_library() -> None:
 
 
 def test_no_message_names_a_distribution_for_pip() -> None:
-    """Those that have our packages' names on PyPI are not ours."""
+    """The distributions with our packages' names on PyPI belong to others."""
     named = re.compile(r"pip install[^`\n]*\bthunder")
     texts = [
         TREE / "README.md",
@@ -171,7 +172,7 @@ def test_no_message_names_a_distribution_for_pip() -> None:
     assert not [str(path) for path in texts if named.search(path.read_text())]
 
 
-def test_the_sdist_has_what_a_build_needs_and_no_more(dist: Path) -> None:
+def test_the_sdist_has_what_a_build_needs_and_nothing_else(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -240,7 +241,7 @@ def test_what_a_compute_host_lacks(
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A virtual environment of a Cinder host: all that Thunder needs, and no Thunder."""
+    """A virtual environment with all requirements of a Cinder host, but without Thunder."""
     environment = tmp_path / "venv"
     venv.create(environment, symlinks=True)
     here = sysconfig.get_path("purelib")
@@ -250,7 +251,7 @@ def bare(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Installation:
-    """Thunder in some place: how its command is started."""
+    """Thunder in one place, and how its command is started there."""
 
     python: Path
     thunder: tuple[str, ...]
@@ -271,7 +272,7 @@ def from_sdist(dist: Path, bare: Path, folder: Path) -> Installation:
 
 
 def below_root(dist: Path, bare: Path, folder: Path) -> Installation:
-    """As packages of a distribution are built."""
+    """As when a package of a Linux distribution is built."""
     (wheel,) = dist.glob("*.whl")
     where = ("--root", str(folder / "root"), "--prefix", "/usr")
     install(bare, "--no-deps", "--ignore-installed", *where, str(wheel), cwd=folder)
@@ -309,7 +310,7 @@ def test_the_tables_are_made_wherever_thunder_is(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reads as root")
 def test_stacks_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
-    """Without a database, Cinder, an agent: the state file and the kernel."""
+    """It needs no database, Cinder or agent, only the state file and the kernel."""
     store = StateFile(tmp_path / "state.json")
     store.put(Stack("vol-1", "stor1@thunder", "/dev/sdb", "cached", "img-1", 1, 2, 4096))
     config = tmp_path / "thunder.conf"
@@ -321,7 +322,7 @@ def test_stacks_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
 
 
 def test_the_doctor_of_a_compute_host(environment: Path, tmp_path: Path) -> None:
-    """It finds much that is missing here, but no module of Python."""
+    """It finds many faults here, but no missing Python module."""
     config = tmp_path / "thunder.conf"
     config.write_text(
         "[DEFAULT]\ntransport_url = fake://\n[thunder]\naddress = 127.0.0.1\n"
@@ -338,9 +339,10 @@ def test_the_doctor_of_a_compute_host(environment: Path, tmp_path: Path) -> None
 
 
 def test_thunder_run(environment: Path, tmp_path: Path) -> None:
-    """It is installed, and runs a program with our connector in os-brick's map.
+    """It runs a program with our connector in os-brick's map.
 
-    It has not imported os-brick for that: nova-compute would find eventlet in it, and not start.
+    It does not import os-brick for that, since os-brick imports eventlet, with which nova-compute
+    would not start.
     """
     program = tmp_path / "program.py"
     program.write_text(
@@ -384,7 +386,7 @@ def test_the_agents_sample_has_its_libraries_options() -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze here")
 def test_systemd_reads_the_units(tmp_path: Path) -> None:
-    """With programs that are there: those of the units are where they are installed only."""
+    """With programs that exist: those of the units exist only in an installation."""
     shutil.copytree(TREE / "etc/systemd", tmp_path, dirs_exist_ok=True)
     (tmp_path / "nova-compute.service").write_text("[Service]\nExecStart=/bin/false\n")
     for unit in (tmp_path / "thunder-agent.service", *tmp_path.glob("*.d/thunder.conf")):
@@ -413,11 +415,11 @@ def unit(name: str) -> dict[str, list[str]]:
 
 
 def test_the_agent_restarts_under_guests() -> None:
-    """What it built, and whatever its tools started, is left alone; what failed comes back."""
+    """A stop leaves its devices, and processes that its tools started; a failure restarts it."""
     agent = unit("thunder-agent.service")
     assert agent["KillMode"] == ["process"]
     assert agent["Restart"] == ["on-failure"]
-    # systemd gives up on five starts in ten seconds.
+    # systemd gives up after five starts within ten seconds.
     assert 5 * int(agent["RestartSec"][0]) > 10
     defaults = {option.name: option.default for option in conf.COMMON_OPTS + conf.AGENT_OPTS}
     assert Path(defaults["state_file"]).parent == Path("/var/lib", *agent["StateDirectory"])
@@ -427,12 +429,12 @@ def test_the_agent_restarts_under_guests() -> None:
 
 def test_the_order_of_units() -> None:
     agent, nova = unit("thunder-agent.service"), unit("nova-compute.service.d/thunder.conf")
-    # Their restoring of LIO's configuration would undo the agent's exports.
+    # They restore LIO's configuration, which would remove the agent's exports.
     assert {"target.service", "rtslib-fb-targetctl.service"} <= set(agent["After"])
-    # At shutdown the order is the reverse: no session goes while the agent works.
+    # Shutdown is in reverse order: sessions are closed after the agent has stopped.
     assert {"iscsid.service", "open-iscsi.service"} <= set(agent["After"])
     assert set(agent["Wants"]) <= set(agent["After"])
-    # Nova comes after it, and neither needs it nor waits until it is ready.
+    # Nova starts after it, but neither requires it nor waits until it is ready.
     assert nova["After"] == nova["Wants"] == ["thunder-agent.service"]
     assert agent["Type"] == ["exec"]
     assert not {"Requires", "BindsTo", "PartOf"} & (set(agent) | set(nova))

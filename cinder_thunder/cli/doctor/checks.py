@@ -150,9 +150,9 @@ def check_modules(host: HostProbe, modules: Mapping[str, str]) -> str:
     """:param modules: each with its purpose"""
     missing = {name: what for name, what in modules.items() if not host.has_module(name)}
     if missing:
-        said = ", ".join(f"{name} ({what})" for name, what in missing.items())
+        message = ", ".join(f"{name} ({what})" for name, what in missing.items())
         raise Fault(
-            f"the kernel has no {said}",
+            f"the kernel has no {message}",
             f"modprobe -a {' '.join(missing)}; if they do not exist, install the full kernel "
             "package (linux-image-amd64; Ubuntu: linux-modules-extra)",
         )

@@ -1,4 +1,4 @@
-"""What cinder.conf says, and the cloud that it describes, as the doctor's checks ask for it."""
+"""The contents of cinder.conf, and the cloud that it describes, for the doctor's checks."""
 
 from __future__ import annotations
 

@@ -110,9 +110,9 @@ class CinderHost:
         hosts = self._cloud.hosts()
         late = [host for host in hosts if host.state != ranking.ALIVE and not host.drained]
         if late:
-            said = ", ".join(f"{h.host} {h.state}, silent for {h.silent:.0f} s" for h in late)
+            message = ", ".join(f"{h.host} {h.state}, silent for {h.silent:.0f} s" for h in late)
             raise Fault(
-                said,
+                message,
                 "start thunder-agent (compute) or cinder-volume (storage) there; thunder host "
                 "drain HOST for a host that is to stay off",
             )
@@ -185,9 +185,9 @@ def revisions(found: Configured) -> tuple[str | None, str | None]:
     try:
         return found.revision()
     except (sa.exc.SQLAlchemyError, db_exc.DBError, ValueError) as error:
-        said = str(getattr(error, "orig", None) or error)
+        message = str(getattr(error, "orig", None) or error)
         raise Fault(
-            f"does not answer: {said}",
+            f"does not answer: {message}",
             "check that it is running, and connection in [database] of cinder.conf (or in "
             f"[{conf.DATABASE_GROUP}])",
         ) from error

@@ -1,4 +1,4 @@
-"""``thunder``: what all commands share, and the operator's way to the tables."""
+"""``thunder``: what all commands share, and ``thunder db``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def said(caplog: pytest.LogCaptureFixture) -> str:
-    """The one line that the last command ended with."""
+    """The error of the last command, in one line."""
     (line,) = [r.message for r in caplog.records if r.levelname == "ERROR"]
     assert "\n" not in line
     return line
@@ -97,7 +97,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command is listed with a line on what it does, and can be asked for more."""
+    """Every command is listed with a line on what it does."""
     with pytest.raises(SystemExit):
         thunder.main(["--help"])
     listed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every fault that the doctor knows, injected into a fake host: it is found, with its remedy."""
+"""Each fault of a compute host, injected into a fake: the doctor finds it, with a remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ socket = /run/thunder/agent.sock
 
 
 class FakeHost:
-    """A host where all is well, until a test breaks it."""
+    """A healthy host, until a test breaks it."""
 
     def __init__(self) -> None:
         self.root = True
@@ -44,7 +44,7 @@ class FakeHost:
         self.left_suspended: list[str] = []
         self.mode: int | None = 0o600
         self.says: Mapping[str, Any] | Exception = {"bases": [{}], "stacks": []}
-        self.tracker: float | Exception = 0.0  # how far it is ahead
+        self.tracker: float | Exception = 0.0  # seconds that it is ahead
         self.now = 1000.0
 
     def is_root(self) -> bool:
@@ -246,7 +246,7 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
 def test_a_fault(
     tmp_path: Path, inject: Callable[[FakeHost], object], name: str, found: str, remedy: str
 ) -> None:
-    """It is found where it is, and nowhere else."""
+    """Its check fails, and no other."""
     host = FakeHost()
     inject(host)
     checks = report(tmp_path, host)
@@ -302,10 +302,10 @@ def test_options(tmp_path: Path, line: str, instead: str, found: str) -> None:
     assert checks["options"].remedy
 
 
-def test_a_check_that_cannot_be_made_is_not_passed(
+def test_a_check_that_cannot_run_is_not_passed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where it comes from is in the log, for --verbose."""
+    """The traceback is in the log, for --verbose."""
     caplog.set_level("DEBUG", framework.__name__)
     host = FakeHost()
     host.says = RuntimeError("what\nis this")
@@ -323,7 +323,7 @@ def test_a_slow_answer_is_no_skew(there: float, off: float) -> None:
 
 
 def test_the_probe_of_this_host() -> None:
-    """It answers here, too, whatever there is."""
+    """It works on any host."""
     host = ThisHost("/nonexistent")
     assert host.has_tool("sh")
     assert not host.has_tool("no-such-tool")

@@ -1,4 +1,4 @@
-"""The doctor on hosts with cinder.conf: every fault that it knows, injected into a fake cloud."""
+"""Each fault of a host with cinder.conf, injected into a fake cloud: the doctor finds it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def known(host: str, kind: str, state: str = "alive", drained: bool = False) -> 
 
 
 class FakeCloud:
-    """A cloud where all is well, until a test breaks it."""
+    """A healthy cloud, until a test breaks it."""
 
     def __init__(self, host: FakeHost) -> None:
         self._host = host
         self.configured = [BACKEND]
         self.at: tuple[str | None, str | None] | Exception = ("0004", "0004")
         self.known = [known("stor1@thunder", "storage"), known("cmp1", "compute")]
-        self.database: float | None = 0.0  # how far it is ahead
+        self.database: float | None = 0.0  # seconds that it is ahead
         self.tracker: float | Exception = 0.0
         self.groups = ["cinder-volumes"]
         self.status: PoolStatus | Exception = PoolStatus(GIB, 8 * GIB, True, MIB, 64 * MIB)
@@ -196,7 +196,7 @@ def test_a_fault(
 
 
 def test_a_warning() -> None:
-    """No fault: Cinder has a default for the address, which may be the right one."""
+    """Cinder has a default for the address, which may be right: no fault."""
     backend = dataclasses.replace(BACKEND, target_ip_address="")
     checks = report(lambda cloud, host: setattr(cloud, "configured", [backend]))
     assert {check.result for check in checks.values()} == {OK, WARN}
@@ -262,7 +262,7 @@ def cinder_conf_file(tmp_path: Path) -> Path:
 
 
 def test_backends_are_read_from_cinders_configuration(cinder_conf_file: Path) -> None:
-    """Ours alone, with Cinder's defaults below [backend_defaults] below their own sections."""
+    """Only ours; a section overrides [backend_defaults], which overrides Cinder's defaults."""
     assert ThisCloud(str(cinder_conf_file)).backends() == [
         BACKEND,
         Backend("other", "elsewhere@other", "other", "thin", "tgtadm", target_ip_address=""),
@@ -275,12 +275,12 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It looks at a real database here; each fault is a row, and the code is 1."""
+    """On a real database: each fault is a row, and the exit code is 1."""
     monkeypatch.setattr(framework, "TIMEOUT", 0.1)
     command = ["doctor", "--config-file", str(cinder_conf_file), "-f", "json"]
 
     def rows() -> dict[str, dict[str, str]]:
-        assert thunder.main(command) == 1  # nobody answers on this transport
+        assert thunder.main(command) == 1  # there is no tracker on this transport
         return {row["Check"]: row for row in json.loads(capsys.readouterr().out)}
 
     before = rows()

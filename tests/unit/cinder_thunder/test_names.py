@@ -1,4 +1,4 @@
-"""From what an operator types to an id: exact id, Glance's or Cinder's name, beginning of an id."""
+"""From what an operator types to an id: an id, its beginning, or a name in Glance or Cinder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image(word: str, **named: list[str]) -> str:
     return names.image(Known(), word, lambda name: named.get(name, []))  # type: ignore[arg-type]
 
 
-def test_an_id_is_not_asked_for_anywhere() -> None:
+def test_an_id_is_not_looked_up() -> None:
     def refuse(word: str) -> list[str]:
         raise AssertionError(word)
 
@@ -84,7 +84,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_nobody_is_asked_without_credentials(clean: pytest.MonkeyPatch) -> None:
+def test_no_service_is_asked_without_credentials(clean: pytest.MonkeyPatch) -> None:
     assert names.images_named("debian") == []
     assert names.volumes_named("data") == []
 

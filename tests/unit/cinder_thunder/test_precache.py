@@ -1,4 +1,4 @@
-"""``thunder image precache``: which hosts, how far they are, and why one is not complete."""
+"""``thunder image precache``: the choice of hosts, their progress, and reasons for failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE = Image("i", 8 * MIB, Extents.of([(0, 4 * MIB)]))
 
 
 class World:
-    """A cloud in a database, with agents that do as they are told; time is what tests say."""
+    """A cloud in a database, with agents and a clock that tests control."""
 
     def __init__(self, url: str) -> None:
         self.now = datetime(2026, 1, 1)
@@ -78,9 +78,9 @@ class World:
         )
 
     def run(self, steps: list[Callable[[], None]], timeout: float | None) -> list[Outcome]:
-        """Pre-cache everywhere; a step is taken whenever the command sleeps, 10 s each.
+        """Pre-cache everywhere, with one step for each sleep of the command, of 10 s.
 
-        The threads that ask run in real time: they are waited for before the first step.
+        The threads that ask hosts run in real time: the first step waits for them.
         """
         left, began = iter(steps), self.now
         fit = {
@@ -149,7 +149,7 @@ def test_bad_options(
     options: tuple[str, ...],
     said: str,
 ) -> None:
-    """One line, code 2, and nobody was asked for anything."""
+    """One line, exit code 2, and no host was asked."""
     monkeypatch.setattr(precache, "database", lambda file: world.database)
     monkeypatch.setattr(precache, "hosts_rpc", lambda file: world)
     assert thunder.main(["image", "precache", "i", *options]) == 2
@@ -225,7 +225,7 @@ def test_one_that_is_drained_is_left_out(world: World) -> None:
 
 
 def test_reasons(world: World) -> None:
-    """A host that refuses, one whose replica goes, one that is late: each with its reason."""
+    """A host that refuses, one that loses its replica, one that is late: each with a reason."""
 
     def refuse() -> None:
         raise errors.PoolError("the local pool has 1 MiB free,\nimage i takes 4")
@@ -277,7 +277,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_elsewhere() -> None:
-    """A line for a new state or a fifth more, not for every look."""
+    """A line for a new state or another 20 per cent, not for every poll."""
     stream, now = io.StringIO(), iter([0.0, 1.0, 2.0, 3.0])
     with progress.Bars(["c1"], 4 * MIB, stream, lambda: next(now)) as bars:
         for filled in (0, 4096, 8192, 2 * MIB, 2 * MIB + 1):

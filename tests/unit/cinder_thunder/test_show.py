@@ -150,7 +150,7 @@ def test_a_location(option: list[str], capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.fixture
 def agents(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What agents answer; those that are not in it do not answer."""
+    """The status of each agent; other agents do not answer."""
     answers: dict[str, Any] = {}
 
     class Rpc:

@@ -1,4 +1,4 @@
-"""``thunder-status upgrade check``: what it finds, and how it ends."""
+"""``thunder-status upgrade check``: its results and exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ target_helper = tgtadm
 
 
 class Host:
-    """A host with a cinder.conf, where all is well until a test changes it."""
+    """A healthy host with a cinder.conf, until a test changes it."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.conf = folder / "cinder.conf"
@@ -51,7 +51,7 @@ class Host:
         self.conf.write_text(text.replace(old, new))
 
     def check(self) -> tuple[int, dict[str, tuple[int, str]]]:
-        """The exit code, and what each check came to."""
+        """The exit code, and the result of each check."""
         code = status.main(["--config-file", str(self.conf), "upgrade", "check", "--json"])
         said = json.loads(self._capsys.readouterr().out)
         return code, {c["check"]: (c["result"], c["details"]) for c in said["checks"]}
@@ -74,7 +74,7 @@ def test_all_is_well(host: Host) -> None:
     }
 
 
-def test_the_table_of_people(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["--config-file", str(host.conf), "upgrade", "check"]) == SUCCESS
     said = capsys.readouterr()
     assert "| Check: Backend thunder " in said.out
@@ -170,7 +170,7 @@ def test_a_configuration_that_cannot_be_read(
     assert line.startswith(f"thunder-status: {said}")
 
 
-def test_who_has_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["upgrade", "check"]) == NOTHING
     assert "/etc/cinder/cinder.conf" in capsys.readouterr().err
 
