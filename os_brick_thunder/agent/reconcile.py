@@ -10,6 +10,7 @@ from os_brick_thunder.agent.base.paths import in_use
 from os_brick_thunder.agent.devices import Expected
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.dmsetup import Device
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
 
@@ -63,7 +64,10 @@ def _sweep_devices(kit: Kit, expected: Expected) -> None:
 def _sweep_thin_ids(kit: Kit, expected: Expected) -> None:
     for thin_id in sorted(kit.metadata.ids() - expected.thin_ids):
         LOG.warning("thin device %d belongs to nothing: deleted", thin_id)
-        kit.pool.delete_thin(thin_id)
+        try:
+            kit.pool.delete_thin(thin_id)
+        except errors.ThunderError as error:  # a stray in use must not stop the agent
+            LOG.error("thin device %d: %s", thin_id, error)
 
 
 def _sweep_sessions(kit: Kit, targets: set[str]) -> None:

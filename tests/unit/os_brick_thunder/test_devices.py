@@ -186,6 +186,22 @@ def test_one_more_device_is_swept_when_it_belongs_to_nothing(tmp_path: Path) -> 
     assert host.dm.thin_ids == {devnames.ZERO_ID}
 
 
+def test_a_stray_that_is_in_use_stays_and_the_agent_starts(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.held.add(f"thunder-local-{VOLUME}")
+    host.file.unlink()
+    agent, *_ = host.agent()
+    agent.reconcile()
+    assert host.volumes() == {f"thunder-local-{VOLUME}"}
+    assert len(host.dm.thin_ids) == 3  # those of the zero device, the base and the stray
+    host.dm.held.clear()
+    agent.reconcile()
+    assert host.volumes() == set()
+    assert host.dm.thin_ids == {devnames.ZERO_ID}
+
+
 @pytest.mark.usefixtures("one_more")
 def test_one_more_device_passes_the_crash_sweep(tmp_path: Path) -> None:
     test_agent.test_wherever_the_agent_dies_a_restart_converges(tmp_path)
