@@ -128,6 +128,8 @@ class StorageNetwork:
     admitted: set[tuple[str, str, str]] = field(default_factory=set)  # exporter, image, initiator
     logged_in: dict[tuple[str, str], str] = field(default_factory=dict)  # iqn, portal: device
     fail: str | None = None  # the verb that fails
+    passwords: list[str] = field(default_factory=list)  # of the next exports, the last one first
+    revoked: set[str] = field(default_factory=set)  # passwords
     dead: set[str] = field(default_factory=set)  # iqns whose sessions are being recovered
     said: list[str] = field(default_factory=list)
 
@@ -142,7 +144,8 @@ class StorageNetwork:
         self.admitted.add((source.exporter, image_id, initiator))  # an answer may get lost
         self._do("open_export", source.exporter)
         iqn = iqn_of(source.exporter, image_id)
-        return wire.Export(f"{source.exporter}:3260", iqn, 0, "user", "secret")
+        password = self.passwords.pop() if self.passwords else "secret"
+        return wire.Export(f"{source.exporter}:3260", iqn, 0, "user", password)
 
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
         self._do("close_export", exporter)
@@ -153,6 +156,8 @@ class StorageNetwork:
 
     def login(self, export: wire.Export) -> str:
         self._do("login", export.iqn)
+        if export.password in self.revoked:
+            raise errors.LoginRefused(f"{export.iqn}: authorization failure")
         backend = next(b for b in self.backends if export.iqn.startswith(iqn_of(b, "")))
         image_id = export.iqn.rpartition(":")[2]
         device = self.backends[backend].path(f"thunder-master-{image_id}")

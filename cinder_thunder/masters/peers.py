@@ -15,21 +15,13 @@ from oslo_log import log as logging
 
 from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common.policy.iscsinames import iqn_of
+from os_brick_thunder.common.replica import Exporters, log_in
 from os_brick_thunder.common.transport.base import Endpoint, Session
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds that the other host may take to be ready.
 WAIT = 10.0
-
-
-class Exporters(Protocol):
-    """The exporters of other hosts, by RPC."""
-
-    def open_export(
-        self, source: wire.Source, image_id: str, initiator: str, wait: float
-    ) -> wire.Export: ...
-    def close_export(self, exporter: str, image_id: str, initiator: str) -> None: ...
 
 
 class LocalInitiator(Protocol):
@@ -63,12 +55,16 @@ class Peers:
             yield shared
             return
         initiator = self._initiator.initiator_name()
+
+        def ask() -> wire.Export:
+            return self._exporters.open_export(source, image_id, initiator, WAIT)
+
         # The exporter may add our ACL before we get its reply: a restart must have it revoked.
         self._write(note, source.exporter, iqn, "")
         try:
-            export = self._exporters.open_export(source, image_id, initiator, WAIT)
+            export = ask()
             self._write(note, source.exporter, export.iqn, export.portal)
-            yield self._initiator.login(export)
+            yield log_in(self._initiator.login, export, ask)
         finally:
             self._close(note)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.ports import Host
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import errors, replica, wire
 from os_brick_thunder.common.state import ReplicaPath
 
 LOG = logging.getLogger(__name__)
@@ -42,24 +42,18 @@ class RemoteReplicas:
             return {s.exporter: e for s, e in zip(sources, answers, strict=True) if e is not None}
 
     def log_in(self, image_id: str, source: wire.Source, export: wire.Export, last: bool) -> str:
-        """Log in to a source; once more if that has admitted this host anew meanwhile.
-
-        A replica whose host was down may process our old close_export after it has added the new
-        ACL, and remove it.
+        """Log in to a source: :func:`os_brick_thunder.common.replica.log_in`.
 
         :param last: whether it is the last path of its base, which I/O waits for
-        :returns: the disk
-        :raises errors.LoginError:
         """
-        initiator = self._host.kit.initiator
-        try:
-            return initiator.login(export, last)
-        except errors.LoginRefused:
-            anew = self.open(image_id, (source,)).get(source.exporter, export)
-            if anew == export:
-                raise
-            LOG.info("replica of image %s on %s: logging in again", image_id, source.host)
-            return initiator.login(anew, last)
+
+        def login(export: wire.Export) -> str:
+            return self._host.kit.initiator.login(export, last)
+
+        def ask_again() -> wire.Export:
+            return self.open(image_id, (source,)).get(source.exporter, export)
+
+        return replica.log_in(login, export, ask_again)
 
     def close(self, image_id: str, paths: Iterable[ReplicaPath]) -> None:
         """Tell exporters that this host no longer reads through these paths.

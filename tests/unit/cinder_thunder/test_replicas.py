@@ -267,6 +267,16 @@ def test_a_dead_session_of_somebody_else_is_not_used(cloud: Cloud, meta: Any) ->
     cloud.network.logged_in.clear()
 
 
+def test_a_host_that_was_admitted_anew_logs_in_again(cloud: Cloud, meta: Any) -> None:
+    """Its earlier close_export may be processed late, and remove the new ACL."""
+    cloud.ensure(NEAR, meta)
+    cloud.network.passwords, cloud.network.revoked = ["new", "old"], {"old"}
+    cloud.masters(HERE).replicate(meta["id"])
+    iqn = iqn_of(NEAR, meta["id"])
+    assert cloud.network.said.count(f"login {iqn}") == 2
+    assert meta["id"] in cloud.database.images.mastered_on(HERE)
+
+
 def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Path) -> None:
     cloud.ensure(NEAR, meta)
     here = cloud.masters(HERE)
