@@ -95,7 +95,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         try:
             self._masters.clone(image_id, found, volume.name, volume.size * GIB)
         except errors.ProcessError as error:
-            if not self._masters.forget_if_gone(image_id):
+            if not self._masters.forget_if_missing(image_id):
                 raise exception.VolumeBackendAPIException(data=str(error)) from error
             return self.clone_image(context, volume, image_location, image_meta, image_service)
         if found.signature_verified is not None:

@@ -1,4 +1,4 @@
-"""A storage host's thin volumes, in files. tests/contract holds them to what LVM does."""
+"""A storage host's thin volumes, in files. tests/contract compares them with LVM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOL = 128 << 20
 
 
 class FileVolumes:
-    """Thin volumes as sparse files: what the drivers ask of LVM, with LVM's refusals."""
+    """Thin volumes as sparse files, with the errors that LVM has."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -81,7 +81,7 @@ class FileVolumes:
     def path(self, name: str) -> str:
         return str(self.folder / name)
 
-    # What a pool tells:
+    # The pool's side
 
     def allocated(self, volume: str) -> Extents:
         return Extents.of(_data(self.folder / volume))
@@ -121,7 +121,7 @@ def _data(path: Path) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class StorageNetwork:
-    """Exporters of masters and the initiator of one storage host: what a Peers works with."""
+    """The exporters of all storage hosts and the initiator of one, for a Peers."""
 
     #: Of each backend: its volumes.
     backends: dict[str, FileVolumes] = field(default_factory=dict)

@@ -303,16 +303,21 @@ class Masters:
         if MASTER + image_id in self._volumes.names():
             self._volumes.remove(MASTER + image_id)
 
-    def forget_if_gone(self, image_id: str) -> bool:
+    def forget_if_missing(self, image_id: str) -> bool:
         """Drop the row of a master whose volume no longer exists.
 
         :returns: whether it was dropped
         """
         if MASTER + image_id in self._volumes.names():
             return False
-        LOG.warning("The master of image %s has vanished and will be made again", image_id)
-        self._database.images.drop_master(image_id, self.host)
+        self._forget(image_id)
         return True
+
+    def _forget(self, image_id: str) -> None:
+        LOG.warning(
+            "The volume of the master of image %s is missing: dropping its record", image_id
+        )
+        self._database.images.drop_master(image_id, self.host)
 
     def reconcile(self) -> None:
         """Remove what a crash left: incomplete masters, rows without a volume, volumes without a
@@ -323,10 +328,7 @@ class Masters:
         names = {name for name in self._volumes.names() if is_ours(name)}
         recorded = self._database.images.mastered_on(self.host)
         for image_id in recorded - {name.removeprefix(MASTER) for name in names}:
-            LOG.warning(
-                "The volume of the master of image %s is missing: dropping its record", image_id
-            )
-            self._database.images.drop_master(image_id, self.host)
+            self._forget(image_id)
         for name in names - {MASTER + image_id for image_id in recorded}:
             LOG.warning("Removing %s, which is incomplete or unknown to the tracker", name)
             self._remove(name)

@@ -50,8 +50,7 @@ class Peers:
         """
         note = self._folder / image_id
         iqn = iqn_of(source.exporter, image_id)
-        shared = self._shared(iqn)
-        if shared is not None and not note.exists():
+        if not note.exists() and (shared := self._shared(iqn)):
             yield shared
             return
         initiator = self._initiator.initiator_name()
@@ -69,9 +68,17 @@ class Peers:
             self._close(note)
 
     def _shared(self, iqn: str) -> str | None:
-        """The device of a session of an agent or another backend on this host, which closes it."""
-        found = (s for s in self._initiator.sessions() if s.endpoint.target == iqn)
-        return next((s.device for s in found if s.alive and s.device), None)
+        """The device of a session of an agent or another backend on this host, which closes it.
+
+        :raises errors.LoginError: there is one that cannot be used now. A login would find it, and
+            the logout after the copy would take it from its owner
+        """
+        session = next((s for s in self._initiator.sessions() if s.endpoint.target == iqn), None)
+        if session is None:
+            return None
+        if not (session.alive and session.device):
+            raise errors.LoginError(f"another service's session to {iqn} is not usable now")
+        return session.device
 
     def reconcile(self) -> None:
         """Close what a crash left open."""

@@ -15,7 +15,7 @@ from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import PlannedSources
-from cinder_thunder.masters import masters as master
+from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy import ranking, tree
 from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
@@ -99,7 +99,7 @@ class TrackerService:
         try:
             plan = self._cached(volume_id, topology)
         except (_Direct, errors.ThunderError) as reason:
-            LOG.info("Volume %s goes to %s directly: %s", volume_id, topology.host, reason)
+            LOG.info("Volume %s is direct on %s: %s", volume_id, topology.host, reason)
             self._database.volumes.put_stack(volume_id, topology.host, "direct")
             return wire.Plan(volume_id, "direct", str(reason))
         return plan
@@ -112,7 +112,7 @@ class TrackerService:
         if volume is None:
             raise _Direct("Cinder has no such volume")
         self._check_alone(volume_id, volume, topology.host)
-        modified = self._pool.modified(volume.name, master.MASTER + record.image_id)
+        modified = self._pool.modified(volume.name, MASTER + record.image_id)
         planned = self._database.locations.plan(
             record.image_id,
             topology,

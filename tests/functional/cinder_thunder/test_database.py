@@ -1,4 +1,4 @@
-"""The tracker's database, on the databases that Cinder runs on."""
+"""The tracker's tables, on the databases that Cinder supports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 1)
@@ -94,7 +94,7 @@ def test_long_map_survives(database: Database) -> None:
     assert plan(database, "big", "c1").image.allocated == allocated
 
 
-def test_a_manifest_stays_what_the_first_master_said(database: Database, image: str) -> None:
+def test_the_manifest_of_the_first_master_stays(database: Database, image: str) -> None:
     assert database.images.manifest(image) is None
     assert database.images.manifest("unknown") is None
     assert database.images.get("unknown") is None
@@ -182,12 +182,12 @@ def test_a_base_whose_row_was_lost_is_deeper_than_all(database: Database, image:
 def fills(
     database: Database, image_id: str, host: str, source: str | None, state: str = "filling"
 ) -> None:
-    """What the agent of ``host`` says of its base, with its heartbeat."""
+    """A heartbeat of ``host``, and its report of its base."""
     database.hosts.heartbeat(topology(host))
     database.locations.report(LocationReport("", image_id, host, state, 5, "p", "iqn", 0, source))
 
 
-def test_children_of_a_dead_host_are_to_find_another_parent(
+def test_children_of_a_dead_host_are_ordered_to_find_another_parent(
     database: Database, image: str, clock: Clock
 ) -> None:
     plan(database, image, "c1")
@@ -210,10 +210,10 @@ def test_children_of_a_dead_host_are_to_find_another_parent(
     assert (base.parent, base.depth) == (None, 0)
 
 
-def test_who_was_silent_itself_is_told_of_no_dead_parent_at_once(
+def test_a_host_that_was_silent_itself_is_told_of_dead_parents_later(
     database: Database, image: str, clock: Clock
 ) -> None:
-    """The tracker, or what carries its messages, was away: others come back as it did."""
+    """The tracker or RabbitMQ was away: other hosts will be heard of again, too."""
     plan(database, image, "c1")
     fills(database, image, "c1", STORAGE)
     clock.passes(300)
@@ -225,7 +225,7 @@ def test_who_was_silent_itself_is_told_of_no_dead_parent_at_once(
     assert database.locations.orders("c1") == Orders(reparent=(image,))
 
 
-def test_suspects_are_for_nobody_new(database: Database, image: str, clock: Clock) -> None:
+def test_suspect_hosts_get_no_new_children(database: Database, image: str, clock: Clock) -> None:
     plan(database, image, "c1")
     fills(database, image, "c1", STORAGE)
     plan(database, image, "c2")
@@ -251,7 +251,7 @@ def test_a_drained_host_loses_its_children(database: Database, image: str) -> No
     assert {h.host: h.drained for h in database.hosts.all()}["c1"] is True
     assert database.locations.orders("c2") == Orders(reparent=(image,))
     assert "c1" not in hosts(plan(database, image, "c3"))
-    database.hosts.heartbeat(topology("c1"))  # which changes nothing of it
+    database.hosts.heartbeat(topology("c1"))  # which does not change it
     database.hosts.set_drained(STORAGE, True)
     assert database.locations.plan(image, topology("c4"), Limits(), exclude=["c2", "c3"]) is None
     database.hosts.set_drained("c1", False)
@@ -259,13 +259,13 @@ def test_a_drained_host_loses_its_children(database: Database, image: str) -> No
     assert database.locations.orders("c2") == Orders()
 
 
-def test_draining_a_host_that_is_not_there(database: Database, image: str) -> None:
+def test_draining_an_unknown_host(database: Database, image: str) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         database.hosts.set_drained("c7", True)
     assert str(caught.value) == f"there is no host c7: known are {STORAGE}"
 
 
-def test_a_base_that_drains(database: Database, image: str) -> None:
+def test_a_draining_base(database: Database, image: str) -> None:
     plan(database, image, "c1")
     fills(database, image, "c1", None, "complete")
     plan(database, image, "c2")
@@ -276,11 +276,11 @@ def test_a_base_that_drains(database: Database, image: str) -> None:
     assert hosts(plan(database, image, "c2")) == [STORAGE]
     assert database.locations.orders("c2") == Orders()
     fills(database, image, "c1", None, "gone")
-    fills(database, image, "c2", "c1")  # late news
+    fills(database, image, "c2", "c1")  # a late report
     assert database.locations.orders("c2") == Orders()
 
 
-def test_a_parent_that_is_gone(database: Database, image: str) -> None:
+def test_a_parent_that_was_dropped(database: Database, image: str) -> None:
     for host, source in (("c1", STORAGE), ("c2", "c1")):
         plan(database, image, host)
         fills(database, image, host, source)
@@ -299,10 +299,10 @@ def test_a_volume_on_a_host_with_a_complete_base_needs_no_source(
     assert [stack.host for stack in database.volumes.stacks("v1")] == ["c1"]
 
 
-def test_a_storage_host_that_dies_costs_no_image_that_another_has(
+def test_images_on_another_storage_host_survive_a_dead_one(
     database: Database, image: str, clock: Clock
 ) -> None:
-    """Volumes of the one that lives are attached as ever."""
+    """Volumes of the living host are attached as before."""
     other = "stor2@thunder"
     database.hosts.heartbeat(topology(STORAGE, "r1", "storage"))
     database.hosts.heartbeat(topology(other, "r9", "storage"))
@@ -340,8 +340,8 @@ def test_direct_volumes_of_a_host(database: Database, image: str) -> None:
     assert database.volumes.direct("c9") == []
 
 
-def test_an_image_that_glance_lost(database: Database, image: str, clock: Clock) -> None:
-    """Volumes are needed for its bases to stay, bases for its masters, unless their host died."""
+def test_an_image_that_was_deleted_in_glance(database: Database, image: str, clock: Clock) -> None:
+    """Its bases stay while it has volumes, its masters while living hosts have bases."""
     other = "stor2@thunder"
     database.images.add_master(database.images.all()[0], other)
     for number in (1, 2):
@@ -366,7 +366,7 @@ def test_an_image_that_glance_lost(database: Database, image: str, clock: Clock)
     assert database.images.useless_masters(STORAGE) == []
     fills(database, image, "c1", None, "gone")
     assert database.images.useless_masters(STORAGE) == []
-    clock.passes(61)  # c2 has died, and will be told when it is back
+    clock.passes(61)  # c2 has died, and gets its orders when it returns
     assert (
         database.images.useless_masters(STORAGE)
         == database.images.useless_masters(other)
@@ -380,7 +380,7 @@ def test_an_image_that_glance_lost(database: Database, image: str, clock: Clock)
     assert database.images.all() == []
 
 
-def test_an_image_that_is_back_after_all(database: Database, image: str) -> None:
+def test_an_image_that_exists_again(database: Database, image: str) -> None:
     database.images.set_deleted(image, True)
     assert database.images.useless_masters(STORAGE) == [image]
     assert database.images.set_deleted(image, False)
@@ -478,7 +478,7 @@ def test_a_lease_has_one_owner(database: Database, clock: Clock) -> None:
     assert database.leases.acquire("image-i", "stor2", 30)
 
 
-def test_the_lease_of_one_that_died_is_taken_over(database: Database, clock: Clock) -> None:
+def test_the_lease_of_a_dead_owner_is_taken_over(database: Database, clock: Clock) -> None:
     assert database.leases.acquire("image-i", "stor1", 30)
     clock.passes(30)
     assert database.leases.acquire("image-i", "stor2", 30)
@@ -487,7 +487,7 @@ def test_the_lease_of_one_that_died_is_taken_over(database: Database, clock: Clo
     assert not database.leases.acquire("image-i", "stor1", 30)
 
 
-def test_of_many_that_want_a_lease_at_once_one_gets_it(mariadb: str, clock: Clock) -> None:
+def test_only_one_of_many_gets_a_lease(mariadb: str, clock: Clock) -> None:
     url = new_database(mariadb)
     databases = [Database(url, clock=clock) for _ in range(8)]
     migration.upgrade(databases[0].engine)
@@ -500,7 +500,7 @@ def test_of_many_that_want_a_lease_at_once_one_gets_it(mariadb: str, clock: Cloc
 
 
 def test_two_trackers_and_forty_hosts_at_once(mariadb: str) -> None:
-    """Two processes, as on two storage hosts: everybody is planned, and the tree is right."""
+    """Two processes, as on two storage hosts: every host gets a plan, and the tree is valid."""
     limits = Limits(fanout=2, storage_fanout=2)
     result = plans.run(new_database(mariadb), hosts=40, limits=limits)
     assert result.problems == ()

@@ -1,4 +1,4 @@
-"""Cinder, configured as far as these tests need it: real code, real qemu-img, no service."""
+"""Cinder, configured for these tests: real code, real qemu-img, no service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STORAGE = "stor1@thunder"
 @pytest.fixture
 def cinder_conf(tmp_path: Path) -> Iterator[cfg.ConfigOpts]:
     """Cinder's global configuration, with every file in the test's own folder."""
-    # Cinder's helper would be started through sudo, which a build machine does not have.
+    # Otherwise Cinder's daemon would be started through sudo, which a build machine lacks.
     cinder.privsep.sys_admin_pctxt.set_client_mode(False)
     privileged.context.set_client_mode(False)
     conf = cfg.CONF
@@ -64,7 +64,7 @@ def database(tmp_path: Path) -> Database:
 
 @dataclass
 class Glance:
-    """An image service over files: what Cinder's own passes to drivers, as far as it is used."""
+    """An image service on files: the part of Cinder's that the driver uses."""
 
     images: dict[str, tuple[dict[str, Any], Path]] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ def volumes(tmp_path: Path) -> FileVolumes:
 
 @pytest.fixture
 def network() -> StorageNetwork:
-    """What the storage hosts of a test see of each other."""
+    """The network between the storage hosts of a test."""
     return StorageNetwork()
 
 
@@ -115,7 +115,7 @@ def peers(tmp_path: Path, network: StorageNetwork) -> Peers:
 
 @pytest.fixture
 def raw_image(tmp_path: Path) -> Path:
-    """8.5 MiB: data, a long hole, data, and an end that is on no block's border."""
+    """8.5 MiB: data, a long hole, data, and an end within a block."""
     path = tmp_path / "image.raw"
     with path.open("wb") as file:
         file.write(b"boot" * 65536)
@@ -134,7 +134,7 @@ def qcow2(source: Path, *options: str) -> Path:
 
 
 def cinder_volume(gibibytes: int, **changes: Any) -> Any:
-    """What of Cinder's volume object the drivers look at."""
+    """The part of Cinder's volume object that the driver uses."""
     volume_id = str(uuid.uuid4())
     return SimpleNamespace(
         **{

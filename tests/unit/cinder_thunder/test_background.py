@@ -1,4 +1,4 @@
-"""What trackers do from time to time: replicas that are missing, images that Glance lost."""
+"""Background tasks of trackers: missing masters are made, those of deleted images removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def storage(name: str, rack: str, zone: str = "z1") -> Topology:
 # Threads
 
 
-def test_a_task_goes_on_whatever_happens_until_it_is_stopped() -> None:
+def test_a_task_is_repeated_after_failures_until_it_is_stopped() -> None:
     calls: list[str] = []
     enough, opened = threading.Semaphore(0), threading.Event()
 
@@ -81,7 +81,7 @@ def test_a_pool_without_a_status() -> None:
 
 
 class World:
-    """Three storage hosts, one tracker each; what they copy appears at once."""
+    """Three storage hosts, one tracker each; their copies take no time."""
 
     def __init__(self, database: Database, wanted: int = 2) -> None:
         self.database = database
@@ -120,7 +120,7 @@ def test_missing_masters_are_made_once(database: Database) -> None:
     assert world.run() == []
 
 
-def test_a_host_without_room_is_given_none(database: Database) -> None:
+def test_a_host_without_free_space_makes_none(database: Database) -> None:
     world = World(database)
     add(database, "big", 90 * MIB)
     add(database, "small", 20 * MIB)
@@ -128,7 +128,7 @@ def test_a_host_without_room_is_given_none(database: Database) -> None:
     assert world.run() == [("big", OTHER), ("small", THIRD)]
 
 
-def test_a_drained_host_does_not_count_and_is_given_none(database: Database) -> None:
+def test_a_drained_host_does_not_count_and_makes_none(database: Database) -> None:
     world = World(database)
     add(database, "i")
     database.hosts.set_drained(THIRD, True)
@@ -138,28 +138,28 @@ def test_a_drained_host_does_not_count_and_is_given_none(database: Database) -> 
     assert world.run() == [("i", THIRD)]
 
 
-def test_one_that_cannot_be_copied_keeps_none_from_the_others(database: Database) -> None:
+def test_an_image_that_cannot_be_copied_does_not_delay_the_others(database: Database) -> None:
     world = World(database)
     for name in ("i", "j", "k"):
         add(database, name)
     world.broken = {"i": errors.NoReplica("nobody answered"), "j": RuntimeError("a bug")}
     assert world.run() == [("i", THIRD), ("j", THIRD), ("k", THIRD)]
     world.broken.popitem()
-    assert world.run() == [("i", THIRD), ("j", THIRD)]  # are tried again the next time
+    assert world.run() == [("i", THIRD), ("j", THIRD)]  # tried again the next time
     assert database.images.mastered_on(THIRD) == {"j", "k"}
 
 
-def test_an_image_that_glance_lost_is_not_copied(database: Database) -> None:
+def test_an_image_that_was_deleted_in_glance_is_not_copied(database: Database) -> None:
     world = World(database)
     add(database, "i")
     database.images.set_deleted("i", True)
     assert world.run() == []
 
 
-# Images that Glance lost
+# Images that were deleted in Glance
 
 
-def test_masters_go_when_glance_says_so_and_nobody_needs_them(database: Database) -> None:
+def test_masters_of_deleted_images_are_removed_when_they_are_unused(database: Database) -> None:
     answers: dict[str, bool] = {}
     asked: list[list[str]] = []
     removed: list[str] = []
@@ -191,7 +191,7 @@ def test_masters_go_when_glance_says_so_and_nobody_needs_them(database: Database
     assert {image.id for image in database.images.all() if image.deleted} == {"busy"}
 
 
-def test_masters_wait_for_bases(database: Database) -> None:
+def test_masters_are_removed_after_bases(database: Database) -> None:
     add(database, "i")
     database.hosts.heartbeat(Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1"))
     database.locations.report(LocationReport("l", "i", "c1", "filling", 0, "p", "iqn", 0, STORAGE))

@@ -37,7 +37,7 @@ GIB = 1 << 30
 
 
 class CinderDb:
-    """The one call of Cinder's database that the driver makes."""
+    """Cinder's database: the one call of it that the driver makes."""
 
     def __init__(self) -> None:
         self.metadata: dict[str, dict[str, Any]] = {}
@@ -59,7 +59,7 @@ def make_driver(conf: cfg.ConfigOpts, **options: Any) -> ThunderDriver:
 def driver(
     cinder_conf: cfg.ConfigOpts, database: Database, volumes: FileVolumes, peers: Peers
 ) -> Any:
-    """As after a successful start, over files instead of LVM."""
+    """A driver after a successful start, with files instead of LVM."""
     driver: Any = make_driver(cinder_conf)
     driver.db = CinderDb()
     driver._database = database
@@ -71,7 +71,7 @@ def clone(driver: Any, admin: Any, glance: Glance, meta: dict[str, Any], volume:
     return driver.clone_image(admin, volume, None, meta, glance.per_request())
 
 
-def test_clones_have_the_asked_size_and_one_download(
+def test_clones_have_the_requested_size_and_one_download(
     driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
 ) -> None:
     glance = Glance()
@@ -91,7 +91,7 @@ def test_clones_have_the_asked_size_and_one_download(
 def test_an_image_as_large_as_the_volume_is_not_extended(
     driver: Any, admin: Any, volumes: FileVolumes, tmp_path: Path
 ) -> None:
-    """LVM refuses to extend to the size that a volume has, also by rounding."""
+    """LVM refuses to extend a volume to its present size, which may be a rounded one."""
     full = tmp_path / "full.raw"
     with full.open("wb") as file:
         file.truncate(GIB - 512)
@@ -116,7 +116,7 @@ def test_a_failing_clone_leaves_no_volume(
     assert database.volumes.get(volume.id) is None
 
 
-def test_a_master_that_vanished_is_made_again(
+def test_a_master_whose_volume_is_missing_is_made_again(
     driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes
 ) -> None:
     glance = Glance()
@@ -127,7 +127,7 @@ def test_a_master_that_vanished_is_made_again(
     assert len(glance.downloads) == 2
 
 
-def test_without_its_records_a_clone_is_made_all_the_same(
+def test_a_clone_is_made_even_without_its_record(
     driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
 ) -> None:
     glance = Glance()
@@ -147,7 +147,7 @@ def connector(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def attached(driver: Any, database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A volume that shares an image; the target answers as Cinder's does."""
+    """A volume that shares an image, and a target that answers like Cinder's."""
     monkeypatch.setattr(
         driver.target_driver,
         "initialize_connection",
@@ -271,7 +271,7 @@ def test_masters_cannot_be_managed(
         ({"lvm_type": "default"}, "lvm_type is default: set it to thin"),
     ],
 )
-def test_what_it_cannot_work_with_is_refused_at_start(
+def test_wrong_options_are_refused_at_start(
     cinder_conf: cfg.ConfigOpts, options: dict[str, Any], message: str
 ) -> None:
     driver: Any = make_driver(cinder_conf)
@@ -281,7 +281,7 @@ def test_what_it_cannot_work_with_is_refused_at_start(
         driver.check_for_setup_error()
 
 
-def test_tables_that_are_not_there(database: Database, tmp_path: Path) -> None:
+def test_missing_tables(database: Database, tmp_path: Path) -> None:
     backend.check_tables(database)
     with pytest.raises(
         exception.VolumeBackendAPIException,
@@ -322,7 +322,7 @@ def test_background_work_waits_for_cinders_start(
 def built(
     cinder_conf: cfg.ConfigOpts, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Any:
-    """A backend as the driver builds it, with a fake of a broker and a volume group without LVM."""
+    """A backend as the driver builds it, on a fake broker and without a volume group."""
     transport = oslo_messaging.get_rpc_transport(cinder_conf, url="fake://")
     monkeypatch.setattr("cinder.rpc.TRANSPORT", transport)
     cinder_conf.set_override("state_path", str(tmp_path))
@@ -361,7 +361,7 @@ def test_a_backend_starts_and_forgets_foreign_volumes(
 def test_a_backend_that_failed_to_start_can_be_stopped(
     built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Cinder does before it tries again."""
+    """Cinder repeats the start of a driver that failed."""
     for part in (built.masters, built.exporter):
         monkeypatch.setattr(part, "reconcile", lambda: None)
     monkeypatch.setattr("cinder_thunder.volumes.is_on", lambda *arguments: True)

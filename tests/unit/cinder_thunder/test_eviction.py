@@ -1,4 +1,4 @@
-"""All replicas of an image go, the deepest first; what is in use stays and says why."""
+"""All replicas of an image are removed, the deepest first; those in use stay, with the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chain(database: Database) -> Database:
     return database
 
 
-def test_the_deepest_goes_first_and_the_image_last(chain: Database) -> None:
+def test_the_deepest_is_removed_first_and_the_image_last(chain: Database) -> None:
     asked: list[str] = []
     outcomes = evict(chain, "i", lambda host, image: asked.append(host))
     assert asked == ["c2", "c1", STORAGE]
@@ -46,7 +46,7 @@ def test_the_deepest_goes_first_and_the_image_last(chain: Database) -> None:
         evict(chain, "i", lambda host, image: None)
 
 
-def test_masters_go_last_though_a_complete_base_is_as_deep(chain: Database) -> None:
+def test_masters_are_removed_after_complete_bases_of_the_same_depth(chain: Database) -> None:
     for host in ("c1", "c2"):
         chain.locations.report(wire.LocationReport("", "i", host, "complete", 4096, "p", "iqn", 0))
     asked: list[str] = []
@@ -55,7 +55,7 @@ def test_masters_go_last_though_a_complete_base_is_as_deep(chain: Database) -> N
     assert asked[2:] == [STORAGE]
 
 
-def test_what_is_in_use_stays_and_so_does_the_master_below_it(chain: Database) -> None:
+def test_a_replica_in_use_stays_and_so_does_its_master(chain: Database) -> None:
     def remove(host: str, image: str) -> None:
         if host == "c1":
             raise errors.DeviceBusy("thunder-base-i", "a volume of this host")

@@ -1,4 +1,4 @@
-"""Asking Glance, with the real keystoneauth, of a server that plays Keystone and Glance."""
+"""Queries to Glance, by the real keystoneauth, to a server that imitates Keystone and Glance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HAS, LACKS = "11111111-has", "22222222-lacks"
 
 
 class Cloud(ThreadingHTTPServer):
-    """Keystone at /v3, Glance at the root; what they say is set by a test."""
+    """Keystone at /v3, Glance at the root; tests set their answers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -129,13 +129,13 @@ def test_present(cloud: Cloud, tmp_path: Path, configured: bool) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 503])
-def test_a_refusal_is_no_answer(cloud: Cloud, tmp_path: Path, status: int) -> None:
+def test_an_error_is_not_an_answer(cloud: Cloud, tmp_path: Path, status: int) -> None:
     cloud.images["x"] = status
     asking = glance(cloud, tmp_path, None, service_user="cinder")
     assert asking.present(["x", HAS]) == {HAS: True}
 
 
-def test_a_user_that_may_not_see_all_asks_nothing(
+def test_a_user_without_the_role_makes_no_query(
     cloud: Cloud, tmp_path: Path, warnings: list[str]
 ) -> None:
     cloud.roles["cinder"] = ["service"]
@@ -146,7 +146,7 @@ def test_a_user_that_may_not_see_all_asks_nothing(
     assert warning.endswith("the user of [service_user] has no role admin")
 
 
-def test_the_other_user_may(cloud: Cloud, tmp_path: Path) -> None:
+def test_the_second_user_has_the_role(cloud: Cloud, tmp_path: Path) -> None:
     cloud.roles["cinder"] = ["service"]
     users = {"service_user": "cinder", "keystone_authtoken": "authtoken"}
     asking = glance(cloud, tmp_path, None, **users)
@@ -160,7 +160,7 @@ def test_no_user(cloud: Cloud, tmp_path: Path, warnings: list[str]) -> None:
 
 
 @pytest.mark.parametrize("listing", [(404, {}), (200, {"versions": []}), (200, []), (503, {})])
-def test_where_no_glance_answers_a_404_counts_for_nothing(
+def test_a_404_counts_only_from_glance_itself(
     cloud: Cloud, tmp_path: Path, warnings: list[str], listing: tuple[int, Any]
 ) -> None:
     cloud.listing = listing
@@ -169,7 +169,7 @@ def test_where_no_glance_answers_a_404_counts_for_nothing(
     assert f"{cloud.url} answers {listing[0]}: see glance_api_servers" in warnings[0]
 
 
-def test_keystone_is_away(cloud: Cloud, tmp_path: Path, warnings: list[str]) -> None:
+def test_keystone_does_not_answer(cloud: Cloud, tmp_path: Path, warnings: list[str]) -> None:
     asking = glance(cloud, tmp_path, None, service_user="cinder")
     cloud.roles.clear()  # it answers nonsense
     assert asking.present([LACKS]) == {}

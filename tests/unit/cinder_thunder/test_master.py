@@ -1,4 +1,4 @@
-"""Masters: real downloads' checks by Cinder, real qemu-img, volumes as sparse files."""
+"""Masters: Cinder's real checks of downloads, real qemu-img, volumes as sparse files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def masters(cinder_conf: Any, database: Database, volumes: FileVolumes, peers: P
 
 
 def leftovers(volumes: FileVolumes, database: Database, conf: Any) -> list[str]:
-    """Everything that a failure might leave behind."""
+    """All that a failure may leave."""
     files = Path(conf.image_conversion_dir)
     return [
         *sorted(volumes.names()),
@@ -37,7 +37,7 @@ def leftovers(volumes: FileVolumes, database: Database, conf: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
-def test_a_master_is_the_image(
+def test_a_master_equals_the_image(
     masters: Masters,
     volumes: FileVolumes,
     database: Database,
@@ -56,13 +56,13 @@ def test_a_master_is_the_image(
     assert not any(content[size:])
     assert len(content) == 12 << 20
     assert volumes.protected == {name}
-    # Nothing but data was written: the hole between is not on disk.
+    # Only data was written: the hole is not on disk.
     assert (volumes.folder / name).stat().st_blocks * 512 <= 400 << 10
     assert leftovers(volumes, database, cinder_conf) == [name, meta["id"]]
 
 
 def test_one_download_for_many(raw_image: Path, tmp_path: Path) -> None:
-    """In a process of its own, whose threads are green as in cinder-volume."""
+    """In a process of its own, with green threads like those of cinder-volume."""
     script = [sys.executable, "-m", "tests.unit.cinder_thunder.many_at_once"]
     done = subprocess.run(
         [*script, str(tmp_path), str(raw_image)],
@@ -213,7 +213,7 @@ def test_a_failing_step_leaves_nothing(
     masters.ensure(admin, glance.per_request(), meta, 1)
 
 
-def test_what_an_earlier_attempt_left_is_no_obstacle(
+def test_volumes_of_an_earlier_attempt_are_replaced(
     masters: Masters, volumes: FileVolumes, admin: Any, raw_image: Path
 ) -> None:
     glance = Glance()

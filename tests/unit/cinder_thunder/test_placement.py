@@ -1,4 +1,4 @@
-"""Where replicas go: properties that hold whatever the hosts and images are."""
+"""Placement of masters: properties that hold for all hosts and images."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ WANTED = st.integers(1, 4)
 
 
 @given(clouds(), WANTED)
-def test_what_is_given_out(
+def test_missing_masters(
     cloud: tuple[list[ReplicatedImage], list[StorageHost]], wanted: int
 ) -> None:
-    """Only what is missing, only where it fits, never twice to one host."""
+    """As many as are missing, only where they fit, never two on one host."""
     images, hosts = cloud
     found = placement.missing(images, hosts, wanted)
     free = {host.host: host.free for host in hosts}
@@ -100,7 +100,7 @@ def test_other_zones_and_racks_come_first(
     assert distance(chosen) == min(distance(host) for host in others)
 
 
-def test_more_free_space_decides_among_equals_and_a_copy_under_way_does_not() -> None:
+def test_free_space_decides_between_equals_and_a_running_copy_does_not() -> None:
     here = StorageHost("here", "r0", "z", 0)
     small = StorageHost("small", "r1", "z", 10 * GIB)
     large = StorageHost("large", "r1", "z", 100 * GIB)

@@ -1,4 +1,4 @@
-"""What runs as root is a fixed list of tools and messages; privsep is not started in tests."""
+"""Only listed tools and messages are run as root. Tests do not start privsep."""
 
 from __future__ import annotations
 

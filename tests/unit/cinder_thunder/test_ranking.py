@@ -1,4 +1,4 @@
-"""Properties that the choice of locations keeps, whatever the tree looks like."""
+"""Properties of the choice of sources that hold for all trees."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def clouds(draw: st.DrawFn) -> Cloud:
 def reparent(
     location: Location, hosts: dict[str, HostState], locations: list[Location], limits: Limits
 ) -> None:
-    """As the tracker does it: the depth stays."""
+    """Plan as the tracker does: the depth stays."""
     if location.kind == "master" or location.state == "complete":
         return
     chosen = ranking.choose(hosts[location.host], hosts, locations, limits)
@@ -96,7 +96,7 @@ def usable(
     child: HostState,
     exclude: frozenset[str] = frozenset(),
 ) -> bool:
-    """Whether somebody may be sent there at all."""
+    """Whether it can be a source at all."""
     host = hosts[location.host]
     return (
         host.state == "alive"
@@ -123,7 +123,7 @@ def bases_with_room(
 
 
 @given(clouds(), CHILDREN, EXCLUDED)
-def test_only_fit_sources_and_a_storage_host_last(
+def test_sources_can_serve_and_a_storage_host_is_last(
     cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
@@ -156,7 +156,7 @@ def test_only_fit_sources_and_a_storage_host_last(
 
 
 @given(clouds(), CHILDREN, EXCLUDED)
-def test_without_a_living_master_only_what_is_complete(
+def test_without_a_living_master_only_complete_bases_are_sources(
     cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
@@ -175,7 +175,7 @@ def test_without_a_living_master_only_what_is_complete(
 
 
 @given(clouds(), CHILDREN, st.booleans(), EXCLUDED)
-def test_no_chain_of_sources_closes_a_circle(
+def test_no_sequence_of_sources_closes_a_cycle(
     cloud: Cloud, child: HostState, keep: bool, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
@@ -221,7 +221,7 @@ def test_fanout_is_kept(
 
 
 @given(clouds(), CHILDREN, EXCLUDED)
-def test_the_nearest_with_room_is_chosen(
+def test_the_nearest_below_its_fanout_is_chosen(
     cloud: Cloud, child: HostState, exclude: frozenset[str]
 ) -> None:
     hosts, locations, limits = cloud
@@ -282,7 +282,7 @@ def test_without_a_master_a_complete_base_serves() -> None:
     assert ranking.choose(asking, hosts, [master, whole], Limits()) == (whole,)
 
 
-def test_a_base_keeps_its_parent_while_it_is_fit() -> None:
+def test_a_base_keeps_its_parent_while_that_can_serve() -> None:
     hosts = {n: HostState(n, "r", "z") for n in ("s", "a", "b", "c")}
     tree = [
         Location("m", "s", "master", "complete"),
@@ -307,7 +307,7 @@ def test_a_base_keeps_its_parent_while_it_is_fit() -> None:
 
 
 def test_a_base_that_is_complete_reads_from_masters_alone_when_it_is_built_again() -> None:
-    """Others chose it as one that reads from nobody: whatever reads from it may not feed it."""
+    """Others chose it as complete, so none of its readers may become its source."""
     hosts = {n: HostState(n, "r", "z") for n in ("s", "a", "b", "c")}
     tree = [
         Location("m", "s", "master", "complete"),
@@ -318,7 +318,7 @@ def test_a_base_that_is_complete_reads_from_masters_alone_when_it_is_built_again
     assert [found.id for found in ranking.choose(hosts["a"], hosts, tree, Limits())] == ["m"]
 
 
-def test_silence() -> None:
+def test_states_of_hosts() -> None:
     assert [ranking.state_of(silent, 20) for silent in (0, 10, 10.1, 20, 20.1)] == [
         "alive",
         "alive",
@@ -345,7 +345,7 @@ def test_silence() -> None:
         ({"state": "complete"}, {}, {"state": "dead"}, False),
     ],
 )
-def test_who_needs_another_parent(
+def test_needs_new_parent(
     child: dict[str, Any], parent: dict[str, Any] | None, host: dict[str, Any], wanted: bool
 ) -> None:
     base = Location("c", "c", "base", "filling", "a", 2)

@@ -1,4 +1,4 @@
-"""Masters on several storage hosts: one download, and every other one copied and checked."""
+"""Masters on several storage hosts: one is downloaded, the others are verified copies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACES = {FAR: ("r9", "z9"), NEAR: ("r2", "z1"), HERE: ("r1", "z1")}
 
 @dataclass
 class Cloud:
-    """Storage hosts over one database and one Glance."""
+    """Storage hosts with one database and one Glance."""
 
     database: Database
     admin: Any
@@ -120,10 +120,10 @@ def test_an_image_that_is_larger_than_the_volume_is_not_copied(
 
 
 @pytest.mark.parametrize("verb", ["open_export", "login", "wrong bytes", "hole", "dead", "gone"])
-def test_a_master_that_cannot_be_copied_is_passed_over(
+def test_a_master_that_cannot_be_copied_is_skipped(
     cloud: Cloud, meta: Any, raw_image: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First for the next one, at last for Glance; with a warning each, and nothing wrong kept."""
+    """The next one is copied instead, with a warning, and no wrong data is kept."""
     cloud.ensure(FAR, meta)
     cloud.ensure(NEAR, meta)
     path = cloud.network.backends[NEAR].folder / (MASTER + meta["id"])
@@ -157,7 +157,7 @@ def test_a_master_that_cannot_be_copied_is_passed_over(
     assert opened[-1] == f"login {iqn_of(FAR, meta['id'])}"
 
 
-def test_at_last_glance_is_asked_again(
+def test_an_image_without_a_usable_master_is_downloaded_again(
     cloud: Cloud, meta: Any, raw_image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloud.ensure(NEAR, meta)
@@ -172,10 +172,10 @@ def test_at_last_glance_is_asked_again(
     assert cloud.content(HERE, meta["id"])[:size] == raw_image.read_bytes()
 
 
-def test_glance_may_not_contradict_the_replicas(
+def test_a_download_that_differs_from_the_masters_is_refused(
     cloud: Cloud, meta: Any, raw_image: Path, tmp_path: Path
 ) -> None:
-    """Two masters of one image with different bytes would make caches of one wrong for the other"""
+    """With two different masters, caches of one would be wrong for clones of the other."""
     cloud.ensure(NEAR, meta)
     cloud.network.fail = "login"
     for data in (raw_image.read_bytes().replace(b"late", b"Late", 1), b"short"):
@@ -188,7 +188,7 @@ def test_glance_may_not_contradict_the_replicas(
         assert cloud.database.images.mastered_on(HERE) == set()
 
 
-def test_nobody_hears_of_a_master_before_it_can_be_opened(
+def test_a_master_is_recorded_only_when_it_can_be_opened(
     cloud: Cloud, meta: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = cloud.masters(NEAR)
@@ -216,11 +216,11 @@ def test_replicate(cloud: Cloud, meta: Any) -> None:
     made = cloud.ensure(NEAR, meta)
     assert here.replicate(meta["id"]) == made
     said = len(cloud.network.said)
-    assert here.replicate(meta["id"]) == made  # nothing more to do
+    assert here.replicate(meta["id"]) == made  # nothing is left to do
     assert len(cloud.network.said) == said
 
 
-def test_an_image_without_a_manifest_is_copied_all_the_same(
+def test_an_image_without_a_manifest_is_copied_too(
     cloud: Cloud, meta: Any, raw_image: Path
 ) -> None:
     cloud.ensure(NEAR, meta)
@@ -245,7 +245,7 @@ def test_a_failing_step_leaves_nothing(cloud: Cloud, meta: Any, verb: str) -> No
     here.replicate(meta["id"])
 
 
-def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) -> None:
+def test_a_session_of_another_service_is_used_and_kept(cloud: Cloud, meta: Any) -> None:
     """An agent on the same host has the same initiator name."""
     cloud.ensure(NEAR, meta)
     iqn = iqn_of(NEAR, meta["id"])
@@ -256,15 +256,21 @@ def test_a_session_of_somebody_else_is_used_and_left(cloud: Cloud, meta: Any) ->
     assert cloud.network.logged_in.pop((iqn, "portal")) == device
 
 
-def test_a_dead_session_of_somebody_else_is_not_used(cloud: Cloud, meta: Any) -> None:
-    """Its device would block the copy until the session is recovered, if it ever is."""
+def test_a_dead_session_of_another_service_is_left_alone(
+    cloud: Cloud, meta: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its device would block the copy, and a logout would take it from its owner."""
+    cloud.ensure(FAR, meta)
     cloud.ensure(NEAR, meta)
+    cloud.network.said.clear()
     iqn = iqn_of(NEAR, meta["id"])
     cloud.network.logged_in[(iqn, "portal")] = "/nowhere"
     cloud.network.dead.add(iqn)
     cloud.masters(HERE).replicate(meta["id"])
-    assert f"login {iqn}" in cloud.network.said
-    cloud.network.logged_in.clear()
+    assert f"another service's session to {iqn} is not usable now" in caplog.text
+    assert cloud.network.said[0] == f"open_export {FAR}"
+    assert not any(iqn in said for said in cloud.network.said)
+    assert cloud.network.logged_in.pop((iqn, "portal")) == "/nowhere"
 
 
 def test_a_host_that_was_admitted_anew_logs_in_again(cloud: Cloud, meta: Any) -> None:
@@ -311,7 +317,7 @@ def test_a_note_that_a_crash_left_unfinished_is_removed(cloud: Cloud, tmp_path: 
     assert cloud.network.said == []
 
 
-def test_a_session_that_would_not_close_is_closed_later(cloud: Cloud, meta: Any) -> None:
+def test_a_session_that_failed_to_close_is_closed_later(cloud: Cloud, meta: Any) -> None:
     cloud.ensure(NEAR, meta)
     here = cloud.masters(HERE)
     cloud.network.fail = "logout"
@@ -333,7 +339,7 @@ def quick(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class OneAtATime:
-    """A database for threads: SQLite refuses those that write at once (MariaDB lets them wait)."""
+    """A database for threads: SQLite refuses concurrent writers, MariaDB lets them wait."""
 
     def __init__(self, wrapped: Any, lock: threading.RLock | None = None) -> None:
         self._wrapped = wrapped
@@ -356,14 +362,14 @@ class OneAtATime:
 def test_hosts_that_ask_at_once_make_one_download(
     cloud: Cloud, meta: Any, raw_image: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer than a lease without its renewal, too."""
+    """The download takes longer than a lease that is not renewed."""
     go = threading.Event()
 
     @contextlib.contextmanager
     def downloaded(
         context: Any, service: Glance, meta: dict[str, Any], *options: Any
     ) -> Iterator[RawImage]:
-        """Without Cinder's own, whose thread pool serves one native thread."""
+        """Replaces Cinder's download, whose thread pool serves one native thread."""
         service.downloads.append(meta["id"])
         assert go.wait(30)
         yield RawImage(str(raw_image), raw_image.stat().st_size, None)
@@ -391,7 +397,7 @@ def test_hosts_that_ask_at_once_make_one_download(
         assert cloud.content(host, meta["id"])[:size] == raw_image.read_bytes()
 
 
-def test_a_holder_that_died_is_waited_for_no_longer(cloud: Cloud, meta: Any, quick: None) -> None:
+def test_the_lease_of_a_dead_holder_is_taken_over(cloud: Cloud, meta: Any, quick: None) -> None:
     assert Lease(cloud.database, f"image-{meta['id']}", "dead@thunder").acquire()
     began = time.monotonic()
     cloud.ensure(HERE, meta)
@@ -399,7 +405,7 @@ def test_a_holder_that_died_is_waited_for_no_longer(cloud: Cloud, meta: Any, qui
     assert cloud.glance.downloads == [meta["id"]]
 
 
-def test_a_holder_that_never_ends_is_not_waited_for_forever(
+def test_the_wait_for_a_lease_has_a_timeout(
     cloud: Cloud, meta: Any, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(masters_module, "DOWNLOAD_TIMEOUT", 0.2)
@@ -423,7 +429,7 @@ def test_a_failed_download_lets_the_next_one_try(
     assert cloud.glance.downloads == [meta["id"]] * 2
 
 
-# -- in the helper --------------------------------------------------------------------------------
+# -- in the daemon --------------------------------------------------------------------------------
 
 
 def test_a_copy_that_fails_is_forgotten(cloud: Cloud, tmp_path: Path) -> None:
@@ -439,7 +445,7 @@ def test_a_copy_that_fails_is_forgotten(cloud: Cloud, tmp_path: Path) -> None:
     assert privileged._copies == {}
 
 
-def test_values_survive_the_helpers_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_values_survive_privseps_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """privsep sends msgpack, which has fewer types than JSON has."""
     import msgpack  # type: ignore[import-untyped]
 

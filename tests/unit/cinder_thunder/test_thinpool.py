@@ -1,4 +1,4 @@
-"""How a storage host's pool is asked: as few processes as possible, and nothing from memory."""
+"""Queries of a storage host's pool: few processes, and no cached answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DELTA = """\
 
 @dataclass
 class Host:
-    """Its device-mapper, and the processes that were run on it."""
+    """A host's device-mapper, and a record of the processes that were run."""
 
     tables: dict[str, str] = field(
         default_factory=lambda: {
@@ -76,16 +76,14 @@ def test_a_map_takes_one_process(host: Host, pool: StoragePool) -> None:
     ]
 
 
-def test_a_volume_that_came_back_under_its_name_is_asked_for_by_its_new_id(
-    host: Host, pool: StoragePool
-) -> None:
+def test_a_volume_that_was_replaced_is_queried_by_its_new_id(host: Host, pool: StoragePool) -> None:
     pool.modified("volume", "master")
     host.tables["v--g-volume"] = "0 4096 thin 253:4 8"
     pool.modified("volume", "master")
     assert [argv[argv.index("--thin1") + 1] for argv in host.ran] == ["7", "8"]
 
 
-def test_how_full_it_is_takes_no_process(host: Host, pool: StoragePool) -> None:
+def test_the_status_takes_no_process(host: Host, pool: StoragePool) -> None:
     found = pool.status()
     assert (found.used, found.total, found.healthy) == (16 << 16, 1024 << 16, True)
     # Without an active volume there is no -tpool.
@@ -97,7 +95,7 @@ def test_how_full_it_is_takes_no_process(host: Host, pool: StoragePool) -> None:
     assert host.ran == []
 
 
-def test_what_is_no_thin_volume_has_no_map(host: Host, pool: StoragePool) -> None:
+def test_a_volume_that_is_not_thin_has_no_map(host: Host, pool: StoragePool) -> None:
     with pytest.raises(errors.DeviceNotFound, match="activate v-g/absent"):
         pool.modified("absent", "master")
     with pytest.raises(errors.DeviceError, match="v-g/linear is not a thin volume"):
@@ -109,7 +107,7 @@ def test_what_is_no_thin_volume_has_no_map(host: Host, pool: StoragePool) -> Non
 
 
 def test_snapshots_are_shared_by_green_threads_too() -> None:
-    """As cinder-volume's are: its own tests once more, in a process of eventlet's."""
+    """Runs the tests of the snapshot again, in a process with eventlet as in cinder-volume."""
     script = (
         "import sys, eventlet; eventlet.monkey_patch(); import pytest;"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[1]]))"

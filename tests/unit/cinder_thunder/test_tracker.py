@@ -1,4 +1,4 @@
-"""The tracker's decisions, on a real database and a pool of files."""
+"""The tracker on a real database and a pool of files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_fresh_clone_is_all_image(world: World) -> None:
     assert wire.parse(wire.Plan, plan.to_wire()) == plan
 
 
-def test_what_was_written_is_not_in_the_map(world: World) -> None:
+def test_written_blocks_are_not_in_the_map(world: World) -> None:
     world.tracker.plan_attach("v", host("c1"))
     with (world.volumes.folder / "volume-v").open("r+b") as volume:
         volume.seek(3 * BLOCK + 5)
@@ -82,13 +82,13 @@ def test_what_was_written_is_not_in_the_map(world: World) -> None:
     assert plan.unmodified == ((0, 3 * BLOCK), (4 * BLOCK, SIZE - 4 * BLOCK))
 
 
-def test_past_the_end_of_the_image_nothing_is_mapped(world: World) -> None:
+def test_nothing_is_mapped_past_the_end_of_the_image(world: World) -> None:
     world.volumes.extend("volume-v", 2 * SIZE)
     plan = world.tracker.plan_attach("v", host("c1"))
     assert plan.unmodified == ((0, SIZE),)
 
 
-def test_a_map_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_a_map_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cinder_thunder.tracker.service.MAP_RANGES", 2)
     assert MAP_RANGES > 2
     with (world.volumes.folder / "volume-v").open("r+b") as volume:
@@ -139,8 +139,8 @@ def test_a_storage_host_that_answers_is_alive_however_late_its_heartbeats_are(
     assert [source.host for source in plan.sources] == [STORAGE]
 
 
-def test_second_attachment_is_direct_until_the_first_goes(world: World) -> None:
-    """A live migration: the source is released last, and then the map is asked for again."""
+def test_a_second_attachment_is_direct_until_the_first_is_released(world: World) -> None:
+    """A live migration: the source is released last, and then there is a new plan."""
     assert world.tracker.plan_attach("v", host("c1")).mode == "cached"
     world.attached("c1", "c2")
     assert world.tracker.plan_attach("v", host("c2")).mode == "direct"
@@ -178,8 +178,8 @@ def test_a_direct_volume_is_ordered_to_have_a_cache_when_it_is_alone(world: Worl
     assert orders(host("c2")) == orders(host("c3")) == Orders()
 
 
-def test_what_is_not_ordered(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Others' volumes, those that may be attached more than once, and what nobody can answer."""
+def test_volumes_that_get_no_order(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Volumes of other hosts, multiattach volumes, and all while Cinder's database is away."""
     orders = world.tracker.heartbeat
     assert orders(host("c1")) == Orders()  # plain iSCSI: there is no stack
     world.database.volumes.put_stack("v", "c1", "direct")
@@ -190,12 +190,12 @@ def test_what_is_not_ordered(world: World, caplog: pytest.LogCaptureFixture) -> 
     assert orders(host("c1")) == Orders()
     world.cinder.clear()
     assert orders(host("c1")) == Orders()
-    del world.tracker._volumes  # as if Cinder's database were away
+    del world.tracker._volumes  # an error, like one of Cinder's database
     assert orders(host("c1")) == Orders()
     assert "Could not check which volumes of c1" in caplog.text
 
 
-def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
+def test_the_checks_of_a_heartbeat_are_bounded(world: World) -> None:
     asked: set[str] = set()
 
     def volumes(volume_id: str) -> CinderVolume:
@@ -203,8 +203,8 @@ def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
         return CinderVolume(volume_id, False, frozenset({"c1"}))
 
     world.tracker._volumes = volumes
-    wanted = {f"v{number}" for number in range(MAX_CHECKS_PER_HEARTBEAT + 4)}
-    for volume_id in wanted:
+    expected = {f"v{number}" for number in range(MAX_CHECKS_PER_HEARTBEAT + 4)}
+    for volume_id in expected:
         world.database.volumes.put(ClonedVolume(volume_id, "i", STORAGE))
         world.database.volumes.put_stack(volume_id, "c1", "direct")
     assert (
@@ -212,11 +212,11 @@ def test_a_heartbeat_looks_at_so_many_volumes_and_no_more(world: World) -> None:
     )
     for _ in range(200):
         world.tracker.heartbeat(host("c1"))
-    assert asked == wanted
+    assert asked == expected
 
 
 def test_a_stack_that_was_not_released(world: World) -> None:
-    """A live host's stack counts though Cinder has forgotten it; a dead host's does not."""
+    """A live host's stack counts even without an attachment in Cinder, a dead host's does not."""
     assert world.tracker.plan_attach("v", host("c9")).mode == "direct"  # Cinder says c1
     world.attached("c9")
     world.database.volumes.put_stack("v", "never-heard-of", "cached")
@@ -227,7 +227,7 @@ def test_a_stack_that_was_not_released(world: World) -> None:
 
 
 def test_a_dead_host_that_cinder_lists_still_counts(world: World) -> None:
-    """Its agent is silent, but its guest may be alive and writing."""
+    """Its agent is silent, but its guest may still write."""
     world.database.volumes.put_stack("v", "silent", "cached")
     world.attached("c1", "silent")
     assert world.tracker.plan_attach("v", host("c1")).mode == "direct"
@@ -267,7 +267,7 @@ def test_rpc_is_plain_json(world: World) -> None:
     assert world.database.volumes.stacks("v") == []
 
 
-def test_rpc_nonsense_is_the_callers_error(world: World) -> None:
+def test_an_invalid_request_is_the_callers_error(world: World) -> None:
     endpoint = TrackerEndpoint(world.tracker)
     with pytest.raises(oslo_messaging.ExpectedException) as error:
         endpoint.heartbeat({}, {"host": 5})
@@ -281,7 +281,7 @@ def test_rpc_nonsense_is_the_callers_error(world: World) -> None:
 
 
 class Targets:
-    """What LIO does, in a dictionary."""
+    """LIO in a dictionary."""
 
     def __init__(self) -> None:
         self.devices: dict[str, str] = {}
@@ -346,7 +346,7 @@ def test_nothing_is_exported_before_cinder_is_ready(database: Database) -> None:
     assert targets.devices == {}
 
 
-def test_exports_of_masters_that_are_gone(database: Database) -> None:
+def test_exports_of_missing_masters_are_removed(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
     for image, backend in (("i", STORAGE), ("old", STORAGE), ("old", "stor1@other")):
@@ -355,7 +355,7 @@ def test_exports_of_masters_that_are_gone(database: Database) -> None:
     assert set(targets.devices) == {iqn_of(STORAGE, "i"), iqn_of("stor1@other", "old")}
 
 
-def test_a_master_is_evicted_when_no_volume_is_made_of_it(database: Database) -> None:
+def test_a_master_is_evicted_when_it_has_no_clones(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     targets = Targets()
