@@ -11,19 +11,10 @@ from oslo_log import log as logging
 
 from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.tracker.service import TrackerService
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import formats, rpc, wire
 from os_brick_thunder.common.periodic import Periodic, Task
 
 LOG = logging.getLogger(__name__)
-
-
-def _expected(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Pass an error of the request on to the caller, without a traceback in our log."""
-    try:
-        return function(*arguments)
-    except (errors.ThunderError, wire.MalformedValue) as error:
-        LOG.warning("%s: %s", function.__name__, error)
-        raise oslo_messaging.ExpectedException() from error
 
 
 class TrackerEndpoint:
@@ -34,34 +25,37 @@ class TrackerEndpoint:
     def __init__(self, tracker: TrackerService) -> None:
         self._tracker = tracker
 
-    def heartbeat(self, context: Any, topology: Any) -> Any:
-        return _expected(
-            lambda: self._tracker.heartbeat(wire.parse(wire.Topology, topology))
-        ).to_wire()
+    @rpc.method
+    def heartbeat(self, context: Any, topology: wire.Topology) -> wire.Orders:
+        return self._tracker.heartbeat(topology)
 
-    def plan_attach(self, context: Any, volume_id: str, topology: Any) -> Any:
-        return _expected(
-            lambda: self._tracker.plan_attach(volume_id, wire.parse(wire.Topology, topology))
-        ).to_wire()
+    @rpc.method
+    def plan_attach(
+        self, context: Any, volume_id: formats.Id, topology: wire.Topology
+    ) -> wire.Plan:
+        return self._tracker.plan_attach(volume_id, topology)
 
-    def plan_sources(self, context: Any, image_id: str, topology: Any, exclude: Any = ()) -> Any:
-        return _expected(
-            lambda: self._tracker.plan_sources(
-                image_id, wire.parse(wire.Topology, topology), tuple(exclude)
-            )
-        ).to_wire()
+    @rpc.method
+    def plan_sources(
+        self,
+        context: Any,
+        image_id: formats.Id,
+        topology: wire.Topology,
+        exclude: formats.Hosts = (),
+    ) -> wire.Plan:
+        return self._tracker.plan_sources(image_id, topology, exclude)
 
-    def manifest(self, context: Any, image_id: str) -> dict[str, Any]:
-        manifest: wire.Manifest = _expected(self._tracker.manifest, image_id)
-        return manifest.to_wire()
+    @rpc.method
+    def manifest(self, context: Any, image_id: formats.Id) -> wire.Manifest:
+        return self._tracker.manifest(image_id)
 
-    def release(self, context: Any, volume_id: str, host: str) -> dict[str, Any]:
-        _expected(self._tracker.release, volume_id, host)
-        return {}
+    @rpc.method
+    def release(self, context: Any, volume_id: formats.Id, host: formats.Host) -> None:
+        self._tracker.release(volume_id, host)
 
-    def report(self, context: Any, report: Any) -> dict[str, Any]:
-        _expected(lambda: self._tracker.report(wire.parse(wire.LocationReport, report)))
-        return {}
+    @rpc.method
+    def report(self, context: Any, report: wire.LocationReport) -> None:
+        self._tracker.report(report)
 
     def clock(self, context: Any) -> dict[str, Any]:
         return {"now": time.time()}
@@ -75,19 +69,25 @@ class MasterExporterEndpoint:
     def __init__(self, exporter: MasterExporter) -> None:
         self._exporter = exporter
 
+    @rpc.method
     def open_export(
-        self, context: Any, image_id: str, initiator: str, wait: float
-    ) -> dict[str, Any]:
-        export: wire.Export = _expected(self._exporter.open_export, image_id, initiator, wait)
-        return export.to_wire()
+        self,
+        context: Any,
+        image_id: formats.Id,
+        initiator: formats.Initiator,
+        wait: formats.Seconds,
+    ) -> wire.Export:
+        return self._exporter.open_export(image_id, initiator, wait)
 
-    def close_export(self, context: Any, image_id: str, initiator: str) -> dict[str, Any]:
-        _expected(self._exporter.close_export, image_id, initiator)
-        return {}
+    @rpc.method
+    def close_export(
+        self, context: Any, image_id: formats.Id, initiator: formats.Initiator
+    ) -> None:
+        self._exporter.close_export(image_id, initiator)
 
-    def evict(self, context: Any, image_id: str) -> dict[str, Any]:
-        _expected(self._exporter.evict, image_id)
-        return {}
+    @rpc.method
+    def evict(self, context: Any, image_id: formats.Id) -> None:
+        self._exporter.evict(image_id)
 
 
 class Server:

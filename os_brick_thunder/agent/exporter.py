@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import oslo_messaging
 
 from os_brick_thunder.agent.base.exports import Exports
-from os_brick_thunder.common import errors, wire
-
-LOG = logging.getLogger(__name__)
+from os_brick_thunder.common import formats, rpc, wire
 
 
 class AgentEndpoint:
@@ -31,38 +28,33 @@ class AgentEndpoint:
         self._precache = precache
         self._status = status
 
+    @rpc.method
     def open_export(
-        self, context: dict[str, Any], image_id: str, initiator: str, wait: float
-    ) -> dict[str, Any]:
-        export: wire.Export = self._expected(self._exports.open, image_id, initiator, wait)
-        return export.to_wire()
+        self,
+        context: Any,
+        image_id: formats.Id,
+        initiator: formats.Initiator,
+        wait: formats.Seconds,
+    ) -> wire.Export:
+        return self._exports.open(image_id, initiator, wait)
 
+    @rpc.method
     def close_export(
-        self, context: dict[str, Any], image_id: str, initiator: str
-    ) -> dict[str, Any]:
-        self._expected(self._exports.close, image_id, initiator)
-        return {}
+        self, context: Any, image_id: formats.Id, initiator: formats.Initiator
+    ) -> None:
+        self._exports.close(image_id, initiator)
 
-    def evict(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
-        self._expected(self._evict, image_id)
-        return {}
+    @rpc.method
+    def evict(self, context: Any, image_id: formats.Id) -> None:
+        self._evict(image_id)
 
-    def precache(self, context: dict[str, Any], image_id: str) -> dict[str, Any]:
-        self._expected(self._precache, image_id)
-        return {}
+    @rpc.method
+    def precache(self, context: Any, image_id: formats.Id) -> None:
+        self._precache(image_id)
 
-    def status(self, context: dict[str, Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._expected(self._status)
-        return found
-
-    @staticmethod
-    def _expected(function: Any, *arguments: Any) -> Any:
-        """An error raised on purpose goes to the caller, without a traceback in this host's log."""
-        try:
-            return function(*arguments)
-        except errors.ThunderError as error:
-            LOG.warning("%s: %s", function.__name__, error)
-            raise oslo_messaging.ExpectedException() from error
+    @rpc.method
+    def status(self, context: Any) -> Mapping[str, Any]:
+        return self._status()
 
 
 def agent_server(transport: Any, host: str, endpoint: AgentEndpoint) -> Any:

@@ -158,6 +158,8 @@ Lun = Annotated[int, Between(0, 16383)]
 #: A CHAP user name or secret: it becomes part of a line in a file of root's.
 Secret = Annotated[str, Text("a CHAP name or secret", r"[A-Za-z0-9._-]+", 64)]
 Size = Annotated[int, Between(0, LARGEST)]
+#: How long a caller lets an exporter wait; it holds a thread there.
+Seconds = Annotated[float, Between(0, 600)]
 Version = Annotated[int, Between(0, 1 << 31)]
 #: Bytes that one digest covers.
 Chunk = Annotated[int, Between(1, 1 << 30)]
@@ -168,4 +170,5 @@ ReplicaKind = Annotated[str, OneOf(("master", "base"))]
 Mode = Annotated[str, OneOf(("cached", "direct"))]
 State = Annotated[str, OneOf(("filling", "complete", "draining", "gone"))]
 Ranges = Annotated[tuple[tuple[int, int], ...], AtMost(MOST_RANGES), Ascending()]
+Hosts = Annotated[tuple[Host, ...], AtMost(MOST_ORDERS)]
 Ids = Annotated[tuple[Id, ...], AtMost(MOST_ORDERS)]

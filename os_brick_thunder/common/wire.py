@@ -141,7 +141,8 @@ def _tuple_of(readers: tuple[_Reader, ...]) -> _Reader:
 
 def _scalar(kind: type) -> _Reader:
     def scalar(raw: Any, name: str) -> Any:
-        if type(raw) is not kind:  # exactly: True is not a number
+        # Exactly: True is not a number. JSON does not tell 1.0 from 1.
+        if type(raw) is not kind and not (kind is float and type(raw) is int):
             raise MalformedValue(f"{name}: {kind.__name__} was expected, not {_type(raw)}")
         return raw
 

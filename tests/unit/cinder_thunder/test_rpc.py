@@ -141,6 +141,27 @@ def test_a_source_of_an_older_tracker_may_be_anywhere(transport: Any, liar: Liar
         client.open_export(source, "img-1", "iqn.x:c1", 0)
 
 
+def test_arguments_outside_their_format_are_the_callers_error(transport: Any, agent: Agent) -> None:
+    client = oslo_messaging.get_rpc_client(
+        transport,
+        oslo_messaging.Target(
+            exchange=wire.EXCHANGE, topic=wire.EXPORTER_TOPIC, version=wire.EXPORTER_VERSION
+        ),
+    ).prepare(server=HOST, timeout=5)
+    valid = {"image_id": "i", "initiator": "iqn.x:c1", "wait": 1}
+    for name, hostile in (
+        ("image_id", "../i"),
+        ("image_id", {"i": 1}),
+        ("initiator", "iqn.x:a/../b"),
+        ("wait", 1e9),
+        ("wait", "soon"),
+    ):
+        # Over a broker it is a RemoteError with the same text.
+        with pytest.raises(wire.MalformedValue, match=f"^{name}: "):
+            client.call({}, "open_export", **{**valid, name: hostile})
+    assert agent.asked == []
+
+
 def test_nobody_there(transport: Any) -> None:
     with pytest.raises(errors.TrackerUnavailable, match=r"on cmp9 did not answer status in 0\.1 s"):
         rpc.RpcTracker(transport, 0.1).status("cmp9")
