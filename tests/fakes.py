@@ -218,7 +218,7 @@ class FakeLoops:
 
 @dataclass
 class FakeInitiator:
-    unreachable: set[str] = field(default_factory=set)  # portals: nobody answers any more
+    unreachable: set[str] = field(default_factory=set)  # portals at which nobody answers
     revoked: set[str] = field(default_factory=set)  # passwords
     logged_in: dict[tuple[str, str], str] = field(default_factory=dict)
     patient: dict[tuple[str, str], bool] = field(default_factory=dict)

@@ -57,8 +57,9 @@ class TrackerEndpoint:
     def report(self, context: Any, report: wire.LocationReport) -> None:
         self._tracker.report(report)
 
-    def clock(self, context: Any) -> dict[str, Any]:
-        return {"now": time.time()}
+    @rpc.method
+    def clock(self, context: Any) -> wire.Clock:
+        return wire.Clock(time.time())
 
 
 class MasterExporterEndpoint:

@@ -113,6 +113,7 @@ AGENT_OPTS: list[cfg.Opt] = [
         "parent_wait",
         default=5.0,
         min=0,
+        max=600,
         help="Seconds to wait for a parent that is still building its replica, before the base "
         "reads from the next one.",
     ),

@@ -160,6 +160,8 @@ Secret = Annotated[str, Text("a CHAP name or secret", r"[A-Za-z0-9._-]+", 64)]
 Size = Annotated[int, Between(0, LARGEST)]
 #: How long a caller lets an exporter wait; it holds a thread there.
 Seconds = Annotated[float, Between(0, 600)]
+#: Seconds since 1970.
+Time = Annotated[float, Between(0, 1 << 40)]
 Version = Annotated[int, Between(0, 1 << 31)]
 #: Bytes that one digest covers.
 Chunk = Annotated[int, Between(1, 1 << 30)]

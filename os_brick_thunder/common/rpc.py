@@ -19,7 +19,7 @@ from os_brick_thunder.common.policy import iscsinames
 from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
-_V = TypeVar("_V", bound=wire.Value)
+_T = TypeVar("_T")
 _CALLS_AT_ONCE = 16
 #: Seconds that a host gives the readers of a replica to leave it, unless its status says otherwise.
 DRAIN_TIMEOUT = 30.0
@@ -52,12 +52,12 @@ class RpcTracker:
         )
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
-        return self._value(
+        return self._read(
             wire.Orders, self._trackers, None, "heartbeat", topology=topology.to_wire()
         )
 
     def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        return self._value(
+        return self._read(
             wire.Plan,
             self._trackers,
             server,
@@ -69,7 +69,7 @@ class RpcTracker:
     def plan_sources(
         self, image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()
     ) -> wire.Plan:
-        return self._value(
+        return self._read(
             wire.Plan,
             self._trackers,
             None,
@@ -83,7 +83,7 @@ class RpcTracker:
         """:raises errors.NoReplica: there is none of this image
         :raises errors.TrackerUnavailable:
         """
-        return self._value(wire.Manifest, self._trackers, None, "manifest", image_id=image_id)
+        return self._read(wire.Manifest, self._trackers, None, "manifest", image_id=image_id)
 
     def release(self, volume_id: str, host: str) -> None:
         self._call(self._trackers, None, "release", volume_id=volume_id, host=host)
@@ -99,7 +99,7 @@ class RpcTracker:
         :param wait: seconds to wait for a replica that is still being built
         :raises errors.NoReplica: there is none; or the reply is not of this replica
         """
-        export = self._value(
+        export = self._read(
             wire.Export,
             self._exporters,
             source.exporter,
@@ -136,29 +136,26 @@ class RpcTracker:
 
     def status(self, host: str) -> dict[str, Any]:
         """An agent's status, as in ``GET /v1/status``."""
-        found: dict[str, Any] = self._call(self._exporters, host, "status")
-        return found
+        return self._read(dict, self._exporters, host, "status")
 
     def clock(self, server: str | None = None) -> float:
         """A tracker's clock, in seconds since 1970."""
-        answer = self._call(self._trackers, server, "clock")
-        if not isinstance(answer, dict) or not isinstance(answer.get("now"), int | float):
-            raise errors.ThunderError(f"{wire.TRACKER_TOPIC}: clock: a time was expected")
-        return float(answer["now"])
+        return self._read(wire.Clock, self._trackers, server, "clock").now
 
-    def _value(
+    def _read(
         self,
-        kind: type[_V],
+        hint: type[_T],
         client: Any,
         server: str | None,
         method: str,
         more: float = 0.0,
         **arguments: Any,
-    ) -> _V:
-        """Call a method that returns a value."""
+    ) -> _T:
+        """Call a method and read its answer as a type declares."""
         answer = self._call(client, server, method, more, **arguments)
         try:
-            return wire.parse(kind, answer)
+            found: _T = wire.checked(hint, answer, "answer")
+            return found
         except wire.MalformedValue as error:
             raise errors.ThunderError(
                 f"{_name(client, server)}: {method}: invalid reply: {error}"

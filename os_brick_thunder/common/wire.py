@@ -255,6 +255,13 @@ class Manifest(Value):
 
 
 @dataclass(frozen=True)
+class Clock(Value):
+    """The time at a tracker."""
+
+    now: formats.Time
+
+
+@dataclass(frozen=True)
 class Export(Value):
     """How to reach a replica over iSCSI. The password is repr-hidden and never logged."""
 

@@ -99,6 +99,9 @@ class Liar:
     def open_export(self, context: Any, image_id: str, initiator: str, wait: float) -> Any:
         return self.answer
 
+    def status(self, context: Any) -> Any:
+        return self.answer
+
 
 @pytest.fixture
 def liar(transport: Any) -> Iterator[Liar]:
@@ -136,7 +139,10 @@ def test_a_source_of_an_older_tracker_may_be_anywhere(transport: Any, liar: Liar
     source = dataclasses.replace(SOURCE, address="")
     client = rpc.RpcTracker(transport, 5)
     assert client.open_export(source, "img-1", "iqn.x:c1", 0) == EXPORT
+    assert client.status(HOST) == EXPORT.to_wire()
     liar.answer = "nothing of the kind"
+    with pytest.raises(errors.ThunderError, match="invalid reply: answer: dict was expected"):
+        client.status(HOST)
     with pytest.raises(errors.ThunderError, match="an object was expected, not str"):
         client.open_export(source, "img-1", "iqn.x:c1", 0)
 

@@ -115,7 +115,7 @@ def destination(data: bytes, present: Extents = Extents(), fill: int = OLD, **kw
 
 
 def held(made: Memory) -> Extents:
-    """What of a destination is no more as it was."""
+    """The parts of a destination that have changed."""
     return Extents.of(made.written).union(made.present)
 
 

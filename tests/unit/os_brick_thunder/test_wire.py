@@ -43,9 +43,15 @@ VALUES: list[wire.Value] = [
     wire.Plan("", "direct", "lvs: exit code 5:\n  Failed to find «vg»"),
     wire.Orders(("i",), (), ("v", "w")),
     wire.Manifest("i", 1 << 20, "bm9uZQ=="),
+    wire.ImageInfo("i", 1 << 30, ()),
+    wire.Clock(1.7e9),
     EXPORT,
     REPORT,
 ]
+
+
+def test_every_kind_of_value_is_tried() -> None:
+    assert {type(value) for value in VALUES} == set(wire.Value.__subclasses__())
 
 
 @pytest.mark.parametrize("value", VALUES)
