@@ -83,12 +83,17 @@ def test_a_slow_one_that_logs_is_waited_for(strict: Daemons) -> None:
     strict.start("it")
 
 
-def test_a_slow_one_that_computes_is_waited_for(tmp_path: Path) -> None:
-    """Itself or, as here, in short-lived children."""
+def test_a_slow_one_that_computes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Itself or, as here, in short-lived children, for longer than the time without progress."""
+    # Where others take the CPU too, less of it is progress in the same time.
+    monkeypatch.setattr(pace, "_factor", pace.measure())
     compute = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
     child = f"{sys.executable} -S -c {shlex.quote(compute)}"
     with _daemons(tmp_path, stall=6) as daemons:
-        script = f"for i in $(seq 18); do {child}; done; echo ready; exec sleep 60"
+        turns = round(3 * pace.stretch(6))
+        script = f"for i in $(seq {turns}); do {child}; done; echo ready; exec sleep 60"
         _add(daemons, script, logged("ready"))
         daemons.start("it")
 
