@@ -45,7 +45,7 @@ def _sweep_exports(kit: Kit, expected: Expected) -> None:
 
 
 def _sweep_devices(kit: Kit, expected: Expected) -> None:
-    """Remove strays that nobody has open; what they were built on is free in the next round."""
+    """Remove strays that are not open; those under them are no longer open in the next round."""
 
     def strays() -> list[Device]:
         return [device for device in kit.dm.devices() if device.name not in expected.names]

@@ -157,7 +157,7 @@ def test_a_volume_stays_direct_if_a_migration_begins_meanwhile(host: Host) -> No
     assert waited == [False, True]
     assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
-    # One more plan is asked for, since the tracker may count the volume as cached; then no more.
+    # One more plan is asked for, since the tracker may count the volume as cached.
     recacher = Recacher(app.stack.builder)
     assert recacher.attempt()
     assert waited == [False, True, False]
