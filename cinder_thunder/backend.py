@@ -74,7 +74,7 @@ def misconfigured(reason: str) -> exception.VolumeBackendAPIException:
 
 
 @dataclass(frozen=True)
-class Backend:
+class StorageBackend:
     """The parts of one backend.
 
     :ivar host: its name (``stor1@thunder``)
@@ -106,7 +106,7 @@ class Backend:
 
 def build(
     host: str, options: Any, database: Database, group: Any, initialized: Callable[[], bool]
-) -> Backend:
+) -> StorageBackend:
     """Build a backend; nothing is started, nothing on disk is touched.
 
     :param options: as for :func:`open_database`
@@ -140,7 +140,7 @@ def build(
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
         tuple(tasks(host, options, database, masters, exporter, initialized)),
     )
-    return Backend(host, database, thin, masters, exporter, server)
+    return StorageBackend(host, database, thin, masters, exporter, server)
 
 
 def topology(host: str, options: Any) -> wire.Topology:

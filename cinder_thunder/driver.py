@@ -42,7 +42,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             self.target_driver = VolumeTargetDriver(
                 configuration=self.configuration, executor=self._execute
             )
-        self._backend: backend.Backend | None = None
+        self._backend: backend.StorageBackend | None = None
 
     @classmethod
     def get_driver_options(cls) -> list[Any]:

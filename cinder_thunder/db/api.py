@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from oslo_utils import timeutils
 
 from cinder_thunder.db.engine import HEARTBEAT_TIMEOUT, Transactions
-from cinder_thunder.db.hosts import Hosts
-from cinder_thunder.db.images import Images
-from cinder_thunder.db.leases import Leases
-from cinder_thunder.db.locations import Locations
-from cinder_thunder.db.volumes import Volumes
+from cinder_thunder.db.hosts import HostTable
+from cinder_thunder.db.images import ImageTable
+from cinder_thunder.db.leases import LeaseTable
+from cinder_thunder.db.locations import LocationTable
+from cinder_thunder.db.volumes import VolumeTable
 
 
 class Database:
@@ -36,11 +36,11 @@ class Database:
         :param options: oslo.db's engine options, as in Cinder's ``[database]``
         """
         self._transactions = Transactions(connection, heartbeat_timeout, clock, **options)
-        self.hosts = Hosts(self._transactions)
-        self.images = Images(self._transactions)
-        self.locations = Locations(self._transactions)
-        self.volumes = Volumes(self._transactions)
-        self.leases = Leases(self._transactions)
+        self.hosts = HostTable(self._transactions)
+        self.images = ImageTable(self._transactions)
+        self.locations = LocationTable(self._transactions)
+        self.volumes = VolumeTable(self._transactions)
+        self.leases = LeaseTable(self._transactions)
 
     @property
     def engine(self) -> sa.Engine:

@@ -14,7 +14,9 @@ from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
 
 
-class Hosts:
+class HostTable:
+    """Hosts with replicas, or with space for them."""
+
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 

@@ -18,7 +18,9 @@ from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.extents import Extents
 
 
-class Images:
+class ImageTable:
+    """Images, and the masters of each."""
+
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 

@@ -10,7 +10,9 @@ from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
 
 
-class Leases:
+class LeaseTable:
+    """Leases by name."""
+
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 

@@ -26,7 +26,9 @@ from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.extents import Extents
 
 
-class Locations:
+class LocationTable:
+    """The locations of all images."""
+
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 

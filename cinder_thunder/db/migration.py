@@ -23,7 +23,7 @@ def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
 
 #: Alembic's options, for ``env.py`` and for comparisons of models and tables.
 OPTIONS: dict[str, Any] = {
-    "target_metadata": models.Base.metadata,
+    "target_metadata": models.TableRow.metadata,
     "version_table": VERSION_TABLE,
     "include_name": _is_ours,
     "render_as_batch": True,  # SQLite cannot alter a table

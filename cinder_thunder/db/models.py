@@ -21,11 +21,11 @@ _NAME = String(255)
 _LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 
 
-class Base(DeclarativeBase):
+class TableRow(DeclarativeBase):
     __table_args__: Any = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}  # noqa: RUF012
 
 
-class HostRow(Base):
+class HostRow(TableRow):
     """A host that reads or serves images: a compute host, or a storage backend."""
 
     __tablename__ = "thunder_hosts"
@@ -45,7 +45,7 @@ class HostRow(Base):
     back_at: Mapped[datetime | None]
 
 
-class ImageRow(Base):
+class ImageRow(TableRow):
     """A Glance image as its masters hold it. Its row is the lock of its tree of locations."""
 
     __tablename__ = "thunder_images"
@@ -64,13 +64,13 @@ class ImageRow(Base):
     created_at: Mapped[datetime]
 
 
-class LocationRow(Base):
+class LocationRow(TableRow):
     """A replica of an image on one host, and what it reads from while it fills."""
 
     __tablename__ = "thunder_locations"
     __table_args__ = (
         UniqueConstraint("image_id", "host", name="uniq_thunder_locations0image_id0host"),
-        Base.__table_args__,
+        TableRow.__table_args__,
     )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
@@ -87,7 +87,7 @@ class LocationRow(Base):
     updated_at: Mapped[datetime]
 
 
-class VolumeRow(Base):
+class VolumeRow(TableRow):
     """A volume whose LV shares blocks with the master of an image on the same backend."""
 
     __tablename__ = "thunder_volumes"
@@ -97,7 +97,7 @@ class VolumeRow(Base):
     host: Mapped[str] = mapped_column(_NAME)
 
 
-class StackRow(Base):
+class StackRow(TableRow):
     """A host has (or is about to have) the devices of a volume."""
 
     __tablename__ = "thunder_stacks"
@@ -109,7 +109,7 @@ class StackRow(Base):
     created_at: Mapped[datetime]
 
 
-class LeaseRow(Base):
+class LeaseRow(TableRow):
     """The storage host that does a piece of work that only one should do, and until when."""
 
     __tablename__ = "thunder_leases"

@@ -11,7 +11,9 @@ from cinder_thunder.db.hosts import host_states
 from cinder_thunder.db.values import ClonedVolume, RecordedStack
 
 
-class Volumes:
+class VolumeTable:
+    """Volumes that are clones of masters, and their stacks."""
+
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 

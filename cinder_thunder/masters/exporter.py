@@ -16,8 +16,8 @@ from os_brick_thunder.common.transport.base import Credentials
 LOG = logging.getLogger(__name__)
 
 
-class Targets(Protocol):
-    """Targets of masters; :class:`cinder_thunder.target.MasterTargets`."""
+class LockedTargets(Protocol):
+    """LIO behind the lock of all its users; :class:`cinder_thunder.target.MasterTargets`."""
 
     def export(self, device: str, iqn: str, portal: str) -> None: ...
     def admit(self, iqn: str, initiator: str) -> Credentials: ...
@@ -34,7 +34,7 @@ class MasterExporter:
         host: str,
         portal: str,
         database: Database,
-        targets: Targets,
+        targets: LockedTargets,
         device: Callable[[str], str],
         remove: Callable[[str], None],
         ready: Callable[[], bool],
