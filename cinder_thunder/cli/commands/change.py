@@ -14,6 +14,9 @@ from cinder_thunder.masters.eviction import evict
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
 
+#: Seconds; an agent that claims to need longer is not waited for.
+_LONGEST_DRAIN = 24 * 3600.0
+
 
 class ImageEvict(CloudCommand, Lister):
     """Remove all replicas of an image that no volume uses, masters last.
@@ -48,11 +51,13 @@ def drain_timeout(rpc: RpcTracker, host: str) -> float:
     :raises errors.TrackerUnavailable: it does not answer
     """
     try:
-        return float(rpc.status(host).get("drain_timeout", DRAIN_TIMEOUT))
+        seconds = rpc.status(host).get("drain_timeout")
     except errors.TrackerUnavailable:
         raise
     except errors.ThunderError:  # an older agent, which has no status by RPC
         return DRAIN_TIMEOUT
+    valid = isinstance(seconds, int | float) and 0 <= seconds <= _LONGEST_DRAIN
+    return float(seconds) if valid else DRAIN_TIMEOUT
 
 
 class _Drain(CloudCommand):

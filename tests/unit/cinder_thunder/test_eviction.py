@@ -95,6 +95,24 @@ def test_a_host_is_waited_for_as_long_as_its_own_option_says(
     assert rpc.drains == {"c1": 90, "c2": 30, STORAGE: 30}
 
 
+@pytest.mark.parametrize(
+    ("status", "seconds"),
+    [
+        ({"drain_timeout": 0}, 0),
+        ({}, 30),
+        ({"drain_timeout": None}, 30),
+        ({"drain_timeout": "90"}, 30),
+        ({"drain_timeout": -1}, 30),
+        ({"drain_timeout": float("nan")}, 30),
+        ({"drain_timeout": 1e300}, 30),
+    ],
+)
+def test_a_drain_timeout_from_the_bus(status: dict[str, Any], seconds: float) -> None:
+    rpc: Any = Rpc()
+    rpc.status = lambda host: status
+    assert change.drain_timeout(rpc, "c1") == seconds
+
+
 def test_a_master_with_volumes_stays(database: Database) -> None:
     database.images.add_master(Image("i", 1 << 20, Extents()), STORAGE)
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
