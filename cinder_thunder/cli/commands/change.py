@@ -56,8 +56,9 @@ def drain_timeout(rpc: RpcTracker, host: str) -> float:
         raise
     except errors.ThunderError:  # an older agent, which has no status by RPC
         return DRAIN_TIMEOUT
-    valid = isinstance(seconds, int | float) and 0 <= seconds <= _LONGEST_DRAIN
-    return float(seconds) if valid else DRAIN_TIMEOUT
+    if isinstance(seconds, int | float) and 0 <= seconds <= _LONGEST_DRAIN:
+        return float(seconds)
+    return DRAIN_TIMEOUT
 
 
 class _Drain(CloudCommand):
