@@ -228,13 +228,10 @@ def tracker_limits() -> dict[str, float]:
     return _stretched(cinder_thunder.conf.backend_opts, _TRACKER_LIMITS)
 
 
-def agent_limits(times: float = 1.0) -> dict[str, float]:
-    """Time limits of thunder.conf, in seconds: the defaults, stretched for this machine.
-
-    :param times: a further factor, for a lab that overloads its machine
-    """
+def agent_limits() -> dict[str, float]:
+    """Time limits of thunder.conf, in seconds: the defaults, stretched for this machine."""
     options = os_brick_thunder.common.conf.CONNECTOR_OPTS + os_brick_thunder.common.conf.AGENT_OPTS
-    return {name: limit * times for name, limit in _stretched(options, _AGENT_LIMITS).items()}
+    return _stretched(options, _AGENT_LIMITS)
 
 
 def _stretched(options: Sequence[cfg.Opt], names: Sequence[str]) -> dict[str, float]:

@@ -20,7 +20,6 @@ from lab.shell import run
 
 _RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one in PATH switches to its own user
 _PYTHON = f"{sys.prefix}/bin/python"
-_LAB = Path(__file__).parent
 
 
 class Controller:

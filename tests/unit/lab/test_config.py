@@ -51,7 +51,7 @@ def test_time_limits_are_the_products_own_stretched(monkeypatch: pytest.MonkeyPa
 
     slow = _parsed(config.agent(_COMPUTE))["thunder"]
     assert [slow[name] for name in _LIMITS] == ["25.0", "12.5", "20.0", "75.0"]
-    assert config.agent_limits(3)["rpc_timeout"] == 60
+    assert config.agent_limits()["rpc_timeout"] == 20
     backend = config.storage_backend(_STORAGE, _DRIVER)["thunder"]
     assert backend["thunder_heartbeat_timeout"] == 50
     assert backend["thunder_creating_timeout"] == 300
