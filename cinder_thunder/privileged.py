@@ -258,13 +258,13 @@ def _begin(
     extents: list[list[int]] | None,
     expected: tuple[int, bytes] | None,
 ) -> int:
-    target = transfer.Device(device, size, write=True, sparse=True)
-    opened: transfer.Source
+    target = transfer.Disk(device, size, write=True, sparse=True)
+    opened: transfer.Input
     try:
         if extents is None:
             opened = transfer.File(source, size)
         else:
-            opened = transfer.Device(source, size, Extents.from_wire(extents))
+            opened = transfer.Disk(source, size, Extents.from_wire(extents))
     except BaseException:
         target.close()
         raise

@@ -13,7 +13,7 @@ from os_brick_thunder.agent.app import Settings
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
 from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
@@ -132,9 +132,9 @@ class FakeDeviceMapper:
         found = self.tables.get(name)
         return found[0] if found else None
 
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[MappedDevice]:
         return [
-            Device(
+            MappedDevice(
                 name,
                 devnames.UUID_PREFIX + name,
                 "253:0",
@@ -357,7 +357,7 @@ class FakeTracker:
             self.locations.add(self.plan.image.id)
         return self.plan
 
-    def manifest(self, image_id: str) -> wire.Manifest:
+    def manifest(self, image_id: str) -> wire.ImageDigests:
         self._check()
         raise errors.NoReplica(f"there is no manifest of image {image_id}")
 

@@ -38,7 +38,7 @@ class ImageTable:
             row = session.get(models.ImageRow, image_id)
             return row and _image(row, _manifest(row.manifest))
 
-    def manifest(self, image_id: str) -> wire.Manifest | None:
+    def manifest(self, image_id: str) -> wire.ImageDigests | None:
         """The digests of an image; None if there are none, or no such image."""
         row = models.ImageRow
         with self._transactions.read() as session:
@@ -172,7 +172,7 @@ class ImageTable:
         return tree.useless_masters(masters, hosts)
 
 
-def _image(row: models.ImageRow, manifest: wire.Manifest | None = None) -> Image:
+def _image(row: models.ImageRow, manifest: wire.ImageDigests | None = None) -> Image:
     return Image(
         row.id,
         row.size,
@@ -187,5 +187,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _manifest(text: str | None) -> wire.Manifest | None:
-    return None if text is None else wire.parse(wire.Manifest, json.loads(text))
+def _manifest(text: str | None) -> wire.ImageDigests | None:
+    return None if text is None else wire.parse(wire.ImageDigests, json.loads(text))

@@ -56,7 +56,7 @@ class ImageRow(TableRow):
     allocated: Mapped[str] = mapped_column(_LONG_TEXT)
     #: None: Cinder was not configured to verify signatures when the first master was made.
     signature_verified: Mapped[bool | None]
-    #: JSON of wire.Manifest; None for an image whose first master was made before there were
+    #: JSON of wire.ImageDigests; None for an image whose first master was made before there were
     #: manifests. Deferred: it has megabytes where the image has terabytes.
     manifest: Mapped[str | None] = mapped_column(_LONG_TEXT, deferred=True)
     #: Deleted in Glance: its replicas are removed as soon as no volume needs them.

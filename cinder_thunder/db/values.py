@@ -22,7 +22,7 @@ class Image:
     size: int
     allocated: Extents
     signature_verified: bool | None = None
-    manifest: wire.Manifest | None = None
+    manifest: wire.ImageDigests | None = None
     deleted: bool = False
 
 

@@ -258,7 +258,7 @@ class Masters:
             made = whole
             digests = None
             if manifest is not None:
-                digests = wire.Manifest(image_id, manifest.chunk, manifest.text)
+                digests = wire.ImageDigests(image_id, manifest.chunk, manifest.text)
             self._database.images.add_master(
                 Image(image_id, size, allocated, verified, digests), self.host
             )

@@ -46,7 +46,7 @@ class TrackerEndpoint:
         return self._tracker.plan_sources(image_id, topology, exclude)
 
     @rpc.method
-    def manifest(self, context: Any, image_id: formats.Id) -> wire.Manifest:
+    def manifest(self, context: Any, image_id: formats.Id) -> wire.ImageDigests:
         return self._tracker.manifest(image_id)
 
     @rpc.method

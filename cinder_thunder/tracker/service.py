@@ -160,7 +160,7 @@ class TrackerService:
             return wire.Plan("", "direct", _no_source(image_id, exclude))
         return _plan("", planned, Extents())
 
-    def manifest(self, image_id: str) -> wire.Manifest:
+    def manifest(self, image_id: str) -> wire.ImageDigests:
         """:raises errors.NoReplica: there is none, or no such image"""
         found = self._database.images.manifest(image_id)
         if found is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
@@ -17,8 +17,8 @@ from os_brick_thunder.common.state import StateFile
 from os_brick_thunder.common.transport.base import Initiator, Targets
 from os_brick_thunder.common.wire import (
     Export,
+    ImageDigests,
     LocationReport,
-    Manifest,
     Orders,
     Plan,
     Source,
@@ -36,7 +36,7 @@ class DeviceMapper(Protocol):
     def message(self, name: str, text: str) -> str: ...
     def status(self, name: str) -> str: ...
     def table(self, name: str) -> Table | None: ...
-    def devices(self) -> list[Device]: ...
+    def devices(self) -> list[MappedDevice]: ...
 
 
 class Pool(Protocol):
@@ -75,7 +75,7 @@ class Tracker(Protocol):
     def plan_sources(
         self, image_id: str, topology: Topology, exclude: tuple[str, ...] = ()
     ) -> Plan: ...
-    def manifest(self, image_id: str) -> Manifest: ...
+    def manifest(self, image_id: str) -> ImageDigests: ...
     def release(self, volume_id: str, host: str) -> None: ...
     def report(self, report: LocationReport) -> None: ...
     def open_export(self, source: Source, image_id: str, initiator: str, wait: float) -> Export: ...

@@ -11,7 +11,7 @@ from os_brick_thunder.agent.devices import Expected
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.dmsetup import Device
+from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
 
 LOG = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def _sweep_exports(kit: Kit, expected: Expected) -> None:
 def _sweep_devices(kit: Kit, expected: Expected) -> None:
     """Remove strays that are not open; those under them are no longer open in the next round."""
 
-    def strays() -> list[Device]:
+    def strays() -> list[MappedDevice]:
         return [device for device in kit.dm.devices() if device.name not in expected.names]
 
     while True:

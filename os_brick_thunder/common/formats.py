@@ -22,7 +22,7 @@ MOST_RANGES = 1 << 20
 MOST_ORDERS = 1 << 16
 
 
-class Check(Protocol):
+class Constraint(Protocol):
     """Checks a value that has the right type already."""
 
     @property

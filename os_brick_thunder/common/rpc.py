@@ -79,11 +79,11 @@ class RpcTracker:
             exclude=list(exclude),
         )
 
-    def manifest(self, image_id: str) -> wire.Manifest:
+    def manifest(self, image_id: str) -> wire.ImageDigests:
         """:raises errors.NoReplica: there is none of this image
         :raises errors.TrackerUnavailable:
         """
-        return self._read(wire.Manifest, self._trackers, None, "manifest", image_id=image_id)
+        return self._read(wire.ImageDigests, self._trackers, None, "manifest", image_id=image_id)
 
     def release(self, volume_id: str, host: str) -> None:
         self._call(self._trackers, None, "release", volume_id=volume_id, host=host)

@@ -4,8 +4,8 @@
 native thread: one pass over the source, in pieces, each checked against the image's manifest
 before any of it is written. What the destination has already is not copied again, so an
 interrupted copy resumes where it was. A source is a raw :class:`File` (a Glance image after
-Cinder's checks) or a :class:`Device` (a replica that is logged in, a base's source); a destination
-is a Device.
+Cinder's checks) or a :class:`Disk` (a replica that is logged in, a base's source); a destination
+is a Disk.
 
 Sizes and offsets are in bytes.
 """
@@ -40,7 +40,7 @@ _ZEROS = bytes(GRAIN)
 _POLL = 0.05
 
 
-class Source(Protocol):
+class Input(Protocol):
     """Where an image is read from; bytes outside ``extents`` are zeroes."""
 
     name: str
@@ -130,7 +130,7 @@ class File:
         os.close(self._fd)
 
 
-class Device:
+class Disk:
     """A block device, bypassing the page cache; or a file that stands for one in tests."""
 
     def __init__(
@@ -189,7 +189,7 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 def copy(
-    source: Source,
+    source: Input,
     destination: Destination,
     *,
     manifest: Manifest | None = None,
@@ -224,7 +224,7 @@ class Transfer:
 
     def __init__(
         self,
-        source: Source,
+        source: Input,
         destination: Destination,
         manifest: Manifest | None = None,
         digest: bool = False,

@@ -106,7 +106,7 @@ def _reader(hint: Any) -> _Reader:
     return _scalar(hint)
 
 
-def _annotated(read: _Reader, checks: tuple[formats.Check, ...]) -> _Reader:
+def _annotated(read: _Reader, checks: tuple[formats.Constraint, ...]) -> _Reader:
     def annotated(raw: Any, name: str) -> Any:
         value = read(raw, name)
         for check in checks:
@@ -242,7 +242,7 @@ class Orders(Value):
 
 
 @dataclass(frozen=True)
-class Manifest(Value):
+class ImageDigests(Value):
     """Digests of an image, so that no replica can pass on wrong bytes.
 
     One digest for every ``chunk`` bytes of the image, the last chunk cut at its end, holes as

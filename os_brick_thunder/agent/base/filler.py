@@ -22,7 +22,7 @@ from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transfer import Device, copy
+from os_brick_thunder.common.transfer import Disk, copy
 
 LOG = logging.getLogger(__name__)
 
@@ -113,14 +113,14 @@ class Filler:
         needed = layout.fill_extents(base.size, base.extents, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
-        source = Device(
+        source = Disk(
             devnames.path(names.source),
             base.size,
             needed,
             forget=functools.partial(_forget, devnames.path(names.paths)),
         )
         try:
-            target = Device(
+            target = Disk(
                 devnames.path(names.base),
                 base.size,
                 write=True,

@@ -13,7 +13,7 @@ from os_brick_thunder.common.run import Runner, run, when_killed
 
 
 @dataclass(frozen=True)
-class Device:
+class MappedDevice:
     """A device in the kernel; ``opened`` counts its openers, including other devices."""
 
     name: str
@@ -112,7 +112,7 @@ class DmSetup:
                 raise
             return None
 
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[MappedDevice]:
         """All devices whose UUID has our prefix."""
         text = self._run(
             "dmsetup", "info", "--columns", "--noheadings", "--separator", "|",
@@ -124,7 +124,7 @@ class DmSetup:
             if len(fields) == 7 and fields[1].startswith(UUID_PREFIX):
                 name, uuid, major, minor, opened, readonly, suspended = fields
                 found.append(
-                    Device(
+                    MappedDevice(
                         name,
                         uuid,
                         f"{major}:{minor}",

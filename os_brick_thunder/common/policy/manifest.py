@@ -58,7 +58,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, size: int, chunk: int, text: str) -> Manifest:
-        """From the base64 of ``wire.Manifest``.
+        """From the base64 of ``wire.ImageDigests``.
 
         :raises ValueError: not base64, or not of an image of ``size`` bytes
         """
@@ -69,7 +69,7 @@ class Manifest:
 
     @property
     def text(self) -> str:
-        """The digests in base64, for ``wire.Manifest``."""
+        """The digests in base64, for ``wire.ImageDigests``."""
         return base64.b64encode(self.digests).decode()
 
     def fits(self, start: int, data: bytes | memoryview) -> bool:

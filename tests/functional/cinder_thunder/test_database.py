@@ -19,7 +19,7 @@ from cinder_thunder.db.values import ClonedVolume, Image, Master, PlannedSources
 from cinder_thunder.policy.ranking import Limits, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.wire import LocationReport, Manifest, Orders, Topology
+from os_brick_thunder.common.wire import ImageDigests, LocationReport, Orders, Topology
 from tests.mariadb import new_database
 
 STORAGE = "stor1@thunder"
@@ -98,7 +98,7 @@ def test_the_manifest_of_the_first_master_stays(database: Database, image: str) 
     assert database.images.manifest(image) is None
     assert database.images.manifest("unknown") is None
     assert database.images.get("unknown") is None
-    first, other = (Manifest(image, MIB, text * 100_000) for text in ("abcd", "efgh"))
+    first, other = (ImageDigests(image, MIB, text * 100_000) for text in ("abcd", "efgh"))
     for manifest in (first, other):
         database.images.add_master(
             Image(image, 8 * MIB, Extents(), None, manifest), "stor2@thunder"

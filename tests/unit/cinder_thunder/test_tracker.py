@@ -248,9 +248,9 @@ def test_manifest(world: World) -> None:
     with pytest.raises(oslo_messaging.ExpectedException) as error:
         endpoint.manifest({}, "i")
     assert isinstance(error.value.exc_info[1], errors.NoReplica)
-    manifest = wire.Manifest("i", 1 << 20, "digests")
+    manifest = wire.ImageDigests("i", 1 << 20, "digests")
     world.database.images.add_master(Image("i", SIZE, Extents(), None, manifest), "stor2@thunder")
-    assert wire.parse(wire.Manifest, endpoint.manifest({}, "i")) == manifest
+    assert wire.parse(wire.ImageDigests, endpoint.manifest({}, "i")) == manifest
 
 
 def test_rpc_is_plain_json(world: World) -> None:

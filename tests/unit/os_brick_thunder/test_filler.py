@@ -34,7 +34,7 @@ class World:
     folder: Path
     image: bytes
     bases: dict[str, Base]
-    manifest_: wire.Manifest | Exception
+    manifest_: wire.ImageDigests | Exception
     mapped_: Extents = field(default_factory=Extents)
     completed: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class World:
     dropped: list[tuple[int, int]] = field(default_factory=list)
     heal: Callable[[], None] = lambda: None
 
-    def manifest(self, image_id: str) -> wire.Manifest:
+    def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
         if isinstance(self.manifest_, Exception):
             raise self.manifest_
@@ -92,7 +92,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     digests = b"".join(manifests.digest(image[at : at + MIB]) for at in range(0, SIZE, MIB))
     manifest = Manifest(SIZE, MIB, digests)
     base = Base("i", SIZE, tuple((s, e - s) for s, e in ALLOCATED), "l", thin_id=1, phase=READY)
-    made = World(tmp_path, image, {"i": base}, wire.Manifest("i", MIB, manifest.text))
+    made = World(tmp_path, image, {"i": base}, wire.ImageDigests("i", MIB, manifest.text))
     made.source().write_bytes(image)
     (tmp_path / "thunder-base-i").write_bytes(b"\xee" * SIZE)
     monkeypatch.setattr(
@@ -177,7 +177,7 @@ def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
 
 
 def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
-    world.manifest_ = wire.Manifest("i", MIB, "")
+    world.manifest_ = wire.ImageDigests("i", MIB, "")
     filler = world.filler()
     filler.fill("i")
     wait_until(lambda: world.asked >= 2)

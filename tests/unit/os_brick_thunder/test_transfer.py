@@ -21,7 +21,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transfer import GRAIN, Device, File, Transfer, copy
+from os_brick_thunder.common.transfer import GRAIN, Disk, File, Transfer, copy
 
 MIB = 1 << 20
 CHUNK = 1024
@@ -238,9 +238,7 @@ def on_disk(path: Path) -> int:
 def test_a_file_onto_an_empty_volume(image: Path, empty: Path) -> None:
     data = image.read_bytes()
     size = len(data)
-    transfer = copy(
-        File(str(image)), Device(str(empty), size, write=True, sparse=True), digest=True
-    )
+    transfer = copy(File(str(image)), Disk(str(empty), size, write=True, sparse=True), digest=True)
     assert transfer.wait(30)
     assert empty.read_bytes()[:size] == data
     assert not any(empty.read_bytes()[size:])
@@ -249,8 +247,8 @@ def test_a_file_onto_an_empty_volume(image: Path, empty: Path) -> None:
     manifest = transfer.manifest
     assert manifest is not None
     again = copy(
-        Device(str(empty), size, Extents.of([(0, size)])),
-        Device(str(image), size, write=True),
+        Disk(str(empty), size, Extents.of([(0, size)])),
+        Disk(str(image), size, write=True),
         manifest=manifest,
     )
     assert again.wait(30)
@@ -261,7 +259,7 @@ def test_a_file_that_is_rounded_up_to_sectors(tmp_path: Path) -> None:
     odd, volume = tmp_path / "odd", tmp_path / "volume"
     odd.write_bytes(b"x" * 1000)
     volume.write_bytes(b"")
-    assert copy(File(str(odd), 1024), Device(str(volume), 1024, write=True)).wait(30)
+    assert copy(File(str(odd), 1024), Disk(str(volume), 1024, write=True)).wait(30)
     assert volume.read_bytes() == b"x" * 1000 + bytes(24)
     with pytest.raises(errors.TransferError, match="longer than its image of 512 bytes"):
         File(str(odd), 512)
@@ -271,12 +269,12 @@ def test_a_source_that_ends_too_early(image: Path, empty: Path) -> None:
     with pytest.raises(
         errors.TransferError, match=f"{image} ends at {6 * MIB + (MIB >> 1) + 512}, not"
     ):
-        copy(Device(str(image), 8 * MIB), Device(str(empty), 8 * MIB, write=True)).wait(30)
+        copy(Disk(str(image), 8 * MIB), Disk(str(empty), 8 * MIB, write=True)).wait(30)
 
 
 def test_a_device_that_is_full_says_so(image: Path) -> None:
     with pytest.raises(errors.TransferError, match=r"/dev/full: .*No space left"):
-        copy(File(str(image)), Device("/dev/full", 8 * MIB, write=True)).wait(30)
+        copy(File(str(image)), Disk("/dev/full", 8 * MIB, write=True)).wait(30)
 
 
 class Gate(Memory):
