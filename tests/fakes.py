@@ -294,6 +294,10 @@ class FakeTargets:
 class FakeBlocks:
     sizes: dict[str, int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    sectors: dict[str, int] = field(default_factory=dict)  # 512 bytes where nothing is said
+
+    def sector(self, device: str) -> int:
+        return self.sectors.get(device, 512)
 
     def size(self, device: str) -> int:
         return self.sizes[device]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.extents import Extents
 from tests.contract.conftest import MIB, World
 
 
-def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
+@pytest.mark.parametrize("block", [64 << 10, 256 << 10])
+def test_a_cache_with_a_restored_map_reads_where_it_says(world: World, block: int) -> None:
     """Mapped blocks are read from the cache device, others and the tail from the origin."""
-    kit, block, cached = world.kit, 64 << 10, 8 * MIB
+    kit, cached = world.kit, 8 * MIB
     names = devnames.VolumeNames("v")
     with open(world.disk, "r+b") as disk:
         disk.write(b"O" * 16 * MIB)
@@ -27,7 +30,7 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World) -> None:
     with open(devnames.path(names.local), "r+b") as local:
         local.write(b"C" * cached)
         os.fsync(local.fileno())
-    xml = cachemap.metadata_xml([(0, 10), (20, 128)], blocks, block)
+    xml = cachemap.metadata_xml([(0, 10), (20, blocks)], blocks, block)
     kit.restore_cache(devnames.path(names.meta), xml)
     kit.dm.create(
         names.cached,

@@ -8,13 +8,31 @@ from __future__ import annotations
 
 from os_brick_thunder.common.policy.extents import Extents
 
+#: A cache has at most this many blocks. A guest may wait while cache_restore(8) writes their
+#: metadata, at some 200,000 blocks a second.
+MAX_BLOCKS = 1 << 17
+
+
+def block_size(length: int, block: int) -> int:
+    """Bytes of a block of a cache over ``length`` bytes.
+
+    :param block: of the pool, bytes; a cache has larger blocks if it would have too many
+    """
+    while length > MAX_BLOCKS * block:
+        block *= 2
+    return block
+
 
 def cached_length(image_size: int, volume_size: int, block: int) -> int:
     """Bytes at the start of a volume that the cache may cover: the image's whole blocks.
 
     A partial last block and everything after it is read from the LUN.
+
+    :param block: of the pool, bytes
     """
-    return min(image_size, volume_size) // block * block
+    length = min(image_size, volume_size)
+    block = block_size(length, block)
+    return length // block * block
 
 
 def metadata_length(blocks: int) -> int:

@@ -112,19 +112,29 @@ def cache_devices(stack: Stack) -> Graph:
         _thin(
             names.meta,
             stack.meta_id,
-            lambda inputs: cachemap.metadata_length(stack.cached // inputs.block),
+            lambda inputs: cachemap.metadata_length(stack.cached // cache_block(stack, inputs)),
             cache_metadata=True,
         ),
         _thin(names.local, stack.local_id, lambda _: stack.cached, path(base)),
         DeviceSpec(
             names.cached,
             lambda inputs: cached_table(
-                names, stack.device, stack.cached, inputs.lun_size, inputs.block, WRITETHROUGH
+                names,
+                stack.device,
+                stack.cached,
+                inputs.lun_size,
+                cache_block(stack, inputs),
+                WRITETHROUGH,
             ),
             extends=True,
             expected=stack.local_id is not None,
         ),
     )
+
+
+def cache_block(stack: Stack, inputs: BuildInputs) -> int:
+    """Bytes of a block of a volume's cache."""
+    return cachemap.block_size(stack.cached, inputs.block)
 
 
 def stack_devices(stack: Stack) -> Graph:

@@ -10,6 +10,7 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.policy import cachemap
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.devnames import POOL, path
 from os_brick_thunder.common.state import Base, Stack
 from os_brick_thunder.common.threads import within
 
@@ -103,6 +104,20 @@ class Admission:
             return plan
         reason = self._refusal(plan.image)
         return wire.Plan(plan.volume_id, "direct", reason) if reason else plan
+
+    def misaligned(self, stack: Stack) -> str:
+        """Why a volume in use cannot go over to this host's pool: a guest that aligns its I/O to
+        the LUN's blocks would get errors from a pool with larger ones.
+
+        :returns: empty if it can
+        """
+        pool, lun = (self._kit.blocks.sector(each) for each in (path(POOL), stack.device))
+        if pool <= lun:
+            return ""
+        return (
+            f"the local pool's disk has blocks of {pool} bytes, the volume of {lun}: "
+            "it gets a cache when it is attached again"
+        )
 
     def cached_length(self, stack: Stack, plan: wire.Plan) -> int:
         """Bytes that the cache would cover; 0 for a direct plan, or an image below a block."""

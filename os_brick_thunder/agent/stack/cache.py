@@ -86,6 +86,8 @@ class CacheBuilder:
         stack = self._registry.ready(volume_id)
         if stack.local_id is not None:
             return stack  # it has a cache, or one that is still to be removed
+        if reason := self._admission.misaligned(stack):
+            return self._stay_direct(stack, reason, recache_pending=False)
         with self._store.expecting(stack.origin_image_id):
             # Without the volume's lock: a detach must not wait until replicas are opened.
             refused = self._admission.ensure_base(stack.origin_image_id)
@@ -169,6 +171,7 @@ class CacheBuilder:
 
     def _cache_map(self, stack: Stack, plan: wire.Plan) -> str:
         """Maps the blocks that the volume still shares with its image."""
-        block, unmodified = self._kit.pool.block, Extents.from_wire(plan.unmodified)
+        block = cachemap.block_size(stack.cached, self._kit.pool.block)
+        unmodified = Extents.from_wire(plan.unmodified)
         mapped = cachemap.identity_map(unmodified, stack.cached, block)
         return cachemap.metadata_xml(mapped, stack.cached // block, block)

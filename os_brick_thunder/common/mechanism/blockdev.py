@@ -52,6 +52,14 @@ def size(device: str) -> int:
     return int(_attribute(device, "size")) * 512
 
 
+def sector(device: str) -> int:
+    """Bytes of a device's logical block: direct I/O is aligned to it.
+
+    :raises errors.DeviceNotFound: also for a partition, which has no queue of its own
+    """
+    return int(_attribute(device, "queue/logical_block_size"))
+
+
 def bytes_read(device: str) -> int:
     """Bytes read from a device since it appeared (sysfs ``stat``).
 

@@ -19,7 +19,7 @@ def test_a_device_that_has_just_gone(monkeypatch: pytest.MonkeyPatch, code: int)
         raise OSError(code, "gone")
 
     monkeypatch.setattr(Path, "read_text", fail)
-    for look in (blockdev.size, blockdev.bytes_read):
+    for look in (blockdev.size, blockdev.sector, blockdev.bytes_read):
         with pytest.raises(errors.DeviceNotFound, match="there is no block device 8:0"):
             look("8:0")
 
@@ -35,9 +35,11 @@ def test_another_failure_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes_are_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "dev/block/8:0"
-    folder.mkdir(parents=True)
+    (folder / "queue").mkdir(parents=True)
+    (folder / "queue/logical_block_size").write_text("4096\n")
     (folder / "size").write_text("2048\n")
     (folder / "stat").write_text("  1 0 16 0 0 0 0 0 0 0 0\n")
     monkeypatch.setattr(blockdev, "SYSFS", tmp_path)
     assert blockdev.size("8:0") == 1 << 20
+    assert blockdev.sector("8:0") == 4096
     assert blockdev.bytes_read("8:0") == 8192

@@ -29,6 +29,21 @@ def test_only_whole_unmodified_blocks_are_mapped(
         assert (i in inside) == (whole and i < blocks)
 
 
+def test_a_large_cache_has_larger_blocks_instead_of_more() -> None:
+    kib, gib, tib = 1 << 10, 1 << 30, 1 << 40
+    sizes = {8 * gib: 64 * kib, 8 * gib + 1: 128 * kib, 100 * gib: 1024 * kib, tib: 8192 * kib}
+    assert {size: cachemap.block_size(size, 64 * kib) for size in sizes} == sizes
+
+
+@given(st.integers(1, 1 << 42))
+def test_no_cache_has_more_blocks_than_a_guest_can_wait_for(size: int) -> None:
+    length = cachemap.cached_length(size, size, 64 << 10)
+    block = cachemap.block_size(length, 64 << 10)
+    assert length % block == 0
+    assert length // block <= cachemap.MAX_BLOCKS
+    assert size - length < cachemap.block_size(size, 64 << 10)
+
+
 def test_the_xml_maps_every_block_to_itself_and_none_is_dirty() -> None:
     root = ElementTree.fromstring(cachemap.metadata_xml([(0, 2), (5, 6)], 8, 64 << 10))
     assert root.attrib["block_size"] == "128"

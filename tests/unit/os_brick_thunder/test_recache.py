@@ -210,6 +210,19 @@ def test_a_volume_whose_lun_does_not_answer_is_not_suspended(host: Host) -> None
     assert waited == []
 
 
+def test_a_pool_with_larger_blocks_is_for_volumes_that_are_attached_anew(host: Host) -> None:
+    """A guest that has aligned its I/O to 512 bytes would get errors."""
+    app = migrated(host)
+    host.blocks.sectors[devnames.path(devnames.POOL)] = 4096
+    waited = answers(host, PLAN, PLAN)
+    stack = app.stack.builder.to_cached(VOLUME)
+    assert (stack.mode, stack.recache_pending) == ("direct", False)
+    assert "blocks of 4096 bytes, the volume of 512" in stack.reason
+    assert waited == []  # no tracker was asked in vain
+    host.blocks.sectors[LUN] = 4096
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
+
+
 def test_attempts_back_off_and_other_volumes_go_first(host: Host) -> None:
     app, clock = migrated(host), Clock()
     tried: list[str] = []
