@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import pace
+from lab.cloud.control import Controller
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import LabError, PreconditionError
+from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.progress import Steps
 
@@ -28,7 +30,8 @@ a first session:
   lab kill cmp2; lab start cmp2            a power cut, and the power back
   lab down
 
-The nodes see the source tree live: after a change restart the daemon, not the lab.
+The nodes see the source tree live: after a change restart the daemon (`lab restart`), not
+the lab.
 Whatever is built is cached in $THUNDER_LAB_CACHE (/var/cache/thunder-lab); the labs' disks and
 logs are in $THUNDER_LAB_STATE (/var/tmp/thunder-lab). All time limits are multiplied by a factor
 that `lab up` measures: how much longer this machine takes for a fixed piece of work than the
@@ -164,6 +167,20 @@ def _start(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _restart(parsed: argparse.Namespace) -> int:
+    cluster = Cluster.load(parsed.name)
+    place: Node | Controller = (
+        cluster.controller if parsed.node == "controller" else cluster.node(parsed.node)
+    )
+    if parsed.service not in place.catalog:
+        available = ", ".join(place.catalog)
+        raise LabError(f"{parsed.node} has no daemon {parsed.service!r}; available: {available}")
+    with Steps() as steps, steps.step(f"{parsed.node}: {parsed.service}"):
+        place.service_stop(parsed.service)
+        place.service_start(parsed.service)
+    return 0
+
+
 def _thunder(parsed: argparse.Namespace) -> int:
     print(Cluster.load(parsed.name).thunder(*parsed.argv), end="")
     return 0
@@ -268,6 +285,9 @@ def _parser() -> argparse.ArgumentParser:
     operator.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARG")
     start = add("start", _start, "boot a killed node with its disks, and start its daemons", "")
     start.add_argument("node", metavar="NODE")
+    restart = add("restart", _restart, "restart a daemon: it then runs the tree as it is now", "")
+    restart.add_argument("node", metavar="NODE", help="a node, or `controller`")
+    restart.add_argument("service", metavar="SERVICE")
     return parser
 
 

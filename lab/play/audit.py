@@ -27,7 +27,7 @@ _COMMAND = f"""\
 echo @devices; dmsetup info -c --noheadings --separator '|' -o name,suspended
 echo @loops; losetup --noheadings --output BACK-FILE --list
 echo @sessions; cat /sys/class/iscsi_session/*/targetname 2> /dev/null
-echo @records; ls /etc/iscsi/nodes 2> /dev/null
+echo @records; ls /etc/iscsi/nodes /var/lib/iscsi/nodes 2> /dev/null
 echo @exports; ls /sys/kernel/config/target/iscsi
 echo @state; cat /var/lib/thunder/state.json; echo
 for i in 1 2 3 4 5 6 7 8; do

@@ -21,7 +21,8 @@ ALLOCATED = 20 * MIB
 _LEFT = (
     "cat /sys/class/iscsi_session/*/targetname | grep org.thunder:; "
     "ls -d /sys/kernel/config/target/iscsi/iqn.*/tpgt_1/acls/iqn.*:stor*; "
-    "find /var/lib/cinder/thunder /etc/iscsi/nodes -type f | grep -v :volume-; "
+    "find /var/lib/cinder/thunder /etc/iscsi/nodes /var/lib/iscsi/nodes -type f"
+    " | grep -v :volume-; "
     "lvs --noheadings -o lv_name | grep thunder-filling"
 )
 
