@@ -41,7 +41,13 @@ class AgentClient:
         return path
 
     def detach(self, volume_id: str) -> None:
-        self._call(f"volumes/{volume_id}/detach", {})
+        """Have a volume's stack removed.
+
+        :raises errors.AgentUnavailable: no agent, no reply in time, or an invalid reply
+        :raises errors.AgentError: the agent could not remove it
+        """
+        body = {"expires": time.monotonic() + self._deadline}
+        self._call(f"volumes/{volume_id}/detach", body)
 
     def extend(self, volume_id: str) -> None:
         self._call(f"volumes/{volume_id}/extend", {})

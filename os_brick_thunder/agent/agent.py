@@ -75,8 +75,8 @@ class Agent:
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached:
         return self._stacks.attach(payload, device, deadline)
 
-    def detach(self, volume_id: str) -> None:
-        self._stacks.detach(volume_id)
+    def detach(self, volume_id: str, deadline: float) -> None:
+        self._stacks.detach(volume_id, deadline)
 
     def extend(self, volume_id: str) -> Attached:
         return self._stacks.extend(volume_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from os_brick_thunder.agent.stack.stacks import Attached
 from os_brick_thunder.common import errors, wire
 
 LOG = logging.getLogger(__name__)
-#: Seconds until an attach without ``expires`` is too late.
+#: Seconds until a request without ``expires`` is too late.
 _DEFAULT_EXPIRY = 60.0
 
 
@@ -22,7 +23,7 @@ class Service(Protocol):
     """What the API serves: the agent."""
 
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached: ...
-    def detach(self, volume_id: str) -> None: ...
+    def detach(self, volume_id: str, deadline: float) -> None: ...
     def extend(self, volume_id: str) -> Attached: ...
     def status(self) -> Mapping[str, Any]: ...
 
@@ -54,7 +55,7 @@ class _Volumes:
         if action == "attach":
             resp.media = dataclasses.asdict(self._attach(volume_id, req.get_media()))
         elif action == "detach":
-            self._service.detach(volume_id)
+            self._service.detach(volume_id, _deadline(action, req.get_media()))
             resp.media = {}
         elif action == "extend":
             resp.media = dataclasses.asdict(self._service.extend(volume_id))
@@ -69,10 +70,15 @@ class _Volumes:
             raise errors.InvalidRequest(
                 f"attach: the payload is of volume {payload.volume_id}, not of {volume_id}"
             )
-        expires = body.get("expires", time.monotonic() + _DEFAULT_EXPIRY)
-        if not isinstance(expires, int | float):
-            raise errors.InvalidRequest(f"attach: expires: a time was expected, not {expires!r}")
-        return self._service.attach(payload, body["device"], expires)
+        return self._service.attach(payload, body["device"], _deadline("attach", body))
+
+
+def _deadline(action: str, body: Any) -> float:
+    """``time.monotonic()`` after which the caller no longer waits for the answer."""
+    expires = body.get("expires", time.monotonic() + _DEFAULT_EXPIRY) if body else math.inf
+    if not isinstance(expires, int | float):
+        raise errors.InvalidRequest(f"{action}: expires: a time was expected, not {expires!r}")
+    return float(expires)
 
 
 class _Status:

@@ -118,7 +118,7 @@ def build(host: Host, settings: Settings) -> App:
     """
     interval = settings.heartbeat_interval
     usage = PoolUsage(host, settings.pool_low_percent, settings.pool_high_percent)
-    # Bases and the filler call each other.
+    # Bases and the filler call each other, as do stacks and the heartbeat.
     base = _build_bases(host, settings, on_ready=lambda image_id: filler.fill(image_id))
     bases, reporter = base.bases, base.reporter
     watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
@@ -130,7 +130,7 @@ def build(host: Host, settings: Settings) -> App:
         settings.fill_workers,
         settings.fill_rate,
     )
-    stack = _build_stacks(host, settings, bases, usage)
+    stack = _build_stacks(host, settings, bases, usage, on_removed=lambda: heartbeat.release_soon())
     guard = PoolGuard(usage, stack.remover, bases.evict)
     recacher = Recacher(stack.builder, guard.may_build_unasked)
     luns = LunWatch(host, interval)
@@ -142,10 +142,9 @@ def build(host: Host, settings: Settings) -> App:
     chores = (
         reporter.withdraw_all,
         reporter.report_all,
-        stack.stacks.release_all,
         bases.restore_absent,
     )
-    heartbeat = Heartbeat(host, interval, obey, chores)
+    heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
     services = (guard, filler, heartbeat, luns, watch, recacher)
     agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
     precacher = Precacher(host, bases, reporter, usage.refusal)
@@ -165,11 +164,17 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]
     return BaseParts(bases, sources, PathHealth(host, paths), exports, reporter)
 
 
-def _build_stacks(host: Host, settings: Settings, bases: Bases, usage: PoolUsage) -> StackParts:
+def _build_stacks(
+    host: Host,
+    settings: Settings,
+    bases: Bases,
+    usage: PoolUsage,
+    on_removed: Callable[[], None],
+) -> StackParts:
     registry = StackRegistry(host.store)
     devices = StackDevices(host)
     admission = Admission(host, bases, usage.refusal, settings.longest_plan)
     remover = CacheRemover(host, registry, devices)
     builder = CacheBuilder(host, registry, devices, bases, admission, remover)
-    stacks = Stacks(host, registry, devices, bases, admission, builder, remover)
+    stacks = Stacks(host, registry, devices, bases, admission, builder, remover, on_removed)
     return StackParts(stacks, admission, builder, remover)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from os_brick_thunder.agent.ports import Host
@@ -22,18 +23,23 @@ class Heartbeat:
         host: Host,
         interval: float,
         obey: Callable[[wire.Orders], None],
+        release: Callable[[], None],
         chores: Sequence[Callable[[], None]],
     ) -> None:
         """
         :param interval: seconds between two beats
         :param obey: gets the orders, and carries them out in the background
+        :param release: tells the trackers which stacks were removed: at once after
+            :meth:`release_soon`, and after every beat
         :param chores: what else has to wait until a tracker answers, in this order
         """
         self._host = host
         self._interval = interval
         self._obey = obey
-        self._chores = chores
-        self._thread = PeriodicThread(Task("heartbeat", interval, self.beat, at_once=True))
+        self._release = release
+        self._chores = (release, *chores)
+        self._due = 0.0  # time.monotonic() of the next beat
+        self._thread = PeriodicThread(Task("heartbeat", interval, self._woken, at_once=True))
 
     def start(self) -> None:
         self._thread.start()
@@ -41,6 +47,22 @@ class Heartbeat:
     def stop(self) -> None:
         self._thread.stop()
         self._thread.join(self._interval)
+
+    def release_soon(self) -> None:
+        """Have removed stacks released without waiting for the next beat; does not block."""
+        self._thread.wake()
+
+    def _woken(self) -> float:
+        """:returns: seconds until the next beat"""
+        if time.monotonic() < self._due:
+            try:
+                self._release()
+            except errors.ThunderError as error:
+                LOG.warning("a release waits: %s", error)
+        else:
+            self.beat()
+            self._due = time.monotonic() + self._interval
+        return max(0.0, self._due - time.monotonic())
 
     def beat(self) -> None:
         """One heartbeat, and the chores."""

@@ -64,6 +64,11 @@ class StackDevices:
         name = VolumeNames(volume_id).vol
         return any(d.name == name and d.opened for d in self._kit.dm.devices())
 
+    def exist(self, volume_id: str) -> bool:
+        """Whether there is a device for the volume that could be handed out."""
+        name = VolumeNames(volume_id).vol
+        return any(d.name == name for d in self._kit.dm.devices())
+
     @contextlib.contextmanager
     def suspended(self, volume_id: str) -> Iterator[None]:
         """Suspend a volume until the body has reloaded it, or has failed.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from os_brick_thunder.agent.base.bases import Bases
@@ -50,7 +52,11 @@ class Stacks:
         admission: Admission,
         builder: CacheBuilder,
         remover: CacheRemover,
+        on_removed: Callable[[], None],
     ) -> None:
+        """:param on_removed: called when a stack was removed, whose release the trackers have yet
+        to be told; must not block
+        """
         self._kit = host.kit
         self._host = host
         self._store = host.store
@@ -60,6 +66,7 @@ class Stacks:
         self._admission = admission
         self._builder = builder
         self._remover = remover
+        self._on_removed = on_removed
 
     def attach(self, payload: wire.Payload, device: str, deadline: float) -> Attached:
         """Build the stack of a volume over its LUN ``device``.
@@ -156,18 +163,25 @@ class Stacks:
             self._store.put(stack)
         return stack
 
-    def detach(self, volume_id: str) -> None:
+    def detach(self, volume_id: str, deadline: float = math.inf) -> None:
         """Remove a volume's stack; absent is success. Its LUN is left alone.
 
+        No tracker is waited for: it is told of the release in the background.
+
+        :param deadline: ``time.monotonic()`` after which the caller no longer waits: it has taken
+            the devices down itself, and those that are there now are of a later attach
         :raises errors.DeviceBusy: the volume is open; nothing was changed
+        :raises errors.AgentUnavailable: it is too late; nothing was changed
         """
         with self._registry.lock(volume_id):
             stack = self._store.stacks.get(volume_id)
-            if stack:
-                if self._devices.are_open(volume_id):
-                    raise errors.DeviceBusy(VolumeNames(volume_id).vol, "a guest")
-                self._remove(stack)
-        self.release_all()
+            if stack is None:
+                return
+            if self._devices.are_open(volume_id):
+                raise errors.DeviceBusy(VolumeNames(volume_id).vol, "a guest")
+            if time.monotonic() > deadline and self._devices.exist(volume_id):
+                raise errors.AgentUnavailable(f"volume {volume_id}: too late, its stack is kept")
+            self._remove(stack)
 
     def _remove(self, stack: Stack) -> None:
         self._store.put(dataclasses.replace(stack, phase=REMOVING))
@@ -176,6 +190,7 @@ class Stacks:
         if stack.base_image_id is not None:
             self._store.touch(stack.base_image_id)
         self._remover.forget(stack.volume_id)
+        self._on_removed()
         LOG.info("volume %s is detached", stack.volume_id)
 
     def extend(self, volume_id: str) -> Attached:
@@ -198,11 +213,16 @@ class Stacks:
             return _answer(self._registry.ready(volume_id))
 
     def release_all(self) -> None:
-        """Tell the trackers which stacks were removed; one that does not answer is told later."""
+        """Tell the trackers which stacks were removed.
+
+        :raises errors.TrackerUnavailable: none answers: the others would not be told either
+        """
         for volume_id in self._store.releases:
             try:
                 self._host.tracker.release(volume_id, self._host.topology.host)
                 self._store.released(volume_id)
+            except errors.TrackerUnavailable:
+                raise
             except errors.ThunderError as error:
                 LOG.warning("release of volume %s waits: %s", volume_id, error)
 

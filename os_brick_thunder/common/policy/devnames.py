@@ -42,6 +42,11 @@ class VolumeNames:
     def local(self) -> str:
         return f"{PREFIX}local-{self.volume_id}"
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All devices that a volume may have, each before those that it uses."""
+        return self.vol, self.cached, self.local, self.meta
+
 
 @dataclass(frozen=True)
 class ImageNames:

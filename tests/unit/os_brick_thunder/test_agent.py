@@ -24,7 +24,7 @@ from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.dmtable import Table
-from os_brick_thunder.common.state import READY, StateFile
+from os_brick_thunder.common.state import READY, Stack, StateFile
 from tests import fakes
 
 GIB = 1 << 30
@@ -169,7 +169,7 @@ def test_detach_removes_the_stack_and_keeps_the_base(host: Host) -> None:
     assert host.volumes() == set()
     assert store.stacks == {}
     assert f"thunder-base-{IMAGE}" in host.dm.tables
-    assert host.tracker.released == [VOLUME]
+    assert store.releases == {VOLUME: "stor1@thunder"}
     assert host.leftovers(store) == []
     stacks.detach(VOLUME)  # absent is success
 
@@ -383,10 +383,83 @@ def test_releases_wait_for_the_tracker(host: Host) -> None:
     host.tracker.down = True
     stacks.detach(VOLUME)
     assert store.releases == {VOLUME: "stor1@thunder"}
+    with pytest.raises(errors.TrackerUnavailable):
+        stacks.release_all()
+    assert store.releases == {VOLUME: "stor1@thunder"}
     host.tracker.down = False
     stacks.release_all()
     assert host.tracker.released == [VOLUME]
     assert store.releases == {}
+
+
+def test_a_detach_waits_for_no_tracker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release is told by the heartbeat's thread, at once, not with the next heartbeat."""
+    agent, stacks, _, store = host.agent(heartbeat_interval=600.0)
+    stacks.attach(PAYLOAD, LUN, soon())
+    told, answers = threading.Event(), threading.Event()
+    release = host.tracker.release
+    callers: list[str] = []
+
+    def slow(volume_id: str, host_name: str) -> None:
+        callers.append(threading.current_thread().name)
+        told.set()
+        assert answers.wait(30)
+        release(volume_id, host_name)
+
+    monkeypatch.setattr(host.tracker, "release", slow)
+    agent.start()
+    try:
+        detach = threading.Thread(target=agent.detach, args=(VOLUME, soon()))
+        detach.start()
+        detach.join(10)
+        assert not detach.is_alive()
+        assert told.wait(10)
+        assert callers == ["heartbeat"]
+    finally:
+        answers.set()
+        agent.stop()
+    assert host.tracker.released == [VOLUME]
+    assert store.releases == {}
+
+
+def test_a_tracker_that_is_down_costs_one_timeout_for_all_releases(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stacks, _, store = host.agent()
+    for number in range(3):
+        store.put(Stack(f"vol-{number}", "stor1@thunder", LUN, mode="direct"))
+        store.drop_stack(f"vol-{number}")
+    tries: list[str] = []
+
+    def down(volume_id: str, host_name: str) -> None:
+        tries.append(volume_id)
+        raise errors.TrackerUnavailable("thunder-tracker did not answer")
+
+    monkeypatch.setattr(host.tracker, "release", down)
+    with pytest.raises(errors.TrackerUnavailable):
+        stacks.release_all()
+    assert len(tries) == 1
+
+
+def test_a_detach_that_comes_too_late_spares_a_later_stack(host: Host) -> None:
+    """The connector no longer waited, and took the devices down itself."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    devices_now = set(host.dm.tables)
+    with pytest.raises(errors.AgentUnavailable, match="too late"):
+        stacks.detach(VOLUME, time.monotonic() - 1)
+    assert set(host.dm.tables) == devices_now
+    assert store.stacks[VOLUME].phase == READY
+
+
+def test_a_detach_that_comes_too_late_removes_what_the_connector_left(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    for name in devnames.VolumeNames(VOLUME).all:
+        host.dm.remove(name)
+    stacks.detach(VOLUME, time.monotonic() - 1)
+    assert store.stacks == {}
+    assert host.leftovers(store) == []
 
 
 def test_a_complete_base_lets_go_of_its_replicas(host: Host) -> None:
@@ -546,6 +619,7 @@ def _attach_and_detach(stacks: Stacks, bases: Bases) -> None:
     stacks.attach(PAYLOAD, LUN, soon())
     bases.complete(IMAGE)
     stacks.detach(VOLUME)
+    stacks.release_all()  # as the heartbeat does
     bases.remove(IMAGE)
 
 

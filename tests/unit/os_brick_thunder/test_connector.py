@@ -37,7 +37,7 @@ class Service:
             raise self.error
         return Attached(PATH, "cached", "", "stor1")
 
-    def detach(self, volume_id: str) -> None:
+    def detach(self, volume_id: str, deadline: float) -> None:
         if self.error:
             raise self.error
 
