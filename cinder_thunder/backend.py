@@ -22,6 +22,7 @@ from cinder_thunder.masters.peers import Peers
 from cinder_thunder.masters.replicas import Replicas
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.mechanism.thinpool import StoragePool
+from cinder_thunder.mechanism.thintools import ToolTrial
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import MasterTargets
 from cinder_thunder.tracker.server import Server
@@ -79,6 +80,7 @@ class StorageBackend:
 
     :ivar host: its name (``stor1@thunder``)
     :ivar server: serves the tracker and the exporter, and runs what is periodic
+    :ivar thin_tools: whether maps can be computed on this host
     """
 
     host: str
@@ -87,8 +89,10 @@ class StorageBackend:
     masters: Masters
     exporter: MasterExporter
     server: Server
+    thin_tools: ToolTrial
 
     def start(self) -> None:
+        self.thin_tools()  # logs what is wrong with them
         self.masters.reconcile()
         self.exporter.reconcile()
         self._forget_foreign_volumes()
@@ -114,7 +118,10 @@ def build(
     :param initialized: whether Cinder has finished this backend's start
     """
     thin = ThinVolumes(group.vg_name, group.vg_thin_pool, privileged.run, group.LVM_CMD_PREFIX)
-    pool = StoragePool(group.vg_name, group.vg_thin_pool, privileged.run, privileged.PrivilegedDm())
+    tools = ToolTrial(privileged.thin_tools_flaw)
+    pool = StoragePool(
+        group.vg_name, group.vg_thin_pool, privileged.run, privileged.PrivilegedDm(), tools
+    )
     peers = Peers(
         RpcTracker(rpc.TRANSPORT, RPC_TIMEOUT),
         privileged,
@@ -140,7 +147,7 @@ def build(
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
         tuple(tasks(host, options, database, masters, exporter, initialized)),
     )
-    return StorageBackend(host, database, thin, masters, exporter, server)
+    return StorageBackend(host, database, thin, masters, exporter, server, tools)
 
 
 def topology(host: str, options: Any) -> wire.Topology:

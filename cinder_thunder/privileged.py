@@ -21,6 +21,7 @@ from cinder.cmd import rtstool as cinder_rtstool
 from oslo_privsep import capabilities, priv_context
 
 from cinder_thunder import concurrency
+from cinder_thunder.mechanism import thintools
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta
@@ -78,6 +79,12 @@ def _tool(argv: Sequence[str]) -> str:
         while word.partition("=")[0] in VARIABLES:
             word = next(words, "")
     return word
+
+
+@context.entrypoint
+def thin_tools_flaw() -> str:
+    """:func:`cinder_thunder.mechanism.thintools.flaw`, of the tools that root runs."""
+    return thintools.flaw()
 
 
 # -- device-mapper -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from os_brick_thunder.common import errors
@@ -35,10 +36,20 @@ class DmQueries(Protocol):
 class StoragePool:
     """One LVM thin pool, read through its metadata; nothing is written."""
 
-    def __init__(self, group: str, pool: str, runner: Runner, dm: DmQueries = dmioctl) -> None:
-        """:param runner: runs thin_delta and thin_dump, the only processes that are started"""
+    def __init__(
+        self,
+        group: str,
+        pool: str,
+        runner: Runner,
+        dm: DmQueries = dmioctl,
+        flaw: Callable[[], str] = lambda: "",
+    ) -> None:
+        """:param runner: runs thin_delta and thin_dump, the only processes that are started
+        :param flaw: why the answers of these cannot be used; empty if they can
+        """
         self._group = group
         self._dm = dm
+        self._flaw = flaw
         self._pool = dm_name(group, pool, "tpool")
         self._idle = dm_name(group, pool)
         self._metadata = ThinMetadata(
@@ -59,7 +70,11 @@ class StoragePool:
         """Bytes in which a volume may differ from its master, in whole blocks of the pool.
 
         :raises errors.DeviceNotFound: one of them is not active
+        :raises errors.ToolError: thin_delta gives wrong answers
         """
+        reason = self._flaw()
+        if reason:
+            raise errors.ToolError(reason)
         return self._metadata.different(self._thin_id(volume), self._thin_id(master))
 
     def status(self) -> dmstatus.PoolStatus:

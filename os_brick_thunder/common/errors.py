@@ -3,6 +3,7 @@
 ThunderError
  ├─ ProcessError          a tool exited with an error
  │   └─ ProcessTimeout    a tool did not finish in time and was killed
+ ├─ ToolError             a tool gives wrong answers: they are not used
  ├─ InvalidRequest        the request is not valid; nothing was changed
  │   └─ UnknownVersion    a payload of a version that this code does not support
  ├─ DeviceError
@@ -58,6 +59,10 @@ class ProcessError(ThunderError):
 
 class ProcessTimeout(ProcessError):
     """A tool was killed because it did not finish in time."""
+
+
+class ToolError(ThunderError):
+    """A tool gives wrong answers: they are not used."""
 
 
 class InvalidRequest(ThunderError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cinder_thunder.mechanism import thintools
 from os_brick_thunder.common.policy import dmstatus
 
 LOG = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class HostProbe(Protocol):
     def has_configfs(self) -> bool: ...
     def has_iscsid(self) -> bool: ...
     def has_address(self, address: str) -> bool: ...
+    def thin_tools_flaw(self) -> str: ...
     def initiator_name(self) -> str: ...
     def device_size(self, device: str) -> int: ...
     def pool(self) -> dmstatus.PoolStatus | None: ...
@@ -144,6 +146,15 @@ def check_tools(host: HostProbe, tools: Mapping[str, str]) -> str:
         packages = " ".join(sorted({tools[name] for name in missing}))
         raise Fault(f"not installed: {', '.join(missing)}", f"apt install {packages}")
     return f"all {len(tools)} are installed"
+
+
+def check_thin_tools(flaw: str) -> str:
+    """:param flaw: as :func:`cinder_thunder.mechanism.thintools.flaw` returns it
+    :raises Fault: the tools' answers cannot be used
+    """
+    if flaw:
+        raise Fault(f"{flaw}: volumes are attached without caches", thintools.REMEDY)
+    return "thin_delta is right about a known file"
 
 
 def check_modules(host: HostProbe, modules: Mapping[str, str]) -> str:

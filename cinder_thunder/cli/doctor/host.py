@@ -14,6 +14,7 @@ from typing import Any
 from oslo_config import cfg
 
 from cinder_thunder.cli.doctor import checks
+from cinder_thunder.mechanism import thintools
 from os_brick_thunder.client import AgentClient
 from os_brick_thunder.common import errors, rpc
 from os_brick_thunder.common.mechanism import blockdev
@@ -65,6 +66,9 @@ class ThisHost:
             except OSError:
                 return False
         return True
+
+    def thin_tools_flaw(self) -> str:
+        return thintools.flaw()
 
     def initiator_name(self) -> str:
         return iscsi.initiator_name()

@@ -22,6 +22,7 @@ from cinder_thunder.cli.doctor.checks import (
     check_rights,
     check_skew,
     check_target,
+    check_thin_tools,
     check_tools,
     difference,
     examine,
@@ -34,14 +35,13 @@ from os_brick_thunder.common.policy.dmstatus import PoolStatus
 
 NO_BACKEND = f"not a storage host: no backend in enabled_backends has {DRIVER}"
 #: The tools that cinder-volume calls for us, each with its Debian package.
+_THIN_TOOLS = ("thin_delta", "thin_dump", "thin_restore")
 TOOLS = {
     "lvs": "lvm2",
     "lvcreate": "lvm2",
     "dmsetup": "dmsetup",
-    "thin_dump": "thin-provisioning-tools",
-    "thin_delta": "thin-provisioning-tools",
     "qemu-img": "qemu-utils",
-}
+} | dict.fromkeys(_THIN_TOOLS, "thin-provisioning-tools")
 _MAPPER = {"dm_thin_pool": "targets thin-pool and thin"}
 #: Per cent of a storage host's thin pool, or of its metadata, from which on it is a fault.
 _POOL_FULL = 95
@@ -67,6 +67,7 @@ class CinderHost:
         on_storage: dict[str, Callable[[], str]] = {
             "storage: rights": lambda: check_rights(self._host),
             "storage: tools": lambda: check_tools(self._host, TOOLS),
+            "storage: thin_delta": self.thin_tools,
             "storage: device-mapper": lambda: check_modules(self._host, _MAPPER),
             "storage: iSCSI target": lambda: check_target(self._host),
         }
@@ -132,6 +133,12 @@ class CinderHost:
             ) from error
         skew = difference(there, before, self._host.clock())
         return "answers; this host's clock is " + check_skew(skew, "the tracker's")
+
+    def thin_tools(self) -> str:
+        missing = [tool for tool in _THIN_TOOLS if not self._host.has_tool(tool)]
+        if missing:
+            raise NotApplicable(f"{', '.join(missing)} not installed, see tools")
+        return check_thin_tools(self._host.thin_tools_flaw())
 
     def pool(self, backend: Backend) -> str:
         if not self._host.is_root():

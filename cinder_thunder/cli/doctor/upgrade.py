@@ -19,8 +19,9 @@ from packaging.requirements import Requirement
 
 from cinder_thunder.cli.base import DISTRIBUTION, EXTRA, INSTALL_EXTRA, nothing_checked
 from cinder_thunder.cli.doctor import storage
-from cinder_thunder.cli.doctor.checks import Fault, NotApplicable, Warn
+from cinder_thunder.cli.doctor.checks import Fault, NotApplicable, Warn, check_thin_tools
 from cinder_thunder.cli.doctor.cinder import CinderConf, Configured
+from cinder_thunder.mechanism import thintools
 from os_brick_thunder import register
 
 _INSTALL = "install a version that this Thunder supports, or a newer Thunder"
@@ -68,6 +69,8 @@ def upgrade_checks(found: Configured) -> Mapping[str, Callable[[], str]]:
     }
     for backend in backends:
         checks[f"Backend {backend.name}"] = partial(storage.check_options, backend)
+    if backends:
+        checks["thin_delta"] = lambda: check_thin_tools(thintools.flaw())
     if not backends:
         checks["Backends"] = lambda: storage.NO_BACKEND
     return checks

@@ -119,19 +119,7 @@ class ThinMetadata:
             text = self._run(
                 "thin_dump", "--metadata-snap", "--dev-id", str(thin_id), self._metadata
             )
-        root = ElementTree.fromstring(text)  # noqa: S314 - from our own pool's tool
-        block = int(root.attrib["data_block_size"]) * 512
-        ranges = []
-        for mapping in root.iter():
-            if mapping.tag == "single_mapping":
-                first, count = int(mapping.attrib["origin_block"]), 1
-            elif mapping.tag == "range_mapping":
-                first = int(mapping.attrib["origin_begin"])
-                count = int(mapping.attrib["length"])
-            else:
-                continue
-            ranges.append((first * block, (first + count) * block))
-        return Extents.of(ranges)
+        return mapped_ranges(text)
 
     def different(self, one: int, other: int) -> Extents:
         """The ranges, in bytes, in which two thin devices may differ.
@@ -149,16 +137,7 @@ class ThinMetadata:
                 str(other),
                 self._metadata,
             )
-        root = ElementTree.fromstring(text)  # noqa: S314 - from our own pool's tool
-        block = int(root.attrib["data_block_size"]) * 512
-        return Extents.of(
-            (
-                int(found.attrib["begin"]) * block,
-                (int(found.attrib["begin"]) + int(found.attrib["length"])) * block,
-            )
-            for found in root.iter()
-            if found.tag in {"left_only", "right_only", "different"}
-        )
+        return different_ranges(text)
 
     def ids(self) -> set[int]:
         """The ids of all thin devices of the pool."""
@@ -167,3 +146,38 @@ class ThinMetadata:
                 "thin_ls", "--metadata-snap", "--no-headers", "--format", "DEV", self._metadata
             )
         return {int(word) for word in text.split()}
+
+
+def mapped_ranges(dump: str) -> Extents:
+    """The ranges, in bytes, that the output of thin_dump(8) for one device lists as mapped."""
+    root, block = _parsed(dump)
+    ranges = []
+    for mapping in root.iter():
+        if mapping.tag == "single_mapping":
+            first, count = int(mapping.attrib["origin_block"]), 1
+        elif mapping.tag == "range_mapping":
+            first = int(mapping.attrib["origin_begin"])
+            count = int(mapping.attrib["length"])
+        else:
+            continue
+        ranges.append((first * block, (first + count) * block))
+    return Extents.of(ranges)
+
+
+def different_ranges(delta: str) -> Extents:
+    """The ranges, in bytes, that the output of thin_delta(8) does not list as "same"."""
+    root, block = _parsed(delta)
+    return Extents.of(
+        (
+            int(found.attrib["begin"]) * block,
+            (int(found.attrib["begin"]) + int(found.attrib["length"])) * block,
+        )
+        for found in root.iter()
+        if found.tag in {"left_only", "right_only", "different"}
+    )
+
+
+def _parsed(text: str) -> tuple[ElementTree.Element, int]:
+    """:returns: the XML, and the bytes of a block"""
+    root = ElementTree.fromstring(text)  # noqa: S314 - from our own pool's tool
+    return root, int(root.attrib["data_block_size"]) * 512

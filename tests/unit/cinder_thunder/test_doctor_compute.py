@@ -45,6 +45,7 @@ class FakeHost:
         self.mode: int | None = 0o600
         self.says: Mapping[str, Any] | Exception = {"bases": [{}], "stacks": []}
         self.tracker: float | Exception = 0.0  # seconds that it is ahead
+        self.flaw = ""  # of the thin tools
         self.now = 1000.0
 
     def is_root(self) -> bool:
@@ -52,6 +53,9 @@ class FakeHost:
 
     def has_tool(self, name: str) -> bool:
         return name not in self.missing
+
+    def thin_tools_flaw(self) -> str:
+        return self.flaw
 
     def has_module(self, name: str) -> bool:
         return name not in self.missing

@@ -92,7 +92,8 @@ def test_a_healthy_storage_host() -> None:
         "hosts": "all 2 are alive, or drained",
         "trackers": "answers; this host's clock is within 5 s of the tracker's",
         "storage: rights": "root",
-        "storage: tools": "all 6 are installed",
+        "storage: tools": "all 7 are installed",
+        "storage: thin_delta": "thin_delta is right about a known file",
         "storage: device-mapper": "dm_thin_pool",
         "storage: iSCSI target": "target_core_mod, target_core_iblock, iscsi_target_mod",
         "thunder: options": "volume group cinder-volumes, thin, lioadm",
@@ -143,6 +144,11 @@ FAULTS: list[tuple[Callable[[FakeCloud, FakeHost], object], str, str, str]] = [
     (
         lambda c, h: h.missing.add("thin_delta"),
         *("storage: tools", "not installed: thin_delta", "apt install thin-provisioning-tools"),
+    ),
+    (
+        lambda c, h: setattr(h, "flaw", "thin_delta of this host gives a wrong answer"),
+        *("storage: thin_delta", "thin_delta of this host gives a wrong answer: volumes are"),
+        "install another version of thin-provisioning-tools",
     ),
     (
         lambda c, h: h.missing.add("dm_thin_pool"),

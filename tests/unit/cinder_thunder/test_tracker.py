@@ -12,6 +12,7 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.masters.masters import MASTER
+from cinder_thunder.mechanism.thinpool import StoragePool
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
 from cinder_thunder.tracker.service import (
@@ -120,6 +121,18 @@ def test_direct(world: World, change: Any, reason: str) -> None:
     assert reason in plan.reason
     assert (plan.image, plan.sources, plan.unmodified) == (None, (), ())
     assert [stack.mode for stack in world.database.volumes.stacks("v")] == ["direct"]
+
+
+def test_a_thin_delta_that_is_not_believed_makes_every_plan_direct(world: World) -> None:
+    """Not an error: the volume is attached."""
+
+    def modified(volume: str, master: str) -> Extents:
+        raise AssertionError("the tool must not be asked")
+
+    pool = StoragePool("vg", "pool", modified, flaw=lambda: "thin_delta is wrong")  # type: ignore[arg-type]
+    world.tracker._pool = pool
+    plan = world.tracker.plan_attach("v", host("c1"))
+    assert (plan.mode, plan.reason, plan.unmodified) == ("direct", "thin_delta is wrong", ())
 
 
 def test_no_live_storage_host(world: World) -> None:

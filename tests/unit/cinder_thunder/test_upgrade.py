@@ -71,6 +71,7 @@ def test_all_is_well(host: Host) -> None:
         "Cinder's driver interface": f"cinder {metadata.version('cinder')}",
         "os-brick's connectors": f"os-brick {metadata.version('os-brick')}",
         "Backend thunder": "volume group cinder-volumes, thin, lioadm",
+        "thin_delta": "thin_delta is right about a known file",
     }
 
 
