@@ -318,6 +318,7 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
     go_on.set()
     thread.join(10)
     assert "has no stack" in str(results[0])
+    app.stack.stacks.release_all()
     store = StateFile(host.file)
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
