@@ -39,14 +39,15 @@ class LocationTable:
         child: wire.Topology,
         limits: ranking.Limits,
         volume_id: str | None = None,
+        stack_id: str = "",
         keep: bool = False,
         exclude: Collection[str] = (),
         answering: str = "",
     ) -> PlannedSources | None:
         """Choose the sources of ``child``'s replica, and record it as a child of the first one.
 
-        With ``volume_id`` its stack is recorded in the same transaction. The other parameters and
-        the cases are those of :func:`cinder_thunder.policy.tree.assign`.
+        With ``volume_id`` its stack, ``stack_id``, is recorded in the same transaction. The other
+        parameters and the cases are those of :func:`cinder_thunder.policy.tree.assign`.
 
         :returns: None if there is nothing that it could read from
         """
@@ -77,7 +78,7 @@ class LocationTable:
                 return None
             location_id = self._put_assignment(session, image_id, child.host, assignment)
             if volume_id is not None:
-                write_stack(self._transactions, session, volume_id, child.host, "cached")
+                write_stack(self._transactions, session, volume_id, child.host, "cached", stack_id)
         return PlannedSources(
             Image(image_id, image.size, Extents.from_wire(json.loads(image.allocated))),
             location_id,

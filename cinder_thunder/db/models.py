@@ -35,7 +35,8 @@ class HostRow(TableRow):
     rack: Mapped[str] = mapped_column(_NAME)
     zone: Mapped[str] = mapped_column(_NAME)
     address: Mapped[str] = mapped_column(_NAME)
-    initiator: Mapped[str] = mapped_column(_NAME)
+    #: Queried with every heartbeat.
+    initiator: Mapped[str] = mapped_column(_NAME, index=True)
     #: The operator has excluded it as a source.
     drained: Mapped[bool] = mapped_column(default=False)
     #: Bytes that a storage host can still allocate; None for a compute host.
@@ -43,6 +44,10 @@ class HostRow(TableRow):
     heartbeat_at: Mapped[datetime]
     #: When it was heard of again after a silence; None if it never was silent.
     back_at: Mapped[datetime | None]
+    #: Address and initiator of another host that uses this one's name or initiator, and when it
+    #: was last heard of.
+    rival: Mapped[str | None] = mapped_column(_NAME)
+    rival_at: Mapped[datetime | None]
 
 
 class ImageRow(TableRow):
@@ -62,6 +67,9 @@ class ImageRow(TableRow):
     #: Deleted in Glance: its replicas are removed as soon as no volume needs them.
     deleted: Mapped[bool] = mapped_column("gone", default=False)
     created_at: Mapped[datetime]
+    #: What Glance said of the data when the first master was made; None if that is not known.
+    os_hash_algo: Mapped[str | None] = mapped_column(String(64))
+    os_hash_value: Mapped[str | None] = mapped_column(_NAME)
 
 
 class LocationRow(TableRow):
@@ -107,6 +115,10 @@ class StackRow(TableRow):
     host: Mapped[str] = mapped_column(_NAME, primary_key=True, index=True)
     mode: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
+    #: Chosen by the agent for each stack; None if it is an older one.
+    stack_id: Mapped[str | None] = mapped_column(_ID)
+    #: Since when Cinder does not list the volume as attached to the host; None while it does.
+    unlisted_at: Mapped[datetime | None]
 
 
 class LeaseRow(TableRow):

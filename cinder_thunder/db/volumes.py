@@ -95,29 +95,39 @@ class VolumeTable:
             )
 
     @retried
-    def put_stack(self, volume_id: str, host: str, mode: str) -> None:
+    def put_stack(self, volume_id: str, host: str, mode: str, stack_id: str = "") -> None:
+        """:param stack_id: as the agent calls it; empty if it is an older one"""
         with self._transactions.write() as session:
-            write_stack(self._transactions, session, volume_id, host, mode)
+            write_stack(self._transactions, session, volume_id, host, mode, stack_id)
 
     @retried
-    def release_stack(self, volume_id: str, host: str) -> None:
-        """Record that the host no longer has devices for the volume; absent is success."""
+    def release_stack(self, volume_id: str, host: str, stack_id: str = "") -> None:
+        """Record that the host no longer has devices for the volume; absent is success.
+
+        :param stack_id: of the stack that was removed: a release may be late, and does not concern
+            the next stack; empty for whatever stack there is
+        """
+        row = models.StackRow
+        mine = [row.volume_id == volume_id, row.host == host]
+        if stack_id:
+            mine.append(sa.or_(row.stack_id == stack_id, row.stack_id.is_(None)))
         with self._transactions.write() as session:
-            session.execute(
-                sa.delete(models.StackRow).where(
-                    models.StackRow.volume_id == volume_id, models.StackRow.host == host
-                )
-            )
+            session.execute(sa.delete(row).where(*mine))
 
 
 def write_stack(
-    transactions: Transactions, session: Session, volume_id: str, host: str, mode: str
+    transactions: Transactions,
+    session: Session,
+    volume_id: str,
+    host: str,
+    mode: str,
+    stack_id: str = "",
 ) -> None:
     row = session.get(models.StackRow, (volume_id, host))
     if row is None:
         row = models.StackRow(volume_id=volume_id, host=host, created_at=transactions.now())
         session.add(row)
-    row.mode = mode
+    row.mode, row.stack_id, row.unlisted_at = mode, stack_id or None, None
 
 
 def _row(volume_id: str, image_id: str, host: str) -> models.VolumeRow:

@@ -31,9 +31,13 @@ class TrackerEndpoint:
 
     @rpc.method
     def plan_attach(
-        self, context: Any, volume_id: formats.Id, topology: wire.Topology
+        self,
+        context: Any,
+        volume_id: formats.Id,
+        topology: wire.Topology,
+        stack_id: formats.OptionalId = "",
     ) -> wire.Plan:
-        return self._tracker.plan_attach(volume_id, topology)
+        return self._tracker.plan_attach(volume_id, topology, stack_id)
 
     @rpc.method
     def plan_sources(
@@ -50,8 +54,14 @@ class TrackerEndpoint:
         return self._tracker.manifest(image_id)
 
     @rpc.method
-    def release(self, context: Any, volume_id: formats.Id, host: formats.Host) -> None:
-        self._tracker.release(volume_id, host)
+    def release(
+        self,
+        context: Any,
+        volume_id: formats.Id,
+        host: formats.Host,
+        stack_id: formats.OptionalId = "",
+    ) -> None:
+        self._tracker.release(volume_id, host, stack_id)
 
     @rpc.method
     def report(self, context: Any, report: wire.LocationReport) -> None:

@@ -89,22 +89,24 @@ class TrackerService:
             return False
         return True
 
-    def plan_attach(self, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def plan_attach(self, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
         """How ``topology.host`` builds the devices of a volume.
 
         The map is computed for this very attach, from the volume and its master as they are on
         this host's disks: a map of an earlier attach would hide later writes.
+
+        :param stack_id: of the devices; an older agent has none
         """
         self._database.hosts.heartbeat(topology)
         try:
-            plan = self._cached(volume_id, topology)
+            plan = self._cached(volume_id, topology, stack_id)
         except (_Direct, errors.ThunderError) as reason:
             LOG.info("Volume %s is direct on %s: %s", volume_id, topology.host, reason)
-            self._database.volumes.put_stack(volume_id, topology.host, "direct")
+            self._database.volumes.put_stack(volume_id, topology.host, "direct", stack_id)
             return wire.Plan(volume_id, "direct", str(reason))
         return plan
 
-    def _cached(self, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def _cached(self, volume_id: str, topology: wire.Topology, stack_id: str) -> wire.Plan:
         record = self._database.volumes.get(volume_id)
         if record is None or record.host != self._host:
             raise _Direct(f"the volume shares no image with a master on {self._host}")
@@ -118,6 +120,7 @@ class TrackerService:
             topology,
             self._limits,
             volume_id=volume_id,
+            stack_id=stack_id,
             keep=True,
             answering=self._host,
         )
@@ -167,8 +170,8 @@ class TrackerService:
             raise errors.NoReplica(f"there is no manifest of image {image_id}")
         return found
 
-    def release(self, volume_id: str, host: str) -> None:
-        self._database.volumes.release_stack(volume_id, host)
+    def release(self, volume_id: str, host: str, stack_id: str = "") -> None:
+        self._database.volumes.release_stack(volume_id, host, stack_id)
 
     def report(self, report: wire.LocationReport) -> None:
         """:raises errors.InvalidRequest: a state that no location can have"""

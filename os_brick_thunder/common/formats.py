@@ -157,6 +157,8 @@ Portal = Annotated[str, AddressAndPort()]
 Lun = Annotated[int, Between(0, 16383)]
 #: A CHAP user name or secret: it becomes part of a line in a file of root's.
 Secret = Annotated[str, Text("a CHAP name or secret", r"[A-Za-z0-9._-]+", 64)]
+#: What an image's data is, as Glance says it: algorithm and hash. Empty if it is not known.
+Content = Annotated[str, Text("an algorithm and a hash", r"(?:[a-z0-9_-]+:[0-9a-f]+)?")]
 Size = Annotated[int, Between(0, LARGEST)]
 #: How long a caller lets an exporter wait; it holds a thread there.
 Seconds = Annotated[float, Between(0, 600)]

@@ -27,6 +27,14 @@ DRAIN_TIMEOUT = 30.0
 _REMOVAL = 5.0
 
 
+class _OlderPeer(errors.ThunderError):
+    """It does not support the version that a call requires."""
+
+
+#: Classes of a peer's errors that callers distinguish.
+_REMOTE = {"NoReplica": errors.NoReplica, "UnsupportedVersion": _OlderPeer}
+
+
 class RpcTracker:
     """Calls trackers and exporters.
 
@@ -39,6 +47,14 @@ class RpcTracker:
         self._timeout = timeout
         self._slots = threading.BoundedSemaphore(_CALLS_AT_ONCE)
         self._trackers = oslo_messaging.get_rpc_client(
+            transport,
+            oslo_messaging.Target(
+                exchange=wire.EXCHANGE,
+                topic=wire.TRACKER_TOPIC,
+                version=wire.OLDEST_TRACKER_VERSION,
+            ),
+        )
+        self._trackers_with_stack_ids = oslo_messaging.get_rpc_client(
             transport,
             oslo_messaging.Target(
                 exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, version=wire.TRACKER_VERSION
@@ -56,12 +72,15 @@ class RpcTracker:
             wire.Orders, self._trackers, None, "heartbeat", topology=topology.to_wire()
         )
 
-    def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
-        return self._read(
+    def plan_attach(
+        self, server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
+        """:param stack_id: of the stack that is being built; another one for each attach"""
+        return self._of_stack(
             wire.Plan,
-            self._trackers,
             server,
             "plan_attach",
+            stack_id,
             volume_id=volume_id,
             topology=topology.to_wire(),
         )
@@ -85,8 +104,24 @@ class RpcTracker:
         """
         return self._read(wire.ImageDigests, self._trackers, None, "manifest", image_id=image_id)
 
-    def release(self, volume_id: str, host: str) -> None:
-        self._call(self._trackers, None, "release", volume_id=volume_id, host=host)
+    def release(self, volume_id: str, host: str, stack_id: str = "") -> None:
+        """Tell that a stack was removed. However late it arrives, it leaves a newer one alone.
+
+        :param stack_id: as given to :meth:`plan_attach`; empty for whatever stack there is
+        """
+        self._of_stack(dict, None, "release", stack_id, volume_id=volume_id, host=host)
+
+    def _of_stack(
+        self, hint: type[_T], server: str | None, method: str, stack_id: str, **arguments: Any
+    ) -> _T:
+        """Call a tracker with the id of a stack; without, if it is an older one."""
+        if stack_id:
+            client = self._trackers_with_stack_ids
+            try:
+                return self._read(hint, client, server, method, stack_id=stack_id, **arguments)
+            except _OlderPeer as error:
+                LOG.debug("%s", error)
+        return self._read(hint, self._trackers, server, method, **arguments)
 
     def report(self, report: wire.LocationReport) -> None:
         self._call(self._trackers, None, "report", report=report.to_wire())
@@ -179,8 +214,10 @@ class RpcTracker:
                 f"{method} could not be sent to {who}: check transport_url and RabbitMQ ({error})"
             ) from error
         except oslo_messaging.RemoteError as error:
-            kind = errors.NoReplica if error.exc_type == "NoReplica" else errors.ThunderError
+            kind = _REMOTE.get(str(error.exc_type), errors.ThunderError)
             raise kind(f"{who}: {error.exc_type}: {error.value}") from error
+        except oslo_messaging.UnsupportedVersion as error:
+            raise _OlderPeer(f"{who}: {error}") from error
         except oslo_messaging.MessagingException as error:
             raise errors.ThunderError(f"{who}: {method}: {error}") from error
 

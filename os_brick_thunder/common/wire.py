@@ -21,7 +21,9 @@ PAYLOAD_VERSION = 1
 #: RPC: one exchange; the tracker answers on a shared topic and per backend host.
 EXCHANGE = "thunder"
 TRACKER_TOPIC = "thunder-tracker"
-TRACKER_VERSION = "1.1"
+TRACKER_VERSION = "1.2"
+#: What a caller requires, unless it passes the id of a stack: that needs TRACKER_VERSION.
+OLDEST_TRACKER_VERSION = "1.1"
 #: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
 EXPORTER_TOPIC = "thunder-exporter"
 EXPORTER_VERSION = "1.1"
@@ -206,6 +208,9 @@ class ImageInfo(Value):
     id: formats.Id
     size: formats.Size
     allocated: formats.Ranges  # [start, length] in bytes; the rest is holes
+    #: An id may be used again after a purge of Glance's database: a base of other content is not
+    #: one of this image. Empty if it is not known, as from an older tracker.
+    content: formats.Content = ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,9 @@ class Orders(Value):
     #: Volumes whose reason to be direct no longer holds. An older agent ignores this key and an
     #: older tracker does not send it, so it needs no new version of the RPC.
     recache: formats.Ids = ()
+    #: Volumes that Cinder has not listed as attached to this host for some minutes: what is left
+    #: of their stacks goes, unless something has it open, and the tracker is told by a release.
+    drop: formats.Ids = ()
 
 
 @dataclass(frozen=True)
@@ -290,3 +298,4 @@ class LocationReport(Value):
     iqn: formats.Target
     lun: formats.Lun
     source: formats.Host | None = None  # the host it reads from now; None when it needs none
+    content: formats.Content = ""  # of the plan that it was built for; see ImageInfo

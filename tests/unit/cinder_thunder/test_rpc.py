@@ -14,7 +14,7 @@ from oslo_config import cfg
 
 from cinder_thunder.tracker.server import TrackerEndpoint
 from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
-from os_brick_thunder.common import errors, rpc, wire
+from os_brick_thunder.common import errors, formats, rpc, wire
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 
 HOST, TRACKER = "cmp1", "stor1@thunder"
@@ -86,6 +86,65 @@ def test_the_clock(transport: Any, agent: Agent) -> None:
 IQN = iqn_of(HOST, "img-1")
 EXPORT = wire.Export("[fd00:0::2]:3260", IQN, 0, "user", "secret", 512)
 SOURCE = wire.Source("l1", HOST, "base", HOST, "fd00::2")
+
+
+@dataclass
+class Tracker:
+    """A tracker that records what it is told."""
+
+    said: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+
+    def plan_attach(self, volume_id: str, topology: wire.Topology, *stack: str) -> wire.Plan:
+        self.said.append(("plan_attach", volume_id, topology.host, *stack))
+        return wire.Plan(volume_id, "direct", "")
+
+    def release(self, volume_id: str, host: str, *stack: str) -> None:
+        self.said.append(("release", volume_id, host, *stack))
+
+
+class OlderEndpoint:
+    """A tracker's endpoint at version 1.1."""
+
+    target = oslo_messaging.Target(version="1.1")
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    @rpc.method
+    def plan_attach(
+        self, context: Any, volume_id: formats.Id, topology: wire.Topology
+    ) -> wire.Plan:
+        return self._tracker.plan_attach(volume_id, topology)
+
+    @rpc.method
+    def release(self, context: Any, volume_id: formats.Id, host: formats.Host) -> None:
+        self._tracker.release(volume_id, host)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "stack"), [(TrackerEndpoint, ("stack-1",)), (OlderEndpoint, ())]
+)
+def test_ids_of_stacks_are_for_trackers_that_know_them(
+    transport: Any, endpoint: Any, stack: tuple[str, ...]
+) -> None:
+    tracker = Tracker()
+    server = oslo_messaging.get_rpc_server(
+        transport,
+        oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),
+        [endpoint(tracker)],
+        executor="threading",
+        access_policy=oslo_messaging.DefaultRPCAccessPolicy,
+    )
+    server.start()
+    try:
+        client = rpc.RpcTracker(transport, 5)
+        topology = wire.Topology(HOST, "10.0.0.1", "", "", "iqn.x:c1")
+        assert client.plan_attach(TRACKER, "v", topology, "stack-1").mode == "direct"
+        client.release("v", HOST, "stack-1")
+    finally:
+        server.stop()
+        server.wait()
+    assert tracker.said == [("plan_attach", "v", HOST, *stack), ("release", "v", HOST, *stack)]
 
 
 @dataclass

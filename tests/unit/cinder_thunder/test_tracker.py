@@ -239,6 +239,27 @@ def test_a_stack_that_was_not_released(world: World) -> None:
     assert world.tracker.plan_attach("v", host("c1")).reason == "the volume is attached to c9 too"
 
 
+def test_a_late_release_leaves_the_next_stack_alone(world: World) -> None:
+    """The row is the only guard where Cinder does not list the host."""
+    tracker, stacks = world.tracker, world.database.volumes.stacks
+    tracker.plan_attach("v", host("c1"), "stack-1")
+    tracker.plan_attach("v", host("c1"), "stack-2")
+    tracker.release("v", "c1", "stack-1")
+    assert [stack.host for stack in stacks("v")] == ["c1"]
+    world.attached("c2")
+    assert tracker.plan_attach("v", host("c2"), "stack-3").mode == "direct"
+    tracker.release("v", "c1", "stack-2")
+    assert [stack.host for stack in stacks("v")] == ["c2"]
+
+
+@pytest.mark.parametrize(("planned", "released"), [("", ""), ("", "stack-1"), ("stack-1", "")])
+def test_releases_of_older_agents(world: World, planned: str, released: str) -> None:
+    """One was upgraded or downgraded between the two."""
+    world.tracker.plan_attach("v", host("c1"), planned)
+    world.tracker.release("v", "c1", released)
+    assert world.database.volumes.stacks("v") == []
+
+
 def test_a_dead_host_that_cinder_lists_still_counts(world: World) -> None:
     """Its agent is silent, but its guest may still write."""
     world.database.volumes.put_stack("v", "silent", "cached")

@@ -32,7 +32,16 @@ EXPORT = wire.Export(
     size=1 << 30,
 )
 REPORT = wire.LocationReport(
-    "", "i", "cmp1", "gone", 0, "[fd00::1]:3260", "iqn.2026-11.org.thunder:cmp1:i", 0, "cmp2"
+    "",
+    "i",
+    "cmp1",
+    "gone",
+    0,
+    "[fd00::1]:3260",
+    "iqn.2026-11.org.thunder:cmp1:i",
+    0,
+    "cmp2",
+    "sha512:0f",
 )
 VALUES: list[wire.Value] = [
     TOPOLOGY,
@@ -41,9 +50,9 @@ VALUES: list[wire.Value] = [
     SOURCE,
     PLAN,
     wire.Plan("", "direct", "lvs: exit code 5:\n  Failed to find «vg»"),
-    wire.Orders(("i",), (), ("v", "w")),
+    wire.Orders(("i",), (), ("v", "w"), ("x",)),
     wire.ImageDigests("i", 1 << 20, "bm9uZQ=="),
-    wire.ImageInfo("i", 1 << 30, ()),
+    wire.ImageInfo("i", 1 << 30, (), "sha512:" + "0f" * 64),
     wire.Clock(1.7e9),
     EXPORT,
     REPORT,
@@ -97,6 +106,13 @@ def test_orders_of_an_older_tracker() -> None:
     assert wire.parse(wire.Orders, {"reparent": ["i"], "remove": []}) == wire.Orders(("i",))
 
 
+def test_an_image_of_an_older_tracker_has_no_content() -> None:
+    assert PLAN.image is not None
+    raw = PLAN.image.to_wire()
+    del raw["content"]
+    assert wire.parse(wire.ImageInfo, raw) == PLAN.image
+
+
 def test_sources_of_an_older_tracker_have_no_address() -> None:
     raw = SOURCE.to_wire()
     del raw["address"]
@@ -115,6 +131,9 @@ def test_sources_of_an_older_tracker_have_no_address() -> None:
         (PLAN, "unmodified", [["0", "1"]]),
         (PLAN, "unmodified", {"0": 1}),
         (PLAN, "unmodified", [[2 * at, 1] for at in range((1 << 20) + 1)]),
+        (PLAN.image, "content", "sha512"),
+        (PLAN.image, "content", "sha512:" + "f" * 255),
+        (REPORT, "content", "sha512:\n"),
         (PLAN, "mode", "writeback"),
         (PLAN, "reason", "\x1b[2J"),
         (PLAN, "reason", "x" * (1 << 17)),
