@@ -8,20 +8,23 @@ agent results in the plain iSCSI device and a warning.
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from os_brick import exception as brick_exception
+from os_brick.initiator import linuxscsi
 from os_brick.initiator.connectors import iscsi as brick_iscsi
 
+from os_brick_thunder import takedown
 from os_brick_thunder.client import AgentClient
 from os_brick_thunder.common import conf, errors, wire
 from os_brick_thunder.common.policy import devnames
-from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.transport import iscsi
 
 LOG = logging.getLogger(__name__)
 KEY = "thunder"
+SYSFS = Path("/sys/block")
 
 
 def _payload(properties: dict[str, Any]) -> wire.Payload | None:
@@ -39,8 +42,36 @@ def _payload(properties: dict[str, Any]) -> wire.Payload | None:
         return None
 
 
+def _volume_id(properties: dict[str, Any]) -> str:
+    """The volume in connection data of whatever version; empty if it is not ours."""
+    raw = properties.get(KEY)
+    return str(raw.get("volume_id") or "") if isinstance(raw, dict) else ""
+
+
+class _LinuxSCSI(linuxscsi.LinuxSCSI):
+    """os-brick's functions on disks, which do not take our devices for multipaths."""
+
+    def find_sysfs_multipath_dm(self, device_names: Iterable[str]) -> str | None:
+        for name in device_names:
+            for holder in sorted((SYSFS / name / "holders").glob("dm-*")):
+                if not _is_ours(holder.name):
+                    return holder.name
+        return None
+
+
+def _is_ours(dm: str) -> bool:
+    try:
+        return (SYSFS / dm / "dm" / "uuid").read_text().startswith(devnames.UUID_PREFIX)
+    except OSError:  # just removed
+        return False
+
+
 class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
     """os-brick's ISCSIConnector, with a stack on top where possible."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._linuxscsi = _LinuxSCSI(self._root_helper, execute=self._execute)
 
     @staticmethod
     def get_connector_properties(root_helper: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -89,19 +120,20 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
     ) -> None:
         """Remove the stack, if there is one, then log out of the volume.
 
+        :param force: log out even below a stack that is open, as os-brick does below any device
         :raises brick_exception.BrickException: the stack could not be removed; unless ``force``
         """
-        volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
-        if volume_id and _has_stack(volume_id):
-            try:
-                self._agent().detach(volume_id)
-            except Exception as error:
-                if not force:
-                    raise brick_exception.BrickException(
-                        f"volume {volume_id} stays connected, as its stack could not be removed: "
-                        f"{error}. Its data is safe; check thunder-agent and detach again"
-                    ) from error
-                LOG.warning("Volume %s is logged out below its stack: %s", volume_id, error)
+        volume_id = _volume_id(connection_properties)
+        try:
+            if volume_id:
+                self._remove_stack(volume_id)
+        except Exception as error:
+            if not force:
+                raise brick_exception.BrickException(
+                    f"volume {volume_id} stays connected, as its stack could not be removed: "
+                    f"{error}. Its data is safe; end what has it open and detach again"
+                ) from error
+            LOG.warning("Volume %s is logged out below its stack: %s", volume_id, error)
         if device_info and str(device_info.get("path", "")).startswith(
             devnames.path(devnames.PREFIX)
         ):
@@ -114,16 +146,28 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
     def extend_volume(self, connection_properties: dict[str, Any]) -> int | None:
         """Adopt the volume's new size: the LUN first, then the stack on top of it."""
         size: int | None = super().extend_volume(connection_properties)
-        volume_id = (connection_properties.get(KEY) or {}).get("volume_id")
-        if volume_id and _has_stack(volume_id):
+        volume_id = _volume_id(connection_properties)
+        if volume_id and takedown.has_devices(volume_id):
             self._agent().extend(volume_id)
         return size
+
+    def _remove_stack(self, volume_id: str) -> None:
+        """Have the agent remove a stack, or remove its devices without the agent.
+
+        :raises Exception: the volume is open, or a device could not be removed
+        """
+        if not takedown.has_devices(volume_id):
+            return
+        reason = "it has no entry for these devices"
+        try:
+            self._agent().detach(volume_id)
+        except Exception as error:  # it is down, hung, busy with something else, or cannot
+            reason = str(error)
+        if takedown.has_devices(volume_id):
+            takedown.take_down(volume_id)
+            LOG.warning("Stack of volume %s removed without thunder-agent: %s", volume_id, reason)
 
     @staticmethod
     def _agent() -> AgentClient:
         mine = conf.load_connector()
         return AgentClient(mine.socket, mine.attach_deadline)
-
-
-def _has_stack(volume_id: str) -> bool:
-    return os.path.exists(devnames.path(VolumeNames(volume_id).vol))

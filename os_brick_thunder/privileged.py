@@ -1,4 +1,4 @@
-"""The connector's privsep context: only root may use the agent's socket, nova-compute is not root.
+"""The connector's privsep context: only root may use the agent's socket, and device-mapper.
 
 In a process of root's, its functions are called directly. Otherwise oslo.privsep starts a helper
 process through Nova's root helper, which ``etc/nova/rootwrap.d/thunder.filters`` allows.
@@ -14,7 +14,10 @@ context = priv_context.PrivContext(
     "os_brick_thunder",
     cfg_section="thunder_brick_privileged",
     pypath=__name__ + ".context",
-    capabilities=[capabilities.CAP_DAC_OVERRIDE],  # to connect to root's socket
+    capabilities=[
+        capabilities.CAP_DAC_OVERRIDE,  # to connect to root's socket
+        capabilities.CAP_SYS_ADMIN,  # to remove devices
+    ],
 )
 if os.geteuid() == 0:
     context.set_client_mode(False)
