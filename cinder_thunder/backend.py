@@ -9,6 +9,7 @@ from typing import Any
 
 from cinder import exception, rpc
 from oslo_config import cfg
+from oslo_log import log as logging
 
 from cinder_thunder import concurrency, conf, privileged, volumes
 from cinder_thunder.db import migration
@@ -21,16 +22,19 @@ from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.masters.replicas import Replicas
 from cinder_thunder.mechanism.lvm import ThinVolumes
-from cinder_thunder.mechanism.thinpool import StoragePool
+from cinder_thunder.mechanism.thinpool import NOT_ZEROED, StoragePool
 from cinder_thunder.mechanism.thintools import ToolTrial
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import MasterTargets
 from cinder_thunder.tracker.server import Server
 from cinder_thunder.tracker.service import TrackerService
-from os_brick_thunder.common import wire
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.mechanism.thinmeta import Reservation
 from os_brick_thunder.common.periodic import Task
 from os_brick_thunder.common.policy.iscsinames import portal_of
 from os_brick_thunder.common.rpc import RpcTracker
+
+LOG = logging.getLogger(__name__)
 
 #: Seconds between two checks whether images have too few masters.
 REPLICAS_INTERVAL = 30.0
@@ -89,10 +93,13 @@ class StorageBackend:
     masters: Masters
     exporter: MasterExporter
     server: Server
+    pool: StoragePool
     thin_tools: ToolTrial
 
     def start(self) -> None:
         self.thin_tools()  # logs what is wrong with them
+        self.pool.release_stale()
+        self._check_zeroing()
         self.masters.reconcile()
         self.exporter.reconcile()
         self._forget_foreign_volumes()
@@ -100,6 +107,13 @@ class StorageBackend:
 
     def stop(self) -> None:
         self.server.stop()
+
+    def _check_zeroing(self) -> None:
+        try:
+            if not self.pool.zeroes_blocks():
+                LOG.warning("%s: %s", self.pool.name, NOT_ZEROED)
+        except errors.ThunderError as error:  # without volumes the pool may be inactive
+            LOG.debug("Cannot read the table of %s: %s", self.pool.name, error)
 
     def _forget_foreign_volumes(self) -> None:
         """Drop the records of volumes that another driver deleted or took over."""
@@ -117,15 +131,21 @@ def build(
     :param group: the volume group, of os-brick's class ``LVM``
     :param initialized: whether Cinder has finished this backend's start
     """
+    folder = Path(cfg.CONF.state_path, "thunder")
     thin = ThinVolumes(group.vg_name, group.vg_thin_pool, privileged.run, group.LVM_CMD_PREFIX)
     tools = ToolTrial(privileged.thin_tools_flaw)
     pool = StoragePool(
-        group.vg_name, group.vg_thin_pool, privileged.run, privileged.PrivilegedDm(), tools
+        group.vg_name,
+        group.vg_thin_pool,
+        privileged.run,
+        privileged.PrivilegedDm(),
+        tools,
+        Reservation(folder / f"{host}.metadata-snapshot"),
     )
     peers = Peers(
         RpcTracker(rpc.TRANSPORT, RPC_TIMEOUT),
         privileged,
-        Path(cfg.CONF.state_path, "thunder", host),
+        folder / host,
     )
     masters = Masters(host, database, thin, pool, options.volume_dd_blocksize, peers)
     exporter = MasterExporter(
@@ -147,7 +167,7 @@ def build(
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
         tuple(tasks(host, options, database, masters, exporter, initialized)),
     )
-    return StorageBackend(host, database, thin, masters, exporter, server, tools)
+    return StorageBackend(host, database, thin, masters, exporter, server, pool, tools)
 
 
 def topology(host: str, options: Any) -> wire.Topology:

@@ -91,7 +91,11 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         Cinder neither extends such a volume nor checks a signature: both are done here.
         """
         image_id = image_meta["id"]
-        found = self._masters.ensure(context, image_service, image_meta, volume.size)
+        try:
+            found = self._masters.ensure(context, image_service, image_meta, volume.size)
+        except errors.TransferError:
+            LOG.exception("Volume %s is made without a replica of its image", volume.id)
+            return None, False
         try:
             self._masters.clone(image_id, found, volume.name, volume.size * GIB)
         except errors.ProcessError as error:

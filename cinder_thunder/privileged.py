@@ -27,6 +27,7 @@ from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.transfer import GRAIN
 from os_brick_thunder.common.transport import iscsi, lio
 from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
 
@@ -223,6 +224,7 @@ def copy(
     source: str,
     device: str,
     size: int,
+    block: int,
     allocated: Extents | None = None,
     manifest: Manifest | None = None,
 ) -> Manifest | None:
@@ -231,6 +233,8 @@ def copy(
     A native thread copies; other green threads go on meanwhile.
 
     :param source: path of a raw file, or of a block device if ``allocated`` is given
+    :param block: bytes of a block of the volume's pool. Blocks of zeroes alone are not written;
+        others are written as a whole, as the pool may leave in them what was there before
     :param size: of the image in bytes
     :param manifest: digests that all data is checked against before it is written
     :returns: the image's manifest: the given one, or, for a file, the one computed on the way
@@ -238,7 +242,25 @@ def copy(
     """
     extents = None if allocated is None else allocated.to_wire()
     expected = None if manifest is None else (manifest.chunk, manifest.digests)
-    number = _begin(source, device, size, extents, expected)
+    number = _begin(source, device, size, block, extents, expected)
+    made = _finish(number, source, device)
+    return manifest if made is None else Manifest(size, *made)
+
+
+def manifest_of(device: str, size: int, allocated: Extents) -> Manifest:
+    """The digests of what an image's volume has on disk.
+
+    :param allocated: what is mapped of it; the rest reads as zeroes, and is not read
+    :raises errors.TransferError: it cannot be read
+    """
+    number = _begin(device, None, size, GRAIN, allocated.to_wire(), None)
+    made = _finish(number, device, "nowhere")
+    assert made is not None  # noqa: S101 - it has nothing to be compared with
+    return Manifest(size, *made)
+
+
+def _finish(number: int, source: str, device: str) -> tuple[int, bytes] | None:
+    """Wait for the end of a copy; returns chunk and digests of the manifest that it made."""
     try:
         began = logged = time.monotonic()
         while True:
@@ -254,18 +276,22 @@ def copy(
         _end(number)
     seconds = time.monotonic() - began
     LOG.info("Copied %d MiB of %s to %s in %.1f s", total >> 20, source, device, seconds)
-    return manifest if made is None else Manifest(size, *made)
+    return made
 
 
 @context.entrypoint
 def _begin(
     source: str,
-    device: str,
+    device: str | None,
     size: int,
+    block: int,
     extents: list[list[int]] | None,
     expected: tuple[int, bytes] | None,
 ) -> int:
-    target = transfer.Disk(device, size, write=True, sparse=True)
+    """:param device: None to read the source alone"""
+    target: transfer.Destination = transfer.Nowhere(size)
+    if device is not None:
+        target = transfer.Disk(device, size, write=True, sparse=True, block=block)
     opened: transfer.Input
     try:
         if extents is None:
@@ -280,7 +306,7 @@ def _begin(
         opened,
         target,
         manifest=Manifest(size, *expected) if expected else None,
-        digest=extents is None and expected is None,
+        digest=expected is None and (extents is None or device is None),
         spawn=_in_a_native_thread,
     )
     return number

@@ -86,6 +86,9 @@ class FileVolumes:
     def allocated(self, volume: str) -> Extents:
         return Extents.of(_data(self.folder / volume))
 
+    def block(self) -> int:
+        return 65536
+
     def status(self) -> PoolStatus:
         found = sum(self.allocated(name).length for name in self.names())
         return PoolStatus(found, POOL, healthy=True)

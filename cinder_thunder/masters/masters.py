@@ -44,6 +44,7 @@ class AllocatedBlocks(Protocol):
     """What a storage pool knows of its volumes."""
 
     def allocated(self, volume: str) -> Extents: ...
+    def block(self) -> int: ...
 
 
 def is_ours(volume: str) -> bool:
@@ -197,7 +198,9 @@ class Masters:
         with self._peers.opened(source, image.id) as device:
 
             def copy(target: str) -> Manifest | None:
-                return privileged.copy(device, target, image.size, image.allocated, expected)
+                return privileged.copy(
+                    device, target, image.size, self._pool.block(), image.allocated, expected
+                )
 
             return self._fill(image.id, image.size, image.signature_verified, copy)
 
@@ -211,7 +214,9 @@ class Masters:
             expected = self._expected(image_id, raw.size)
 
             def copy(target: str) -> Manifest | None:
-                return privileged.copy(raw.path, target, raw.size, None, expected)
+                return privileged.copy(
+                    raw.path, target, raw.size, self._pool.block(), None, expected
+                )
 
             try:
                 return self._fill(image_id, raw.size, raw.signature_verified, copy)
@@ -252,6 +257,7 @@ class Masters:
             manifest = copy(self._volumes.path(filling))
             self._volumes.protect(filling)
             allocated = self._pool.allocated(filling).intersection(Extents.of([(0, size)]))
+            _read_back(self._volumes.path(filling), size, allocated, manifest)
             # First the name, then the row: other hosts read from it as soon as there is a row.
             # A crash between them leaves a volume without a row, which a restart removes.
             self._volumes.rename(filling, whole)
@@ -338,6 +344,22 @@ class Masters:
             self._volumes.remove(name)
         except (errors.ThunderError, processutils.ProcessExecutionError):
             LOG.exception("Could not remove %s; the next start of cinder-volume tries again", name)
+
+
+def _read_back(device: str, size: int, allocated: Extents, expected: Manifest | None) -> None:
+    """Check that a new master is on disk as it was written, before anybody reads it.
+
+    :param expected: None if the image has no manifest: nothing is checked
+    :raises errors.TransferError: it is not
+    """
+    if expected is None:
+        return
+    found = privileged.manifest_of(device, size, allocated)
+    if found.digests != expected.digests:
+        raise errors.TransferError(
+            f"{device} does not return what was written to it: no replica is made on this host. "
+            "Check its disk (dmesg)"
+        )
 
 
 def _digests(image: Image) -> Manifest | None:

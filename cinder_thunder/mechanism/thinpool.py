@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism import dmioctl
-from os_brick_thunder.common.mechanism.thinmeta import ThinMetadata
+from os_brick_thunder.common.mechanism.thinmeta import Reservation, ThinMetadata
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.run import Runner
+
+#: A finding for the log and for the doctor.
+NOT_ZEROED = (
+    "it does not zero new blocks (lvcreate -Zn): volumes show what deleted ones left in them. "
+    "Masters and their clones are right all the same"
+)
 
 
 def dm_name(group: str, volume: str, layer: str = "") -> str:
@@ -43,10 +50,14 @@ class StoragePool:
         runner: Runner,
         dm: DmQueries = dmioctl,
         flaw: Callable[[], str] = lambda: "",
+        reservation: Reservation | None = None,
     ) -> None:
         """:param runner: runs thin_delta and thin_dump, the only processes that are started
         :param flaw: why the answers of these cannot be used; empty if they can
+        :param reservation: of the pool's metadata snapshot; required to call :meth:`allocated` and
+            :meth:`modified` of a pool that other programs use
         """
+        self.name = f"{group}/{pool}"
         self._group = group
         self._dm = dm
         self._flaw = flaw
@@ -57,7 +68,13 @@ class StoragePool:
             f"/dev/mapper/{dm_name(group, pool, 'tmeta')}",
             dm,
             runner,
+            reservation,
         )
+
+    def release_stale(self) -> None:
+        """Release the metadata snapshot that an earlier process left, if any."""
+        with contextlib.suppress(errors.ProcessError):  # the pool is not active: nothing is held
+            self._metadata.release_stale()
 
     def allocated(self, volume: str) -> Extents:
         """Bytes of a volume that are not holes, in whole blocks of the pool.
@@ -82,15 +99,29 @@ class StoragePool:
 
         :raises errors.ProcessError: it is not active
         """
-        name = self._pool
+        name, words = self._table()
+        return dmstatus.pool(self._dm.status(name), int(words[5]) * SECTOR)
+
+    def block(self) -> int:
+        """Bytes of a block.
+
+        :raises errors.ProcessError: it is not active
+        """
+        return int(self._table()[1][5]) * SECTOR
+
+    def zeroes_blocks(self) -> bool:
+        """Whether a new block is zeroed before a part of it is written.
+
+        :raises errors.ProcessError: it is not active
+        """
+        return "skip_block_zeroing" not in self._table()[1]
+
+    def _table(self) -> tuple[str, list[str]]:
+        """Name and table: ``0 <sectors> thin-pool <metadata> <data> <sectors a block> …``."""
         try:
-            table = self._dm.table(name)
+            return self._pool, self._dm.table(self._pool).split()
         except errors.ProcessError:  # without active volumes the device has the LV's own name
-            name = self._idle
-            table = self._dm.table(name)
-        # "0 <sectors> thin-pool <metadata> <data> <sectors a block> …"
-        block = int(table.split()[5]) * SECTOR
-        return dmstatus.pool(self._dm.status(name), block)
+            return self._idle, self._dm.table(self._idle).split()
 
     def _thin_id(self, volume: str) -> int:
         """From the kernel's table, ``0 <sectors> thin <pool> <id>``.

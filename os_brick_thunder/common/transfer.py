@@ -29,13 +29,12 @@ from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 
-#: Runs of zeros of at least this length may stay holes: the smallest block of a thin pool.
+#: The smallest block of a thin pool.
 GRAIN = 65536
 #: Longest piece that is held in memory to write whole blocks of a destination.
 LONGEST_PIECE = 64 << 20
 #: linux/fs.h: a block device's logical block size
 _BLKSSZGET = 0x1268
-_ZEROS = bytes(GRAIN)
 #: Interval, in seconds, at which a transfer in another thread is polled.
 _POLL = 0.05
 
@@ -65,8 +64,10 @@ class Input(Protocol):
 class Destination(Protocol):
     """Where an image is written to.
 
-    ``present`` need not be written. With ``sparse``, what is not written reads as zeroes; otherwise
-    zeroes are written, too. ``block`` is its unit of allocation.
+    ``present`` need not be written. ``block`` is its unit of allocation. With ``sparse``, a block
+    of which nothing is written reads as zeroes, and one of which a part is written may have
+    anything in its other part; otherwise zeroes are written, too. ``capacity`` is its own size, the
+    image's or more.
     """
 
     name: str
@@ -74,6 +75,9 @@ class Destination(Protocol):
     block: int
     sparse: bool
     present: Extents
+
+    @property
+    def capacity(self) -> int: ...
 
     def write(self, buffer: memoryview, offset: int) -> int:
         """Write ``buffer`` or the beginning of it; returns the number of bytes written."""
@@ -163,6 +167,10 @@ class Disk:
         self._fd = os.open(path, (os.O_WRONLY if write else os.O_RDONLY) | direct)
         self.align = self._sector() if direct else 1
 
+    @property
+    def capacity(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_END)
+
     def _sector(self) -> int:
         (length,) = struct.unpack("i", fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4)))
         return int(length)
@@ -182,6 +190,28 @@ class Disk:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class Nowhere:
+    """A destination that has everything: a copy to it only reads the source."""
+
+    name = "nowhere"
+    align = 1
+    block = GRAIN
+    sparse = False
+
+    def __init__(self, size: int) -> None:
+        self.capacity = size
+        self.present = Extents.of([(0, size)])
+
+    def write(self, buffer: memoryview, offset: int) -> int:
+        raise AssertionError("nothing is missing here")
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:
@@ -239,9 +269,14 @@ class Transfer:
         self._proceed = proceed
         self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
         self._size = source.size
-        self._wanted = source.extents.difference(destination.present)
+        needed = source.extents
+        if destination.sparse:  # what is written is written in whole blocks
+            needed = needed.touched_blocks(destination.block, source.size)
+        self._wanted = needed.difference(destination.present)
         #: What is read of a piece: to check a chunk, all of it.
-        self._read = source.extents if manifest or digest else self._wanted
+        self._read = source.extents
+        if not (manifest or digest):
+            self._read = source.extents.intersection(self._wanted)
         self._cancelled = False
         self._error: BaseException | None = None
         self._manifest: Manifest | None = None
@@ -308,6 +343,7 @@ class Transfer:
         piece = self._piece()
         buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT requires
         view = memoryview(buffer)
+        written = 0  # up to here
         for start, end in self._pieces(piece):
             self._check_cancelled()
             try:
@@ -318,8 +354,11 @@ class Transfer:
             for a, b in _within(self._wanted, start, end):
                 for first, last in self._runs(buffer, a - start, b - start):
                     self._put(view, start, first, last)
+                    written = start + last
                 self.done += b - a
             self._keep_to_rate(began)
+        if self._destination.sparse and written == self._size:
+            self._complete_last_block(view)
         self._destination.flush()
         if self._digests is not None:
             self._manifest = Manifest(self._size, self._chunk, b"".join(self._digests))
@@ -374,7 +413,20 @@ class Transfer:
 
     def _runs(self, buffer: mmap.mmap, first: int, last: int) -> Iterable[tuple[int, int]]:
         """The parts of a buffer's bytes ``[first, last)`` that have to be written."""
-        return _data(buffer, first, last) if self._destination.sparse else [(first, last)]
+        block = self._destination.block
+        if self._destination.sparse and len(buffer) % block == 0:
+            return _data(buffer, first, last, block)
+        return [(first, last)]
+
+    def _complete_last_block(self, view: memoryview) -> None:
+        """Write zeroes from the image's end to the end of its last block."""
+        at = _rounded(self._size, self._destination.align)
+        upto = min(_rounded(self._size, self._destination.block), self._destination.capacity)
+        _zero(view, 0, len(view))
+        while at < upto:
+            length = min(len(view), upto - at)
+            self._put(view, at, 0, length)
+            at += length
 
     def _put(self, view: memoryview, start: int, first: int, last: int) -> None:
         """Write bytes ``[first, last)`` of a buffer; ``start`` is its offset in the image."""
@@ -415,11 +467,12 @@ def _within(extents: Extents, start: int, end: int) -> Iterator[tuple[int, int]]
         at += 1
 
 
-def _data(buffer: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of ``[start, end)`` of a buffer that are not zeros, in whole grains."""
+def _data(buffer: mmap.mmap, start: int, end: int, block: int) -> Iterator[tuple[int, int]]:
+    """The parts of ``[start, end)`` of a buffer that are not zeros, in whole blocks."""
     begun: int | None = None
-    for a, b in Extents(((start, end),)).chunks(GRAIN):
-        if buffer[a:b] == (_ZEROS if b - a == GRAIN else _ZEROS[: b - a]):
+    zeros = bytes(block)
+    for a, b in Extents(((start, end),)).chunks(block):
+        if buffer[a:b] == (zeros if b - a == block else zeros[: b - a]):
             if begun is not None:
                 yield begun, a
             begun = None

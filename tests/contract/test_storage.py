@@ -15,6 +15,7 @@ import pytest
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.mechanism.thinpool import StoragePool, dm_name
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism.thinmeta import Reservation
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.run import run
 from tests.contract.conftest import KERNEL
@@ -44,7 +45,9 @@ class Storage:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
+def storage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """A test may set further options of the pool by an indirect parameter."""
+    options = getattr(request, "param", ("--chunksize", "64k"))
     if not KERNEL:
         files = FileVolumes(tmp_path / "vg")
         yield Storage(files, files, "vg", kernel=False)
@@ -55,11 +58,11 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     loop = run("losetup", "--find", "--show", str(disk)).strip()
     group = f"t-{uuid.uuid4().hex[:8]}"  # with a hyphen, which LVM doubles in device names
     run("vgcreate", group, loop)
-    run("lvcreate", "--type", "thin-pool", "--size", "128M", "--chunksize", "64k", "--name",
+    run("lvcreate", "--type", "thin-pool", "--size", "128M", *options, "--name",
         f"{group}-pool", group)  # fmt: skip
     yield Storage(
         ThinVolumes(group, f"{group}-pool", run, ["env", "LC_ALL=C"]),
-        StoragePool(group, f"{group}-pool", run),
+        StoragePool(group, f"{group}-pool", run, reservation=Reservation(tmp_path / "note")),
         group,
         kernel=True,
     )

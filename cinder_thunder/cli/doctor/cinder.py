@@ -61,6 +61,7 @@ class Cloud(Configured, Protocol):
     def tracker_clock(self, server: str | None) -> float: ...
     def volume_groups(self) -> list[str]: ...
     def pool(self, group: str) -> PoolStatus: ...
+    def zeroes_blocks(self, group: str) -> bool: ...
 
 
 class CinderConf:
@@ -124,3 +125,6 @@ class ThisCloud(CinderConf):
 
     def pool(self, group: str) -> PoolStatus:
         return StoragePool(group, f"{group}-pool", run).status()
+
+    def zeroes_blocks(self, group: str) -> bool:
+        return StoragePool(group, f"{group}-pool", run).zeroes_blocks()

@@ -29,6 +29,7 @@ from cinder_thunder.cli.doctor.checks import (
 )
 from cinder_thunder.cli.doctor.cinder import DRIVER, Backend, Cloud, Configured, ThisCloud
 from cinder_thunder.cli.doctor.host import ThisHost
+from cinder_thunder.mechanism.thinpool import NOT_ZEROED
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
@@ -157,7 +158,13 @@ class CinderHost:
                 f"volume group {group} has no active thin pool {group}-pool: {error.err}",
                 f"start cinder-volume, which creates it; or vgchange --activate y {group}",
             ) from error
-        return check_thin_pool(pool, f"{group}/{group}-pool")
+        found = check_thin_pool(pool, f"{group}/{group}-pool")
+        if not self._cloud.zeroes_blocks(group):
+            raise Warn(
+                f"{group}/{group}-pool: {NOT_ZEROED}",
+                f"lvchange --zero y {group}/{group}-pool, unless nobody else has deleted volumes",
+            )
+        return found
 
 
 def _no_backend() -> str:

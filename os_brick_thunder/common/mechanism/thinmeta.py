@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.run import Runner, run
 
@@ -17,18 +20,68 @@ from os_brick_thunder.common.run import Runner, run
 RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
 
 
+#: Seconds that another program may hold a pool's metadata snapshot while we wait for it.
+PATIENCE = 3.0
+#: Seconds between two attempts to reserve one.
+_POLL = 0.2
+#: How often an answer is thrown away because its snapshot was taken away.
+_ATTEMPTS = 3
+
+
 class Messenger(Protocol):
-    """Sends messages to devices; see :meth:`.dmsetup.DmSetup.message`."""
+    """Sends messages to devices, and reads their status; see :class:`.dmsetup.DmSetup`."""
 
     def message(self, name: str, text: str) -> str: ...
+
+    def status(self, name: str) -> str: ...
+
+
+def boot_id() -> str:
+    """A value that every boot of the kernel changes."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Reservation:
+    """A note that this process holds, or is about to hold, the snapshot of a pool that others use,
+    too. After a crash it tells our snapshot from theirs.
+
+    It outlives the process, but need not survive a power cut: of all that was reserved before a
+    boot, nobody is reading.
+    """
+
+    def __init__(self, note: Path, boot: Callable[[], str] = boot_id) -> None:
+        """:param note: the file; its folder is created"""
+        self._note = note
+        self._boot = boot
+
+    def begin(self) -> None:
+        self._write("held")
+
+    def end(self) -> None:
+        self._write("free")
+
+    def _write(self, state: str) -> None:
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(f"{state} {self._boot()}")
+
+    def is_stale(self) -> bool:
+        """Whether a snapshot that is held now is ours: an earlier process, or boot, left it."""
+        try:
+            return self._note.read_text() != f"free {self._boot()}"
+        except FileNotFoundError:  # there was no earlier process
+            return False
 
 
 @dataclass(eq=False)
 class _Batch:
-    """Callers that share one snapshot."""
+    """Callers that share one snapshot.
+
+    :ivar root: the metadata block that the pool's status shows as its held root
+    """
 
     members: int = 0
     reserved: bool = False
+    root: str = ""
     error: BaseException | None = None  # why there is no snapshot for them
 
 
@@ -40,28 +93,48 @@ class MetadataSnapshot:
     closed before its snapshot is reserved, and later callers join the next batch.
     """
 
-    def __init__(self, pool: str, dm: Messenger) -> None:
-        """:param pool: name of the pool's device"""
+    def __init__(self, pool: str, dm: Messenger, reservation: Reservation | None = None) -> None:
+        """:param pool: name of the pool's device
+        :param reservation: None for a pool that no other program uses: what is held was left by an
+            earlier process. Otherwise it is theirs: it is waited for, and left alone
+        """
         self._pool = pool
         self._dm = dm
+        self._reservation = reservation
         self._changed = threading.Condition()
         self._held = False  # by a closed batch, until all of its members have left
         self._open = _Batch()  # the one that the next caller joins
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> Iterator[Callable[[], bool]]:
         """Hold a snapshot that was reserved after this call.
 
+        :returns: a function that tells whether it is still held: other programs can take it away
         :raises errors.ProcessError: it cannot be reserved
+        :raises errors.DeviceBusy: another program has it
         """
         with self._changed:
             batch = self._open
             batch.members += 1
         try:
             self._await(batch)
-            yield
+            yield lambda: self._root() == batch.root
         finally:
             self._leave(batch)
+
+    def release_stale(self) -> None:
+        """Release what an earlier process left. To be called once, before anything is reserved.
+
+        :raises errors.ProcessError: the pool is not active
+        """
+        if self._reservation is None or (self._reservation.is_stale() and self._root()):
+            with contextlib.suppress(errors.ProcessError):  # nothing is held
+                self._dm.message(self._pool, RELEASE)
+        if self._reservation is not None:
+            self._reservation.end()
+
+    def _root(self) -> str:
+        return dmstatus.held_root(self._dm.status(self._pool))
 
     def _await(self, batch: _Batch) -> None:
         with self._changed:
@@ -78,17 +151,43 @@ class MetadataSnapshot:
 
     def _reserve(self, batch: _Batch) -> None:
         try:
-            try:
-                self._dm.message(self._pool, RESERVE)
-            except errors.ProcessError:
-                # A process may have died without releasing its snapshot.
-                self._dm.message(self._pool, RELEASE)
-                self._dm.message(self._pool, RESERVE)
+            if self._reservation is None:
+                self._reserve_own()
+            else:
+                self._reservation.begin()
+                self._reserve_shared()
             batch.reserved = True
+            batch.root = self._root()
         except BaseException as error:
             batch.error = error
         with self._changed:
             self._changed.notify_all()
+
+    def _reserve_own(self) -> None:
+        try:
+            self._dm.message(self._pool, RESERVE)
+        except errors.ProcessError:
+            # A process may have died without releasing its snapshot.
+            self._dm.message(self._pool, RELEASE)
+            self._dm.message(self._pool, RESERVE)
+
+    def _reserve_shared(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._dm.message(self._pool, RESERVE)
+                return
+            except errors.ProcessError as error:
+                if not self._root():
+                    raise
+                if time.monotonic() >= until:
+                    raise errors.DeviceBusy(
+                        f"the metadata snapshot of {self._pool}",
+                        "another program",
+                        "If none is reading the pool's metadata, release it: dmsetup message "
+                        f"{self._pool} 0 {RELEASE}",
+                    ) from error
+            time.sleep(_POLL)
 
     def _leave(self, batch: _Batch) -> None:
         with self._changed:
@@ -96,8 +195,10 @@ class MetadataSnapshot:
             if batch.members or batch is self._open:
                 return
         try:
-            if batch.reserved:
+            if batch.reserved and (self._reservation is None or self._root() == batch.root):
                 self._dm.message(self._pool, RELEASE)
+            if self._reservation is not None:
+                self._reservation.end()
         finally:
             with self._changed:
                 self._held = False
@@ -107,19 +208,28 @@ class MetadataSnapshot:
 class ThinMetadata:
     """Reads the metadata of one live pool."""
 
-    def __init__(self, pool: str, metadata: str, dm: Messenger, runner: Runner = run) -> None:
-        """:param pool: name of the pool's device; ``metadata``: path of its metadata device"""
+    def __init__(
+        self,
+        pool: str,
+        metadata: str,
+        dm: Messenger,
+        runner: Runner = run,
+        reservation: Reservation | None = None,
+    ) -> None:
+        """:param pool: name of the pool's device; ``metadata``: path of its metadata device
+        :param reservation: as of :class:`MetadataSnapshot`
+        """
         self._metadata = metadata
         self._run = runner
-        self._snapshot = MetadataSnapshot(pool, dm)
+        self._snapshot = MetadataSnapshot(pool, dm, reservation)
+
+    def release_stale(self) -> None:
+        """:meth:`MetadataSnapshot.release_stale`"""
+        self._snapshot.release_stale()
 
     def mapped(self, thin_id: int) -> Extents:
         """The ranges of a thin device, in bytes, that are mapped to blocks."""
-        with self._snapshot():
-            text = self._run(
-                "thin_dump", "--metadata-snap", "--dev-id", str(thin_id), self._metadata
-            )
-        return mapped_ranges(text)
+        return mapped_ranges(self._read("thin_dump", "--dev-id", str(thin_id)))
 
     def different(self, one: int, other: int) -> Extents:
         """The ranges, in bytes, in which two thin devices may differ.
@@ -127,24 +237,33 @@ class ThinMetadata:
         They are mapped in only one of the devices, or to different blocks. All other ranges are
         shared or holes in both. Beyond the end of the shorter device, every mapped range differs.
         """
-        with self._snapshot():
-            text = self._run(
-                "thin_delta",
-                "--metadata-snap",
-                "--thin1",
-                str(one),
-                "--thin2",
-                str(other),
-                self._metadata,
-            )
-        return different_ranges(text)
+        return different_ranges(
+            self._read("thin_delta", "--thin1", str(one), "--thin2", str(other))
+        )
+
+    def _read(self, tool: str, *options: str) -> str:
+        """What a tool prints of a metadata snapshot that was held until its end.
+
+        :raises errors.ToolError: the snapshot was taken away each time
+        """
+        for _ in range(_ATTEMPTS):
+            with self._snapshot() as is_held:
+                try:
+                    text = self._run(tool, "--metadata-snap", *options, self._metadata)
+                except errors.ProcessError:  # perhaps because of what the blocks are now
+                    if is_held():
+                        raise
+                    continue
+                if is_held():
+                    return text
+        raise errors.ToolError(
+            f"another program releases the metadata snapshots that {tool} reads: its answers are "
+            "not used"
+        )
 
     def ids(self) -> set[int]:
         """The ids of all thin devices of the pool."""
-        with self._snapshot():
-            text = self._run(
-                "thin_ls", "--metadata-snap", "--no-headers", "--format", "DEV", self._metadata
-            )
+        text = self._read("thin_ls", "--no-headers", "--format", "DEV")
         return {int(word) for word in text.split()}
 
 

@@ -81,6 +81,12 @@ def pool(status: str, block: int) -> PoolStatus:
     )
 
 
+def held_root(status: str) -> str:
+    """The metadata block of a thin pool's metadata snapshot; empty if there is none."""
+    root = status.split()[4:5]  # see pool()
+    return "" if root in ([], ["-"]) else root[0]
+
+
 def mapped(status: str) -> int:
     """Bytes of a thin device that have blocks of their own; 0 if its pool has failed."""
     words = status.split()  # "thin <mapped sectors> <highest sector>", "thin Fail"

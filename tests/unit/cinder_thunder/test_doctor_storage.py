@@ -44,6 +44,7 @@ class FakeCloud:
         self.database: float | None = 0.0  # seconds that it is ahead
         self.tracker: float | Exception = 0.0
         self.groups = ["cinder-volumes"]
+        self.zeroing = True
         self.status: PoolStatus | Exception = PoolStatus(GIB, 8 * GIB, True, MIB, 64 * MIB)
 
     def backends(self) -> list[Backend]:
@@ -72,6 +73,9 @@ class FakeCloud:
         if isinstance(self.status, Exception):
             raise self.status
         return self.status
+
+    def zeroes_blocks(self, group: str) -> bool:
+        return self.zeroing
 
 
 def report(inject: Callable[[FakeCloud, FakeHost], object]) -> dict[str, Check]:
@@ -199,6 +203,14 @@ def test_a_fault(
     assert {check.name for check in checks.values() if check.result == FAIL} == {name}
     assert checks[name].found.startswith(found)
     assert checks[name].remedy.startswith(remedy)
+
+
+def test_a_pool_that_does_not_zero_new_blocks() -> None:
+    checks = report(lambda c, h: setattr(c, "zeroing", False))
+    assert {check.name: check.result for check in checks.values() if check.result != OK} == {
+        "thunder: thin pool": WARN
+    }
+    assert checks["thunder: thin pool"].remedy.startswith("lvchange --zero y cinder-volumes/")
 
 
 def test_a_warning() -> None:

@@ -17,6 +17,7 @@ from oslo_config import cfg
 
 from cinder_thunder import backend, volumes
 from cinder_thunder.cli.doctor import upgrade
+from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.driver import ThunderDriver
@@ -32,6 +33,7 @@ from tests.unit.cinder_thunder.conftest import (
     cinder_volume,
     qcow2,
 )
+from tests.unit.cinder_thunder.test_master import damaged
 
 GIB = 1 << 30
 
@@ -125,6 +127,17 @@ def test_a_master_whose_volume_is_missing_is_made_again(
     volumes.remove(MASTER + meta["id"])
     assert clone(driver, admin, glance, meta, cinder_volume(1))[1] is True
     assert len(glance.downloads) == 2
+
+
+def test_cinder_makes_a_volume_whose_master_cannot_be_read_back(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
+) -> None:
+    damaged(volumes, 70000)
+    glance = Glance()
+    volume = cinder_volume(1)
+    assert clone(driver, admin, glance, glance.add(raw_image, "raw"), volume) == (None, False)
+    assert volumes.names() == set()
+    assert database.volumes.get(volume.id) is None
 
 
 def test_a_clone_is_made_even_without_its_record(
@@ -285,7 +298,7 @@ def test_missing_tables(database: Database, tmp_path: Path) -> None:
     backend.check_tables(database)
     with pytest.raises(
         exception.VolumeBackendAPIException,
-        match="tables are at revision None, this code needs 0005: run thunder db upgrade",
+        match=f"at revision None, this code needs {migration.head()}: run thunder db upgrade",
     ):
         backend.check_tables(Database(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
 

@@ -213,6 +213,36 @@ def test_a_failing_step_leaves_nothing(
     masters.ensure(admin, glance.per_request(), meta, 1)
 
 
+def damaged(volumes: FileVolumes, offset: int) -> None:
+    """A disk that returns other bytes than were written to it, from now on."""
+    protect = volumes.protect
+
+    def damage(name: str) -> None:
+        with (volumes.folder / name).open("r+b") as file:
+            file.seek(offset)
+            file.write(b"?")
+        protect(name)
+
+    volumes.protect = damage  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("offset", [70000, 3 << 20], ids=["in data", "in a hole"])
+def test_a_master_that_is_not_on_disk_as_written_is_not_announced(
+    masters: Masters,
+    volumes: FileVolumes,
+    database: Database,
+    admin: Any,
+    raw_image: Path,
+    cinder_conf: Any,
+    offset: int,
+) -> None:
+    damaged(volumes, offset)
+    glance = Glance()
+    with pytest.raises(errors.TransferError, match="does not return what was written to it"):
+        masters.ensure(admin, glance.per_request(), glance.add(raw_image, "raw"), 1)
+    assert leftovers(volumes, database, cinder_conf) == []
+
+
 def test_volumes_of_an_earlier_attempt_are_replaced(
     masters: Masters, volumes: FileVolumes, admin: Any, raw_image: Path
 ) -> None:

@@ -29,6 +29,7 @@ from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.transfer import GRAIN
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
@@ -438,10 +439,10 @@ def test_a_copy_that_fails_is_forgotten(cloud: Cloud, tmp_path: Path) -> None:
     target.write_bytes(b"")
     wrong = Manifest(1024, 1 << 20, bytes(16))
     with pytest.raises(errors.WrongDigest, match="the 1024 bytes at 0 are not the image's"):
-        privileged.copy(str(source), str(target), 1024, Extents.of([(0, 1024)]), wrong)
+        privileged.copy(str(source), str(target), 1024, GRAIN, Extents.of([(0, 1024)]), wrong)
     assert target.read_bytes() == b""
     with pytest.raises(FileNotFoundError):
-        privileged.copy(str(tmp_path / "absent"), str(target), 1024)
+        privileged.copy(str(tmp_path / "absent"), str(target), 1024, GRAIN)
     assert privileged._copies == {}
 
 
@@ -460,11 +461,13 @@ def test_values_survive_privseps_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"x" * 1000)
     target.write_bytes(b"")
-    made = privileged.copy(str(source), str(target), 1024)
+    made = privileged.copy(str(source), str(target), 1024, GRAIN)
     assert made == Manifest(1024, 1 << 20, manifests.digest(b"x" * 1000 + bytes(24)))
     again = tmp_path / "again"
     again.write_bytes(b"")
-    assert privileged.copy(str(target), str(again), 1024, Extents.of([(0, 1024)]), made) == made
+    assert (
+        privileged.copy(str(target), str(again), 1024, GRAIN, Extents.of([(0, 1024)]), made) == made
+    )
     assert again.read_bytes() == b"x" * 1000 + bytes(24)
     export = wire.Export("10.0.0.1:3260", iqn_of(FAR, "i"), 0, "u", "secret")
     monkeypatch.setattr(

@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism import thinmeta
 from os_brick_thunder.common.mechanism.thinmeta import (
     RELEASE,
     RESERVE,
     MetadataSnapshot,
+    Reservation,
     ThinMetadata,
 )
 
@@ -28,6 +31,7 @@ class Pool:
     def __init__(self) -> None:
         self.written = 0
         self.snapshot: int | None = None
+        self.root = 0  # the metadata block of the last snapshot
         self.said: list[str] = []
         self.refused: set[str] = set()
         self.reserving: Callable[[], object] = lambda: None  # called once it is reserved
@@ -40,8 +44,14 @@ class Pool:
             raise errors.ProcessError(["dm", name, text], code, "refused")
         self.snapshot = self.written if text == RESERVE else None
         if text == RESERVE:
+            self.root += 1
             self.reserving()
         return ""
+
+    def status(self, name: str) -> str:
+        assert name == POOL
+        held = "-" if self.snapshot is None else self.root
+        return f"thin-pool 1 500/1024 16/1024 {held} rw discard_passdown queue_if_no_space - 1024"
 
 
 @pytest.fixture
@@ -233,3 +243,128 @@ def test_metadata_is_read_from_a_snapshot(pool: Pool) -> None:
     assert found.ranges == ((4 << 16, 5 << 16), (9 << 16, 11 << 16))
     (argv,) = ran
     assert argv[0] == "thin_delta"
+
+
+# -- a pool that other programs use, too ----------------------------------------------------------
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    return tmp_path / "thunder" / "stor1@thunder.metadata-snapshot"
+
+
+@pytest.fixture
+def shared(pool: Pool, note: Path) -> MetadataSnapshot:
+    return MetadataSnapshot(POOL, pool, Reservation(note))
+
+
+def test_a_snapshot_of_another_program_is_waited_for(pool: Pool, shared: MetadataSnapshot) -> None:
+    pool.message(POOL, RESERVE)
+    pool.written = 1
+    threading.Timer(0.5, pool.message, (POOL, RELEASE)).start()
+    with shared():
+        assert pool.snapshot == 1
+    assert pool.snapshot is None
+    assert pool.said.count(RELEASE) == 2  # theirs, then ours
+
+
+def test_a_snapshot_of_another_program_is_not_taken_away(
+    pool: Pool, shared: MetadataSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinmeta, "PATIENCE", 0.3)
+    pool.message(POOL, RESERVE)
+    with pytest.raises(errors.DeviceBusy, match="use by another program: it was not"), shared():
+        pass
+    assert pool.snapshot == 0
+    pool.message(POOL, RELEASE)
+    with shared():
+        assert pool.snapshot == 0
+
+
+def test_a_pool_that_refuses_says_so_at_once(pool: Pool, shared: MetadataSnapshot) -> None:
+    pool.refused = {RESERVE}
+    with pytest.raises(errors.ProcessError, match="refused"), shared():
+        pass
+    assert pool.said == [RESERVE]
+
+
+@pytest.mark.parametrize(
+    ("left", "ours"), [(None, False), ("free", False), ("held", True), ("boot", True), ("", True)]
+)
+def test_what_is_released_at_the_start(
+    pool: Pool, note: Path, left: str | None, ours: bool
+) -> None:
+    """Ours alone: a crash came while we held it, or there was a boot since."""
+    reservation = Reservation(note, boot=lambda: "this boot")
+    if left == "":  # the crash came while it was written
+        note.parent.mkdir()
+        note.write_text("")
+    elif left is not None:
+        before = Reservation(note, boot=lambda: "earlier" if left == "boot" else "this boot")
+        (before.begin if left == "held" else before.end)()
+    pool.message(POOL, RESERVE)
+    snapshot = MetadataSnapshot(POOL, pool, reservation)
+    snapshot.release_stale()
+    assert (pool.snapshot is None) == ours
+    snapshot.release_stale()  # once more after all of it was noted
+    assert pool.said.count(RELEASE) == ours
+
+
+def test_nothing_is_released_if_nothing_is_held(pool: Pool, note: Path) -> None:
+    Reservation(note).begin()
+    MetadataSnapshot(POOL, pool, Reservation(note)).release_stale()
+    assert pool.said == []
+
+
+class Robbed:
+    """A tool during whose run another program takes the snapshot away, and reserves its own."""
+
+    def __init__(self, pool: Pool, times: int, fails: bool = False) -> None:
+        self._pool = pool
+        self._times = times
+        self._fails = fails
+        self.runs = 0
+
+    def __call__(self, *argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        self.runs += 1
+        block = seen(self._pool)
+        if self.runs <= self._times:
+            self._pool.message(POOL, RELEASE)
+            self._pool.written += 1
+            self._pool.message(POOL, RESERVE)
+            threading.Timer(0.1, self._pool.message, (POOL, RELEASE)).start()  # it is done
+            if self._fails:
+                raise errors.ProcessError(argv, 1, "bad checksum")
+        return (
+            '<superblock data_block_size="128"><diff left="1" right="2">'
+            f'<different begin="{block}" length="1"/></diff></superblock>'
+        )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_is_thrown_away_if_its_snapshot_was_taken_away(
+    pool: Pool, note: Path, fails: bool
+) -> None:
+    tool = Robbed(pool, times=1, fails=fails)
+    metadata = ThinMetadata(POOL, "/dev/mapper/tmeta", pool, tool, Reservation(note))
+    assert metadata.different(1, 2).ranges == ((1 << 16, 2 << 16),)
+    assert tool.runs == 2
+    assert pool.snapshot is None
+
+
+def test_an_answer_is_thrown_away_each_time(pool: Pool, note: Path) -> None:
+    tool = Robbed(pool, times=99)
+    metadata = ThinMetadata(POOL, "/dev/mapper/tmeta", pool, tool, Reservation(note))
+    with pytest.raises(errors.ToolError, match="thin_delta reads: its answers are not used"):
+        metadata.different(1, 2)
+    assert tool.runs == 3
+
+
+def test_a_tool_that_fails_on_our_snapshot_fails(pool: Pool, note: Path) -> None:
+    def fail(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        raise errors.ProcessError(argv, 1, "no such device")
+
+    metadata = ThinMetadata(POOL, "/dev/mapper/tmeta", pool, fail, Reservation(note))
+    with pytest.raises(errors.ProcessError, match="no such device"):
+        metadata.different(1, 2)
+    assert pool.said == [RESERVE, RELEASE]

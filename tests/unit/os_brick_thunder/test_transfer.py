@@ -52,6 +52,10 @@ class Memory:
     def size(self) -> int:
         return len(self.data)
 
+    @property
+    def capacity(self) -> int:
+        return len(self.data)
+
     def _length(self, wanted: int) -> int:
         if self.fails_after == 0:
             raise OSError(5, "Input/output error")
@@ -206,6 +210,26 @@ def test_whole_blocks_of_the_destination_are_written_at_once(
     for start, end in target.written:
         assert start % block == 0
         assert end % block == 0 or end == len(data)
+
+
+@given(images(), st.sampled_from([128, 384, 1024, 1536, 5120]), st.integers(0, 2), st.booleans())
+@settings(max_examples=100)
+def test_a_pool_that_does_not_zero_its_blocks(
+    image: tuple[bytes, Extents], block: int, spare: int, digest: bool
+) -> None:
+    """A block of which a part is written keeps in its other part what was there before."""
+    data, extents = image
+    size = len(data)
+    target = destination(bytes(size + spare * 1000), block=block, sparse=True)
+    assert run(Transfer(Memory(bytearray(data), extents), target, digest=digest)).wait(0)
+    mapped = Extents.of(target.written).touched_blocks(block, target.capacity)
+    for start, end in mapped.complement(target.capacity):
+        target.data[start:end] = bytes(end - start)  # as a thin volume reads
+    assert bytes(target.data) == data + bytes(spare * 1000)
+    # Blocks of zeroes are not written, as long as a piece has whole blocks.
+    empty = [at for at in range(0, size, block) if not any(data[at : at + block])]
+    if MIB % block == 0:
+        assert not mapped.intersection(Extents.of((at, at + block) for at in empty))
 
 
 # -- in a thread, on files ------------------------------------------------------------------------
