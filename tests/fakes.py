@@ -295,6 +295,7 @@ class FakeBlocks:
     sizes: dict[str, int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     sectors: dict[str, int] = field(default_factory=dict)  # 512 bytes where nothing is said
+    reading: dict[str, int] = field(default_factory=dict)  # reads that devices have in flight
 
     def sector(self, device: str) -> int:
         return self.sectors.get(device, 512)
@@ -307,6 +308,9 @@ class FakeBlocks:
 
     def devnum(self, device: str) -> str:
         return NUMBER + device.removeprefix(NUMBER)
+
+    def in_flight(self, device: str) -> int:
+        return self.reading.get(device, 0)
 
     def answers(self, device: str) -> bool:
         return device not in self.silent

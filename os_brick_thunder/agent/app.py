@@ -22,6 +22,7 @@ from os_brick_thunder.agent.heartbeat import Heartbeat
 from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.pool.usage import PoolUsage
 from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.reaper import Reaper
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.agent.stack.admission import Admission
 from os_brick_thunder.agent.stack.cache import CacheBuilder
@@ -109,6 +110,7 @@ class App:
     luns: LunWatch
     recacher: Recacher
     heartbeat: Heartbeat
+    reaper: Reaper
 
 
 def build(host: Host, settings: Settings) -> App:
@@ -119,7 +121,7 @@ def build(host: Host, settings: Settings) -> App:
     interval = settings.heartbeat_interval
     usage = PoolUsage(host, settings.pool_low_percent, settings.pool_high_percent)
     # Bases and the filler call each other, as do stacks and the heartbeat.
-    base = _build_bases(host, settings, on_ready=lambda image_id: filler.fill(image_id))
+    base = _build_bases(host, settings, on_ready=lambda: filler.wake())
     bases, reporter = base.bases, base.reporter
     watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(
@@ -134,24 +136,24 @@ def build(host: Host, settings: Settings) -> App:
     guard = PoolGuard(usage, stack.remover, bases.evict)
     recacher = Recacher(stack.builder, guard.may_build_unasked)
     luns = LunWatch(host, interval)
+    reaper = Reaper(bases, stack.stacks)
 
     def obey(orders: wire.Orders) -> None:
         watch.obey(orders)
         recacher.obey(orders.recache)
+        reaper.drop(orders.drop)
 
-    chores = (
-        reporter.withdraw_all,
-        reporter.report_all,
-        bases.restore_absent,
-    )
+    chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
-    services = (guard, filler, heartbeat, luns, watch, recacher)
+    services = (guard, filler, heartbeat, luns, watch, recacher, reaper)
     agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
     precacher = Precacher(host, bases, reporter, usage.refusal)
-    return App(agent, base, watch, precacher, usage, guard, stack, luns, recacher, heartbeat)
+    return App(
+        agent, base, watch, precacher, usage, guard, stack, luns, recacher, heartbeat, reaper
+    )
 
 
-def _build_bases(host: Host, settings: Settings, on_ready: Callable[[str], None]) -> BaseParts:
+def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -> BaseParts:
     portal = settings.portal
     availability = Availability(host.store)
     reporter = Reporter(host, availability, portal)

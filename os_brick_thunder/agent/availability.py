@@ -15,11 +15,11 @@ class Availability:
         self._store = store
         self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
         self._changed = threading.Condition()
-        #: Images whose bases are in the state file and the pool, but not in the kernel since a
-        #: reboot.
-        self.absent: set[str] = set()
-        #: Images whose bases are about to be removed: no new reader is admitted.
-        self.draining: set[str] = set()
+        #: Thin ids of bases that are in the state file and the pool, but not in the kernel since a
+        #: reboot. Not images: of one image there may be another base by the time somebody acts.
+        self.absent: set[int] = set()
+        #: Thin ids of bases that are about to be removed: no new reader is admitted.
+        self.draining: set[int] = set()
 
     def lock(self, image_id: str) -> threading.RLock:
         """Held by whoever changes the base of an image."""
@@ -28,8 +28,9 @@ class Availability:
     def is_ready(self, image_id: str) -> bool:
         """Whether there is a base of this image to read from, and it is to stay."""
         base = self._store.bases.get(image_id)
-        usable = base is not None and base.phase == READY and image_id not in self.absent
-        return usable and image_id not in self.draining
+        if base is None or base.phase != READY:
+            return False
+        return base.thin_id not in self.absent and base.thin_id not in self.draining
 
     def wait_until_ready(self, image_id: str, seconds: float) -> bool:
         """:returns: whether there is such a base, at the latest after this many seconds"""

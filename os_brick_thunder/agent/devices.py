@@ -60,16 +60,15 @@ def assemble(
     loops: dict[str, str] = {}
     for spec in graph:
         if spec.expected:
-            _push_removal(kit, spec, undo, new_thin)
-            _create(kit, spec, inputs, loops, new_thin)
+            if new_thin and spec.thin_id is not None:
+                kit.pool.create_thin(spec.thin_id)
+                undo.push(kit.pool.delete_thin, spec.thin_id)  # one that existed is not ours
+            _push_removal(kit, spec, undo, delete_thin=False)
+            _create(kit, spec, inputs, loops)
 
 
-def _create(
-    kit: Kit, spec: DeviceSpec, inputs: BuildInputs, loops: dict[str, str], new_thin: bool
-) -> None:
+def _create(kit: Kit, spec: DeviceSpec, inputs: BuildInputs, loops: dict[str, str]) -> None:
     device = devnames.path(spec.name)
-    if new_thin and spec.thin_id is not None:
-        kit.pool.create_thin(spec.thin_id)
     kit.dm.create(spec.name, _table(spec, inputs, loops), readonly=spec.readonly)
     if spec.cache_metadata:
         kit.restore_cache(device, inputs.cache_map)

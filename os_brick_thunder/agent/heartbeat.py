@@ -73,9 +73,14 @@ class Heartbeat:
             LOG.warning("heartbeat: %s", error)
 
     def catch_up(self) -> None:
-        """Do the chores.
+        """Do the chores; one that fails is done the next time, and the others all the same.
 
-        :raises errors.ThunderError: not now: no tracker answers
+        :raises errors.TrackerUnavailable: not now: no tracker answers
         """
         for chore in self._chores:
-            chore()
+            try:
+                chore()
+            except errors.TrackerUnavailable:
+                raise
+            except errors.ThunderError as error:
+                LOG.warning("after the heartbeat: %s", error)

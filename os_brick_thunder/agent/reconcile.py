@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.base.bases import Bases
@@ -20,54 +22,76 @@ LOG = logging.getLogger(__name__)
 def reconcile(host: Host, bases: Bases, stacks: Stacks) -> None:
     """Make the kernel and the state file agree; what belongs to nothing is removed.
 
-    :raises errors.ThunderError: a device could not be removed or restored
+    What fails is logged and stops nothing else.
+
+    :raises errors.ThunderError: the kernel does not tell what there is
     """
     kit = host.kit
     for device in kit.dm.devices():
         if device.suspended:
             LOG.warning("device %s was left suspended: resumed", device.name)
-            kit.dm.resume(device.name)
+            with _logged(f"device {device.name}"):
+                kit.dm.resume(device.name)
     stacks.reconcile()
     bases.reconcile()
     known = host.store.bases.values()
     expected = devices.expected(host.topology.host, known, host.store.stacks.values())
-    _sweep_exports(kit, expected)  # first: an export has its device open
-    _sweep_devices(kit, expected)
-    _sweep_thin_ids(kit, expected)
-    _sweep_sessions(kit, {path.iqn for base in known for path in in_use(base)})
+    with _logged("exports that belong to nothing"):
+        _sweep_exports(kit, expected)  # first: an export has its device open
+    with _logged("devices that belong to nothing"):
+        _sweep_devices(kit, expected)
+    with _logged("thin devices that belong to nothing"):
+        _sweep_thin_ids(kit, expected)
+    with _logged("sessions that belong to nothing"):
+        _sweep_sessions(kit, {path.iqn for base in known for path in in_use(base)})
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log an error in the body, and go on."""
+    try:
+        yield
+    except errors.ThunderError as error:
+        LOG.error("%s: %s", what, error)
+    except Exception:
+        LOG.exception("%s", what)
 
 
 def _sweep_exports(kit: Kit, expected: Expected) -> None:
     for target in kit.targets.targets(IQN_PREFIX):
         if target.iqn not in expected.exports:
             LOG.warning("export %s belongs to no base: removed", target.iqn)
-            kit.targets.unexport(target.iqn)
+            with _logged(f"export {target.iqn}"):
+                kit.targets.unexport(target.iqn)
 
 
 def _sweep_devices(kit: Kit, expected: Expected) -> None:
     """Remove strays that are not open; those under them are no longer open in the next round."""
+    tried: set[str] = set()
 
     def strays() -> list[MappedDevice]:
-        return [device for device in kit.dm.devices() if device.name not in expected.names]
+        left = expected.names | tried
+        return [device for device in kit.dm.devices() if device.name not in left]
 
     while True:
         for device in strays():
-            devices.detach_loop(kit, device.name)  # it has the device open
+            with _logged(f"device {device.name}"):
+                devices.detach_loop(kit, device.name)  # it has the device open
         idle = [device for device in strays() if not device.opened]
         if not idle:
             return
         for device in idle:
             LOG.warning("device %s belongs to nothing: removed", device.name)
-            kit.dm.remove(device.name)
+            tried.add(device.name)
+            with _logged(f"device {device.name}"):
+                kit.dm.remove(device.name)
 
 
 def _sweep_thin_ids(kit: Kit, expected: Expected) -> None:
     for thin_id in sorted(kit.metadata.ids() - expected.thin_ids):
         LOG.warning("thin device %d belongs to nothing: deleted", thin_id)
-        try:
+        with _logged(f"thin device {thin_id}"):
             kit.pool.delete_thin(thin_id)
-        except errors.ThunderError as error:  # a stray in use must not stop the agent
-            LOG.error("thin device %d: %s", thin_id, error)
 
 
 def _sweep_sessions(kit: Kit, targets: set[str]) -> None:
@@ -75,4 +99,5 @@ def _sweep_sessions(kit: Kit, targets: set[str]) -> None:
         target = session.endpoint.target
         if target not in targets:
             LOG.warning("session to %s belongs to no base: logged out", target)
-            kit.initiator.logout(session.endpoint)
+            with _logged(f"session to {target}"):
+                kit.initiator.logout(session.endpoint)

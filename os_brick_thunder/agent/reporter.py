@@ -51,13 +51,18 @@ class Reporter:
     # -- reports ----------------------------------------------------------------------------
 
     def report_all(self) -> None:
-        """Report every base.
+        """Report every base; one that cannot be reported does not keep the others from it.
 
         :raises errors.TrackerUnavailable:
         """
         for base in self._host.store.bases.values():
             if base.phase == READY:
-                self._report(base, self._state(base), self.filled(base))
+                try:
+                    self._report(base, self._state(base), self.filled(base))
+                except errors.TrackerUnavailable:
+                    raise
+                except errors.ThunderError as error:
+                    LOG.warning("base of image %s is not reported: %s", base.image_id, error)
 
     def report(self, base: Base) -> None:
         """Report a base now; if no tracker answers, the next heartbeat does it."""
@@ -92,7 +97,7 @@ class Reporter:
                 LOG.warning("image %s: its base is withdrawn later: %s", image_id, error)
 
     def _state(self, base: Base) -> str:
-        if base.image_id in self._availability.draining:
+        if base.thin_id in self._availability.draining:
             return "draining"
         return "complete" if base.complete else "filling"
 
@@ -100,7 +105,7 @@ class Reporter:
         # One at a time for each image: no report may follow the one that says "gone".
         with self._reporting[base.image_id]:
             known = self._host.store.bases.get(base.image_id)
-            if state == "gone" or (known and known.location_id == base.location_id):
+            if state == "gone" or (known and _same(known, base)):
                 self._send(base, state, filled)
 
     def _send(self, base: Base, state: str, filled: int) -> None:
@@ -118,3 +123,7 @@ class Reporter:
                 source=next((path.host for path in base.paths if path.is_open), None),
             )
         )
+
+
+def _same(base: Base, other: Base) -> bool:
+    return (base.thin_id, base.location_id) == (other.thin_id, other.location_id)

@@ -19,7 +19,7 @@ ThunderError
  ├─ TransferError         copying an image failed
  │   ├─ TransferCancelled it was stopped
  │   └─ WrongDigest       a source returned other bytes than the image's; they were not written
- ├─ StateError            the state file cannot be read
+ ├─ StateError            the state file cannot be read or written, or is not of this host
  ├─ TrackerUnavailable    the tracker did not answer
  ├─ AgentError            the agent answered with an error
  │   └─ AgentUnavailable  the agent is absent, late, or its reply is invalid
@@ -179,7 +179,7 @@ class WrongDigest(TransferError):
 
 
 class StateError(ThunderError):
-    """The state file cannot be read."""
+    """The state file cannot be read or written, or is not the one of this host and its pool."""
 
 
 class TrackerUnavailable(ThunderError):

@@ -2,6 +2,10 @@
 
 The file records intent: an entry is written before its devices are created, and removed after they
 are. The file is replaced as a whole and synced, so it is never incomplete.
+
+What cannot be written was not changed: an intent that is not on disk must not be acted on. The
+exception is what was removed already. It is forgotten in any case and written with the next change,
+since a restart finds an entry whose devices have gone and removes it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,6 +24,8 @@ from typing import Any
 
 from os_brick_thunder.common import errors, files
 from os_brick_thunder.common.policy.extents import Extents
+
+LOG = logging.getLogger(__name__)
 
 #: Phases of an entry. After a crash, "creating" and "removing" tell what was interrupted.
 CREATING, READY, REMOVING = "creating", "ready", "removing"
@@ -48,9 +55,9 @@ class ReplicaPath:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ReplicaPath:
-        """:raises TypeError: unknown or missing fields"""
+        """:raises TypeError: missing fields"""
         # An older agent wrote no state: its stale paths have no iqn.
-        return cls(**{"state": OPEN if raw.get("iqn") else STALE, **raw})
+        return cls(**_known(cls, {"state": OPEN if raw.get("iqn") else STALE, **raw}))
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,10 @@ class Base:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Base:
-        """:raises KeyError, TypeError, ValueError: unknown, missing or malformed fields"""
+        """:raises KeyError, TypeError, ValueError: missing or malformed fields"""
         paths = tuple(map(ReplicaPath.from_json, raw["paths"]))
         allocated = tuple((start, length) for start, length in raw["allocated"])
-        return cls(**{**raw, "paths": paths, "allocated": allocated})
+        return cls(**_known(cls, {**raw, "paths": paths, "allocated": allocated}))
 
     def to_json(self) -> dict[str, Any]:
         # Not asdict(), which copies every range of the map.
@@ -108,8 +115,9 @@ class Stack:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Stack:
-        """:raises TypeError: unknown or missing fields"""
-        return cls(**{_STACK_FIELDS.get(key, key): value for key, value in raw.items()})
+        """:raises TypeError: missing fields"""
+        renamed = {_STACK_FIELDS.get(key, key): value for key, value in raw.items()}
+        return cls(**_known(cls, renamed))
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the state file and in the agent's status, which older versions read too."""
@@ -125,11 +133,18 @@ _STACK_FIELDS = {
 }
 
 
+def _known(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version has: before a downgrade there may have been more."""
+    return {f.name: raw[f.name] for f in dataclasses.fields(kind) if f.name in raw}
+
+
 @dataclass
 class _Document:
     bases: dict[str, Base] = field(default_factory=dict)
     stacks: dict[str, Stack] = field(default_factory=dict)
     next_thin_id: int = 1
+    #: Identity of the pool that the thin ids are in; empty until there is one.
+    pool: str = ""
     #: volume → tracker: removed stacks that have not been reported to the tracker yet.
     releases: dict[str, str] = field(default_factory=dict)
     #: image → location: removed bases that have not been reported to the trackers yet.
@@ -144,6 +159,7 @@ class StateFile:
         self._path = path
         self._lock = threading.RLock()
         self._doc = self._load()
+        self._unwritten = False
         self._expected: Counter[str] = Counter()
         self._bases, self._stacks = _Texts(), _Texts()
 
@@ -169,45 +185,53 @@ class StateFile:
             return {i: w for i, w in self._doc.withdrawals.items() if not self._expected[i]}
 
     def put(self, entry: Base | Stack) -> None:
-        with self._lock:
+        """Add or replace an entry.
+
+        :raises errors.StateError: it cannot be written; nothing was changed
+        """
+        with self._change() as doc:
             if isinstance(entry, Base):
-                old = self._doc.bases.get(entry.image_id)
+                old = doc.bases.get(entry.image_id)
                 used = max(entry.used, old.used) if old else entry.used or time.time()
-                self._doc.bases[entry.image_id] = dataclasses.replace(entry, used=used)
-                self._doc.withdrawals.pop(entry.image_id, None)
+                doc.bases[entry.image_id] = dataclasses.replace(entry, used=used)
+                doc.withdrawals.pop(entry.image_id, None)
             else:
-                self._doc.stacks[entry.volume_id] = entry
-            self._save()
+                doc.stacks[entry.volume_id] = entry
+
+    def put_removing(self, entry: Base | Stack) -> None:
+        """Record that an entry is about to be removed; if that cannot be written, in memory alone.
+
+        A restart that finds the older phase, and the devices gone, removes the entry as well.
+        """
+        with self._change(required=False) as doc:
+            removing = dataclasses.replace(entry, phase=REMOVING)
+            if isinstance(removing, Base):
+                doc.bases[removing.image_id] = removing
+            else:
+                doc.stacks[removing.volume_id] = removing
 
     def touch(self, image_id: str) -> None:
         """Record that a volume of this image was attached or detached just now."""
-        with self._lock:
-            base = self._doc.bases.get(image_id)
-            if base:
-                self._doc.bases[image_id] = dataclasses.replace(base, used=time.time())
-                self._save()
+        with self._change(required=False) as doc:
+            if base := doc.bases.get(image_id):
+                doc.bases[image_id] = dataclasses.replace(base, used=time.time())
 
     def drop_base(self, image_id: str) -> None:
         """Remove a base, and record that the trackers have to be told."""
-        with self._lock:
-            base = self._doc.bases.pop(image_id, None)
-            if base:
-                self._doc.withdrawals[image_id] = base.location_id
-            self._save()
+        with self._change(required=False) as doc:
+            if base := doc.bases.pop(image_id, None):
+                doc.withdrawals[image_id] = base.location_id
 
     def drop_stack(self, volume_id: str) -> None:
         """Remove a stack, and record that its tracker has to be told."""
-        with self._lock:
-            stack = self._doc.stacks.pop(volume_id, None)
-            if stack:
-                self._doc.releases[volume_id] = stack.tracker
-            self._save()
+        with self._change(required=False) as doc:
+            if stack := doc.stacks.pop(volume_id, None):
+                doc.releases[volume_id] = stack.tracker
 
     def released(self, volume_id: str) -> None:
         """The tracker has been told."""
-        with self._lock:
-            if self._doc.releases.pop(volume_id, None):
-                self._save()
+        with self._change(required=False) as doc:
+            doc.releases.pop(volume_id, None)
 
     def withdrawal(self, image_id: str) -> str | None:
         """The location of a removed base; None if the trackers need not be told."""
@@ -224,12 +248,14 @@ class StateFile:
         """While a tracker plans a base here, until it is put; if it is not, it is withdrawn later.
 
         The tracker has a location before its answer arrives, so the withdrawal is recorded first.
+
+        :raises errors.StateError: it cannot be recorded
         """
         with self._lock:
+            with self._change() as doc:
+                if image_id not in doc.bases:
+                    doc.withdrawals.setdefault(image_id, "")
             self._expected[image_id] += 1
-            if image_id not in self._doc.bases:
-                self._doc.withdrawals.setdefault(image_id, "")
-                self._save()
         try:
             yield
         finally:
@@ -238,17 +264,63 @@ class StateFile:
 
     def withdrawn(self, image_id: str) -> None:
         """The trackers have been told."""
-        with self._lock:
-            if self._doc.withdrawals.pop(image_id, None) is not None:
-                self._save()
+        with self._change(required=False) as doc:
+            doc.withdrawals.pop(image_id, None)
 
     def new_thin_id(self) -> int:
-        """An id that was never used before, so that no old data can be read under it."""
+        """An id that was never used before, so that no old data can be read under it.
+
+        :raises errors.StateError: it cannot be recorded
+        """
+        with self._change() as doc:
+            doc.next_thin_id += 1
+            return doc.next_thin_id - 1
+
+    @property
+    def pool(self) -> str:
+        """Identity of the pool that the entries' thin ids are in; empty if none is recorded."""
         with self._lock:
-            thin_id = self._doc.next_thin_id
-            self._doc.next_thin_id += 1
-            self._save()
-            return thin_id
+            return self._doc.pool
+
+    def adopt_pool(self, pool: str, unused_id: int) -> None:
+        """Record the pool that this host's thin ids are in.
+
+        :param unused_id: this thin id and those after it are not in the pool
+        :raises errors.StateError: it cannot be recorded
+        """
+        with self._change() as doc:
+            doc.pool = pool
+            doc.next_thin_id = max(doc.next_thin_id, unused_id)
+
+    @contextlib.contextmanager
+    def _change(self, required: bool = True) -> Iterator[_Document]:
+        """A copy of the document, to be changed by the body; written if it differs then.
+
+        :param required: whether a change that cannot be written is undone
+        :raises errors.StateError: a required change cannot be written; nothing was changed
+        """
+        with self._lock:
+            old = self._doc
+            doc = dataclasses.replace(
+                old,
+                bases=dict(old.bases),
+                stacks=dict(old.stacks),
+                releases=dict(old.releases),
+                withdrawals=dict(old.withdrawals),
+            )
+            yield doc
+            if doc == old and not self._unwritten:
+                return
+            self._doc = doc
+            try:
+                self._save()
+                self._unwritten = False
+            except errors.ThunderError as error:
+                if required:
+                    self._doc = old
+                    raise
+                self._unwritten = True
+                LOG.error("%s; it is written with the next change", error)
 
     def _load(self) -> _Document:
         try:
@@ -260,6 +332,7 @@ class StateFile:
                 bases={base.image_id: base for base in bases},
                 stacks={stack.volume_id: stack for stack in stacks},
                 next_thin_id=raw["next_thin_id"],
+                pool=raw.get("pool", ""),
                 releases=raw["releases"],
                 withdrawals=raw.get("withdrawals", {}),
             )
@@ -272,17 +345,24 @@ class StateFile:
             ) from error
 
     def _save(self) -> None:
+        """:raises errors.StateError:"""
         document = self._doc
         parts = {
             "version": json.dumps(VERSION),
             "bases": self._bases.of(document.bases),
             "stacks": self._stacks.of(document.stacks),
             "next_thin_id": json.dumps(document.next_thin_id),
+            "pool": json.dumps(document.pool),
             "releases": json.dumps(document.releases),
             "withdrawals": json.dumps(document.withdrawals),
         }
         text = ", ".join(f'"{name}": {part}' for name, part in parts.items())
-        files.replace(self._path, f"{{{text}}}")
+        try:
+            files.replace(self._path, f"{{{text}}}")
+        except OSError as error:
+            raise errors.StateError(
+                f"state file {self._path} cannot be written: {error}"
+            ) from error
 
 
 class _Texts:

@@ -1,11 +1,16 @@
-"""Calls with a time limit."""
+"""Calls with a time limit, and calls that do not wait for each other."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+from os_brick_thunder.common import errors
+
+LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -30,3 +35,56 @@ def within(seconds: float, call: Callable[[], _T], name: str) -> _T:
 
     threading.Thread(target=work, name=name, daemon=True).start()
     return result.result(max(0.0, seconds))
+
+
+class Jobs:
+    """Calls in threads of their own, one at a time for each key: none waits for another one."""
+
+    def __init__(self, name: str) -> None:
+        """:param name: of the threads"""
+        self._name = name
+        self._busy: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def start(self, key: str, call: Callable[[], object]) -> bool:
+        """Make a call in the background; an error that it raises is logged.
+
+        :returns: False if the last call for this key has not ended, or all were stopped
+        """
+        with self._lock:
+            if key in self._busy or self._stopped:
+                return False
+            thread = threading.Thread(
+                target=self._run, args=(key, call), name=self._name, daemon=True
+            )
+            self._busy[key] = thread
+            thread.start()
+        return True
+
+    def is_busy(self, key: str) -> bool:
+        with self._lock:
+            return key in self._busy
+
+    def stop(self) -> None:
+        """Begin no further call; those that are under way end by themselves."""
+        with self._lock:
+            self._stopped = True
+
+    def join(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds for each call that is under way."""
+        with self._lock:
+            threads = list(self._busy.values())
+        for thread in threads:
+            thread.join(timeout)
+
+    def _run(self, key: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except errors.ThunderError as error:
+            LOG.warning("%s: %s", key, error)
+        except Exception:
+            LOG.exception("%s", key)
+        finally:
+            with self._lock:
+                del self._busy[key]

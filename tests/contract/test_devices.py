@@ -10,7 +10,8 @@ from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, DeviceSpec, Graph
 from os_brick_thunder.agent.undo import UndoStack
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, dmtable
+from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import Base, Stack
 from tests.contract.conftest import MIB, World
@@ -32,12 +33,12 @@ def _graphs(stack: Stack) -> list[Graph]:
     return [layout.base_devices(BASE, iqn_of("here", "i")), layout.stack_devices(stack)]
 
 
-def _build(world: World, graphs: list[Graph]) -> None:
+def _build(world: World, graphs: list[Graph], sources: tuple[str, ...] | None = None) -> None:
     blocks = 8 * MIB // BLOCK
     inputs = BuildInputs(
         BLOCK,
         lun_size=64 * MIB,
-        sources=(world.disk,),
+        sources=(world.disk,) if sources is None else sources,
         portal="127.0.0.1:3260",
         cache_map=cachemap.metadata_xml([(0, blocks)], blocks, BLOCK),
     )
@@ -86,10 +87,10 @@ def test_one_more_device_is_one_more_spec(
     assert _kernel(world) == before
 
 
-def test_a_complete_base_needs_no_source(world: World) -> None:
+def test_a_complete_base_needs_no_replica(world: World) -> None:
     complete = dataclasses.replace(BASE, complete=True)
     graph = layout.base_devices(complete, iqn_of("here", "i"))
-    _build(world, [graph])
-    assert world.kit.loops.find(devnames.path("thunder-paths-i")) is None
+    _build(world, [graph], sources=())
+    assert world.kit.dm.table("thunder-paths-i") == Table.of((8 * MIB // 512, dmtable.Error()))
     assert _kernel(world) == devices.expected("here", [complete], []).names
     _remove(world, [graph])

@@ -15,6 +15,7 @@ from os_brick_thunder.agent.base import paths as replica_paths
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.agent.base.sources import Sources
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.agent.undo import UndoStack
@@ -36,9 +37,9 @@ class Bases:
         sources: Sources,
         exports: Exports,
         reporter: Reporter,
-        on_ready: Callable[[str], None],
+        on_ready: Callable[[], None],
     ) -> None:
-        """:param on_ready: called with the image's id when a base was built or restored"""
+        """:param on_ready: called when a base was built or restored"""
         self._kit = host.kit
         self._host = host
         self._store = host.store
@@ -48,6 +49,8 @@ class Bases:
         self._exports = exports
         self._reporter = reporter
         self._on_ready = on_ready
+        #: Thin ids of bases that could not be reconciled when the agent started.
+        self._unreconciled: set[int] = set()
 
     def is_ready(self, image_id: str) -> bool:
         """Whether there is a base of this image to read from, and it is to stay."""
@@ -70,12 +73,12 @@ class Bases:
             raise errors.NoReplica(f"volume {plan.volume_id}: the plan names no replica")
         image = plan.image
         with self._availability.lock(image.id):
-            self._availability.draining.discard(image.id)  # it is needed here after all
             base = self._store.bases.get(image.id)
-            if base and base.phase == REMOVING:  # it was busy when it was to be removed
+            if base and base.phase != READY:  # it was busy when it was to be removed
                 self._take_down(base)
-            if base and base.phase == READY:
-                if image.id in self._availability.absent:
+            elif base:
+                self._availability.draining.discard(base.thin_id)  # it is needed here after all
+                if base.thin_id in self._availability.absent:
                     self._restore(base, plan.sources)
                 return self._store.bases[image.id]
             try:
@@ -98,7 +101,7 @@ class Bases:
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:
-            undo.push(self._store.drop_base, image.id)
+            undo.push(self._forget, base)
             base, disks = self._sources.open(base, sources, undo)
             self._devices.build(base, disks, undo, new_thin=True)
             base = dataclasses.replace(base, phase=READY)
@@ -106,27 +109,63 @@ class Bases:
             undo.keep()
         LOG.info("base of image %s reads from %s", image.id, replica_paths.describe(base))
         self._availability.announce()
-        self._on_ready(image.id)
+        self._on_ready()
         return base
+
+    def _forget(self, base: Base) -> None:
+        """Drop the entry of a base that could not be built, unless something of it is left."""
+        entry = self._store.bases[base.image_id]
+        self._store.put_removing(entry)
+        if not self._devices.are_left(entry) and not self._sources.are_logged_in(entry):
+            self._store.drop_base(base.image_id)
 
     # -- completing -------------------------------------------------------------------------
 
-    def complete(self, image_id: str) -> None:
-        """A base holds all of its image: detach it from its sources. Reads go on meanwhile."""
-        with self._availability.lock(image_id):
-            base = self._store.bases.get(image_id)
-            if base is None or base.complete:
+    def complete(self, base: Base) -> None:
+        """A base holds all of its image: detach it from its sources. Reads go on meanwhile.
+
+        :param base: the one that was filled; another one that has taken its place is left alone
+        :raises errors.PoolError: the pool does not hold all of it
+        """
+        with self._availability.lock(base.image_id):
+            found = self._current(base)
+            if found is None or found.complete:
                 return
-            fetched = self._reporter.from_network(base)
-            done = dataclasses.replace(base, complete=True, fetched=fetched)
+            if not self._is_full(found):
+                raise errors.PoolError(f"the pool lacks blocks of the base of {base.image_id}")
+            fetched = self._reporter.from_network(found)
+            done = dataclasses.replace(found, complete=True, fetched=fetched)
             self._store.put(done)
+        try:
             self._detach_sources(done)
-        self._sources.close_stale(image_id)
+        except errors.ThunderError as error:
+            LOG.warning("base of image %s keeps its sources for now: %s", base.image_id, error)
         self._reporter.report(dataclasses.replace(done, paths=()))
 
+    def _is_full(self, base: Base) -> bool:
+        """Whether the pool holds all of a base's image: only its mapping proves it."""
+        kit = self._kit
+        needed = layout.fill_extents(base.size, base.extents, kit.pool.block)
+        held = kit.metadata.mapped(base.thin_id).intersection(needed)
+        return held.length == needed.length
+
     def _detach_sources(self, base: Base) -> None:
-        self._devices.detach_sources(base)
-        self._sources.log_out(base)
+        """Nothing is read from a complete base's sources any longer: log out, tell their exporters.
+
+        :raises errors.ThunderError: it is tried again by :meth:`finish`
+        """
+        with self._availability.lock(base.image_id):
+            found = self._current(base)
+            if found is None:
+                return
+            self._devices.detach_sources(found)
+        self._sources.log_out(found)
+        self._sources.close_stale(base.image_id)
+
+    def _current(self, base: Base) -> Base | None:
+        """The entry of this very base now; None if it was removed, or is about to be."""
+        found = self._store.bases.get(base.image_id)
+        return found if found and found.thin_id == base.thin_id and found.phase == READY else None
 
     # -- removing ---------------------------------------------------------------------------
 
@@ -147,21 +186,25 @@ class Bases:
                     self._reporter.report_gone(image_id)
                 return
             self._check_unused(image_id)
-            draining.add(image_id)
+            draining.add(base.thin_id)
         try:
             self._exports.drain(base)
-            self._remove_drained(image_id, force)
+            self._remove_drained(base, force)
         except BaseException:
-            draining.discard(image_id)
-            if base := self._store.bases.get(image_id):
+            draining.discard(base.thin_id)
+            if self._current(base):
                 self._reporter.report(base)
             raise
         finally:
-            draining.discard(image_id)
+            draining.discard(base.thin_id)
 
-    def _remove_drained(self, image_id: str, force: bool) -> None:
+    def _remove_drained(self, base: Base, force: bool) -> None:
+        image_id = base.image_id
         with self._availability.lock(image_id):
-            if image_id not in self._availability.draining:
+            found = self._store.bases.get(image_id)
+            if found is None or found.thin_id != base.thin_id:
+                return  # somebody else has removed it
+            if base.thin_id not in self._availability.draining:
                 raise errors.DeviceBusy(ImageNames(image_id).base, "a volume of this host")
             readers = self._exports.readers(image_id)
             if readers and not force:
@@ -183,8 +226,8 @@ class Bases:
             if base is None:
                 return
             self._check_unused(image_id)
-            self._store.put(dataclasses.replace(base, phase=REMOVING))
-            self._availability.absent.discard(image_id)
+            self._store.put_removing(base)
+            self._availability.absent.discard(base.thin_id)
             self._take_down(base)
             self._store.drop_base(image_id)
         self._reporter.withdraw(image_id)
@@ -195,57 +238,93 @@ class Bases:
             self._devices.push_removal(base, undo)
             undo.run()
 
-    # -- after a restart --------------------------------------------------------------------
+    # -- after a restart, and later ---------------------------------------------------------
 
     def reconcile(self) -> None:
         """Make the kernel agree with the state file.
 
-        After a reboot complete bases are restored; the others are absent until
-        :meth:`restore_absent` has found replicas for them.
+        After a reboot complete bases are restored; the others are absent until :meth:`finish` has
+        found replicas for them. What fails is logged, and finished later: one base stops neither
+        the others nor the agent.
         """
         present = {device.name for device in self._kit.dm.devices()}
+        thin_ids = self._thin_ids()
         for base in self._store.bases.values():
-            if base.phase != READY:
-                LOG.warning("base of image %s was left %s: removed", base.image_id, base.phase)
-                self._take_down(base)
-                self._store.drop_base(base.image_id)
-            elif self._devices.are_whole(base, present):
-                self._reconcile_whole(base)
-            else:
-                self._devices.remove(base)  # the agent may have died while it restored the base
-                if base.complete:
-                    self._restore(base, ())
-                else:
-                    self._availability.absent.add(base.image_id)
+            try:
+                self._reconcile_one(base, present, thin_ids)
+            except Exception as error:
+                LOG.error("base of image %s is tried again later: %s", base.image_id, error)
+                self._unreconciled.add(base.thin_id)
+
+    def _thin_ids(self) -> set[int]:
+        """The thin ids in the pool; if its metadata cannot be read, those that should be there."""
+        try:
+            return self._kit.metadata.ids()
+        except errors.ThunderError as error:
+            LOG.error("the local pool: %s", error)
+            return {base.thin_id for base in self._store.bases.values()}
+
+    def _reconcile_one(self, base: Base, present: set[str], thin_ids: set[int]) -> None:
+        whole = self._devices.are_whole(base, present)
+        if base.phase != READY or (not whole and base.thin_id not in thin_ids):
+            # A thin id that the pool lacks was lost with the power, before it was committed.
+            LOG.warning("base of image %s was left %s: removed", base.image_id, base.phase)
+            self._store.put_removing(base)
+            self._take_down(base)
+            self._store.drop_base(base.image_id)
+        elif whole:
+            self._reconcile_whole(base)
+        else:
+            self._availability.absent.add(base.thin_id)
+            self._devices.remove(base)  # the agent may have died while it restored the base
+            if base.complete and not self._is_full(base):
+                LOG.error("the pool lacks blocks of the base of image %s", base.image_id)
+                base = dataclasses.replace(base, complete=False)
+                self._store.put(base)
+            if base.complete:
+                self._restore(base, ())
 
     def _reconcile_whole(self, base: Base) -> None:
         self._devices.export(base)
-        if base.complete and base.paths:
-            self._detach_sources(base)
-            self._sources.close_stale(base.image_id)
-        elif base.paths:
+        if base.paths and not base.complete:
             self._sources.reconcile(base)
 
-    def restore_absent(self) -> None:
-        """Find replicas for the bases that are absent since a reboot, and build these again.
+    def unfinished(self) -> list[Base]:
+        """Bases that were not removed, restored or detached from their sources so far."""
+        return [base for base in self._store.bases.values() if self._is_unfinished(base)]
 
-        :raises errors.ThunderError: some could not be restored now
+    def _is_unfinished(self, base: Base) -> bool:
+        left = self._unreconciled | self._availability.absent
+        if base.phase == REMOVING or base.thin_id in left:
+            return True
+        return base.phase == READY and base.complete and bool(base.paths)
+
+    def finish(self, base: Base) -> None:
+        """Do what is still to be done for a base.
+
+        :raises errors.ThunderError: not now
         """
-        failed: errors.ThunderError | None = None
-        for base in self._store.bases.values():
-            if base.image_id in self._availability.absent:
-                try:
-                    self._restore_planned(base)
-                except errors.ThunderError as error:  # the others are tried all the same
-                    failed = error
-        if failed:
-            raise failed
+        with self._availability.lock(base.image_id):
+            found = self._store.bases.get(base.image_id)
+            if found is None or found.thin_id != base.thin_id:
+                return
+            if found.phase == REMOVING:
+                self.remove(found.image_id)
+            elif found.thin_id in self._unreconciled:
+                present = {device.name for device in self._kit.dm.devices()}
+                self._reconcile_one(found, present, self._thin_ids())
+            self._unreconciled.discard(found.thin_id)
+        if found.complete and found.paths:
+            self._detach_sources(found)
+        elif found.thin_id in self._availability.absent and not found.complete:
+            self._restore_planned(found)
 
     def _restore_planned(self, base: Base) -> None:
         image_id = base.image_id
         plan = self._host.tracker.plan_sources(image_id, self._host.topology)
         with self._availability.lock(image_id):
-            if image_id in self._availability.absent:  # no attach was faster, nor was it removed
+            # Unless an attach was faster, or it was removed.
+            if self._current(base) and base.thin_id in self._availability.absent:
                 location_id = plan.location_id or base.location_id
                 self._restore(dataclasses.replace(base, location_id=location_id), plan.sources)
 
@@ -257,8 +336,8 @@ class Bases:
             self._devices.build(base, disks, undo, new_thin=False)
             self._store.put(base)
             undo.keep()
-        self._availability.absent.discard(base.image_id)
+        self._availability.absent.discard(base.thin_id)
         LOG.info("base of image %s is restored", base.image_id)
         self._availability.announce()
-        self._on_ready(base.image_id)
+        self._on_ready()
         self._reporter.report(base)

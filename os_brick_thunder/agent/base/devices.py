@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import time
 
 from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.policy import layout
@@ -11,9 +10,13 @@ from os_brick_thunder.agent.policy.layout import BuildInputs, Graph
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.state import READY, Base
+from os_brick_thunder.common.state import Base
+
+#: Seconds that the last reads from a complete base's sources may take, and between two checks.
+_LAST_READS, _POLL = 1.0, 0.02
 
 
 class BaseDevices:
@@ -22,7 +25,6 @@ class BaseDevices:
     def __init__(self, host: Host, portal: str) -> None:
         """:param portal: "address:port" of this host's exports"""
         self._kit = host.kit
-        self._store = host.store
         self._name = host.topology.host
         self._portal = portal
 
@@ -31,8 +33,7 @@ class BaseDevices:
 
         :param disks: of its replicas, nearest first; none for a complete base
         :param new_thin: create its thin device, too, rather than use the one that is in the pool
-        :raises errors.NoReplica: there are no disks for a base that needs them: it would read as
-            zeroes, which are wrong bytes
+        :raises errors.NoReplica: there are no disks for a base that needs them
         """
         if not disks and not base.complete:
             raise errors.NoReplica(f"base of image {base.image_id} is not complete")
@@ -45,15 +46,34 @@ class BaseDevices:
 
     def are_whole(self, base: Base, present: set[str]) -> bool:
         """Whether a base's devices are among those present."""
+        if base.complete:  # those of an older agent had no paths
+            present = {*present, ImageNames(base.image_id).paths}
         return devices.is_whole(self._graph(base), present)
 
+    def are_left(self, base: Base) -> bool:
+        """Whether any device of a base is in the kernel."""
+        present = {device.name for device in self._kit.dm.devices()}
+        return any(spec.name in present for spec in self._graph(base))
+
     def detach_sources(self, base: Base) -> None:
-        """Have a complete base read zeroes where it has no blocks, and remove what it read from."""
-        graph, source = self._graph(base), ImageNames(base.image_id).source
-        with self._volumes_suspended(base.image_id):
-            devices.reload(self._kit, graph, source, BuildInputs(self._kit.pool.block))
-        unused = tuple(spec for spec in graph if not spec.expected)
-        devices.dismantle(self._kit, unused, f"replica paths of base {base.image_id}")
+        """Free the disks of a complete base's sources: from now on, reads from there fail.
+
+        Nothing is read from there any longer but what was begun before the base held it. The loop
+        device under the base's source shows when that has ended. What is above the loop device does
+        not change its table, so no read waits, and no readahead fails.
+
+        :raises errors.DeviceBusy: something is still being read; nothing was changed
+        """
+        name = ImageNames(base.image_id).paths
+        if self._kit.dm.table(name) is None:  # an older agent removed it
+            return
+        loop = self._kit.loops.find(devnames.path(name))
+        until = time.monotonic() + _LAST_READS
+        while loop and self._kit.blocks.in_flight(loop):
+            if time.monotonic() > until:
+                raise errors.DeviceBusy(loop, "reads from the sources of a base")
+            time.sleep(_POLL)
+        self._kit.dm.wipe(name)
 
     def remove(self, base: Base) -> None:
         """Remove all devices of a base that exist, and its export, but not its thin device.
@@ -66,21 +86,6 @@ class BaseDevices:
     def push_removal(self, base: Base, undo: UndoStack) -> None:
         """Have ``undo`` remove all devices of a base that exist, its export and thin device."""
         devices.push_removal(self._kit, self._graph(base), undo)
-
-    @contextlib.contextmanager
-    def _volumes_suspended(self, image_id: str) -> Iterator[None]:
-        """Suspend an image's volumes while a device below them changes its table.
-
-        Readahead that met a suspended device would fail, and fail the cached path with it. On the
-        volume's own device it is retried.
-        """
-        with contextlib.ExitStack() as resumed:
-            for stack in self._store.stacks.values():
-                if stack.base_image_id == image_id and stack.phase == READY:
-                    name = VolumeNames(stack.volume_id).vol
-                    resumed.callback(self._kit.dm.resume, name)
-                    self._kit.dm.suspend(name)
-            yield
 
     def _graph(self, base: Base) -> Graph:
         return layout.base_devices(base, iqn_of(self._name, base.image_id))

@@ -66,7 +66,7 @@ class Exports:
         until = time.monotonic() + self._drain_timeout
         if self.readers(base.image_id):
             self._reporter.report(base)
-        while self.readers(base.image_id) and base.image_id in self._availability.draining:
+        while self.readers(base.image_id) and base.thin_id in self._availability.draining:
             if time.monotonic() > until:
                 return
             time.sleep(_POLL)

@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.mechanism.blockdev import drop_cache
+from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.manifest import Manifest
@@ -26,27 +28,32 @@ from os_brick_thunder.common.transfer import Disk, copy
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds before a base whose source failed is tried again.
-RETRY = 5.0
+#: Seconds between two checks for bases that are due.
+INTERVAL = 1.0
 #: Seconds between two polls of a pool that has no space.
 NO_SPACE = 1.0
 
 
 class Filler:
-    """Fills a bounded number of bases at one time."""
+    """Fills a bounded number of bases at one time.
+
+    A base whose source fails gives its turn to the others: those that were tried less often come
+    first.
+    """
 
     def __init__(
         self,
         host: Host,
-        complete: Callable[[str], None],
-        on_wrong_bytes: Callable[[str], None],
+        complete: Callable[[Base], None],
+        on_wrong_bytes: Callable[[Base], None],
         may_fill: Callable[[], bool],
         workers: int,
         rate: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        :param complete: called with the image's id when a base holds all of its image
-        :param on_wrong_bytes: called with the image's id when its source's bytes are not the image
+        :param complete: called with a base that holds all of its image
+        :param on_wrong_bytes: called with a base whose source's bytes are not the image
         :param may_fill: whether the pool has space; asked before each chunk
         :param workers: how many bases are filled at one time; with 0 none is: what they do not hold
             is read through from their sources
@@ -59,52 +66,60 @@ class Filler:
         self._on_wrong_bytes = on_wrong_bytes
         self._may_fill = may_fill
         self._rate = rate
+        self._clock = clock
+        self._most = workers
         self._workers = ThreadPoolExecutor(workers, "fill") if workers else None
-        self._busy: set[str] = set()
+        #: Thin ids, as an image may get another base while its old one still is being filled.
+        self._busy: set[int] = set()
+        self._tried: dict[int, Backoff] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._thread = PeriodicThread(Task("filler", INTERVAL, self._assign, at_once=True))
 
     def start(self) -> None:
-        """Go on with the bases that are not complete."""
-        for base in self._store.bases.values():
-            if base.phase == READY and not base.complete:
-                self.fill(base.image_id)
+        """Fill all bases that are not complete, now and whenever there is another one."""
+        if self._workers:
+            self._thread.start()
 
-    def fill(self, image_id: str) -> None:
-        """Fill a base in the background, unless that is going on already."""
-        with self._lock:
-            if self._workers is None or image_id in self._busy or self._stop.is_set():
-                return
-            self._busy.add(image_id)
-            self._workers.submit(self._work, image_id)
+    def wake(self) -> None:
+        """There may be another base to fill."""
+        self._thread.wake()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._thread.stop()
         if self._workers:
             self._workers.shutdown(wait=True)
 
-    def _work(self, image_id: str) -> None:
+    def _assign(self) -> None:
+        """Give the free workers bases that are due."""
+        bases = {base.thin_id: base for base in self._store.bases.values() if _is_filling(base)}
+        now = self._clock()
+        with self._lock:
+            self._tried = {key: tried for key, tried in self._tried.items() if key in bases}
+            tried = {key: self._tried.get(key, Backoff()) for key in bases.keys() - self._busy}
+            due = [key for key in tried if tried[key].due <= now]
+            due.sort(key=lambda key: (tried[key].attempts, tried[key].due, key))
+            for key in due[: self._most - len(self._busy)]:
+                if self._workers and not self._thread.stopping:
+                    self._busy.add(key)
+                    self._workers.submit(self._work, bases[key])
+
+    def _work(self, base: Base) -> None:
         try:
-            while not self._stop.is_set():
-                base = self._store.bases.get(image_id)
-                if base is None or base.phase != READY or base.complete:
-                    return
-                try:
-                    if self._fill(base):
-                        self._complete(image_id)
-                    return
-                except errors.WrongDigest as error:
-                    LOG.error("filling base of %s: %s; again in %g s", image_id, error, RETRY)
-                    self._on_wrong_bytes(image_id)
-                    self._stop.wait(RETRY)
-                except Exception as error:
-                    # The multipath device and then the tracker deal with a source that fails;
-                    # guests read from their LUNs meanwhile.
-                    LOG.warning("filling base of %s: %s; again in %g s", image_id, error, RETRY)
-                    self._stop.wait(RETRY)
+            if self._fill(base):
+                self._complete(base)
+        except errors.WrongDigest as error:
+            LOG.error("filling base of %s: %s; it is tried again", base.image_id, error)
+            self._on_wrong_bytes(base)
+        except Exception as error:
+            # The multipath device and then the tracker deal with a source that fails; guests read
+            # from their LUNs meanwhile.
+            LOG.warning("filling base of %s: %s; it is tried again", base.image_id, error)
         finally:
             with self._lock:
-                self._busy.discard(image_id)
+                self._busy.discard(base.thin_id)
+                tried = self._tried.get(base.thin_id, Backoff())
+                self._tried[base.thin_id] = tried.after_attempt(self._clock())
+            self._thread.wake()
 
     def _fill(self, base: Base) -> bool:
         """:returns: whether the base is full; False when it was removed or the filler stopped"""
@@ -135,7 +150,7 @@ class Filler:
             target,
             manifest=manifest,
             rate=self._rate,
-            proceed=functools.partial(self._goes_on, base.image_id),
+            proceed=functools.partial(self._goes_on, base),
             spawn=lambda work: work(),  # this thread has nothing else to do
         )
         try:
@@ -159,19 +174,23 @@ class Filler:
             return None
         return Manifest.parse(base.size, found.chunk, found.digests)
 
-    def _goes_on(self, image_id: str) -> bool:
+    def _goes_on(self, base: Base) -> bool:
         """Wait for space in the pool.
 
         :returns: False if the base was removed or the filler stopped meanwhile
         """
-        while not self._stop.is_set():
-            base = self._store.bases.get(image_id)
-            if base is None or base.phase != READY:
+        while not self._thread.stopping:
+            found = self._store.bases.get(base.image_id)
+            if found is None or found.thin_id != base.thin_id or not _is_filling(found):
                 return False
             if self._may_fill():
                 return True
-            self._stop.wait(NO_SPACE)
+            time.sleep(NO_SPACE)
         return False
+
+
+def _is_filling(base: Base) -> bool:
+    return base.phase == READY and not base.complete
 
 
 def _forget(device: str, start: int, end: int) -> None:

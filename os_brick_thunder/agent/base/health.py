@@ -64,16 +64,18 @@ class PathHealth:
                 return False
         return self._kit.blocks.answers(disk)
 
-    def distrust(self, image_id: str) -> bool:
-        """What was just read of an image is not the image: fail the path that is read through.
+    def distrust(self, base: Base) -> bool:
+        """What was just read for a base is not the image: fail the path that is read through.
 
         The wrong bytes may have come over another path than that. Then a good path is given up for
         a while, and the bad one is met by the next read.
 
         :returns: whether a path was failed; False if there is no other one to read through
         """
-        base = self._paths.reading(image_id)
-        working = self._paths.working(base) if base else {}
+        image_id, found = base.image_id, self._paths.reading(base.image_id)
+        if found is None or found.thin_id != base.thin_id:
+            return False  # another base has taken its place
+        working = self._paths.working(found)
         if len(working) < 2:
             LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
             return False

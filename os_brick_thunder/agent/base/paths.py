@@ -72,7 +72,7 @@ class Paths:
         if base is None or base.phase != READY or base.complete:
             return None
         paths = in_use(base)
-        if not paths or image_id in self._availability.absent:
+        if not paths or base.thin_id in self._availability.absent:
             return None
         return dataclasses.replace(base, paths=paths)
 

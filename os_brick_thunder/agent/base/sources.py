@@ -97,9 +97,20 @@ class Sources:
             self._replicas.close(base.image_id, (path,))
 
     def log_out(self, base: Base) -> None:
-        """Log out of all sources of a base; their exporters are told by :meth:`close_stale`."""
+        """Log out of all sources of a complete base; :meth:`close_stale` tells their exporters."""
         self._paths.log_out(base.paths)
-        self._record(base, (), ())
+        with self._availability.lock(base.image_id):
+            if found := self._same(base):
+                self._record(found, (), ())
+
+    def are_logged_in(self, base: Base) -> bool:
+        """Whether there is a session to any source of a base."""
+        return bool(self._paths.sessions(base))
+
+    def _same(self, base: Base) -> Base | None:
+        """The entry of this very base now; None if it was removed, or another one is there."""
+        found = self._store.bases.get(base.image_id)
+        return found if found and found.thin_id == base.thin_id else None
 
     def close_stale(self, image_id: str) -> None:
         """Tell the exporters of a base's former paths, and forget these."""
@@ -148,15 +159,20 @@ class Sources:
         missing = [source for source in sources if source.exporter not in working]
         requested = replica_paths.requested(missing)
         with lock:
-            if found := self._paths.reading(image_id):
+            if found := self._reading_still(base):
                 self._record(found, found.paths, requested)
         exports = self._replicas.open(image_id, missing)
         with lock:
-            found = self._paths.reading(image_id)
+            found = self._reading_still(base)
             if found:
                 self._swap(found, sources, exports, exclude)
         if found is None:  # it was removed meanwhile, or no longer needs sources
-            self._replicas.close(image_id, requested)
+            other = self._store.bases.get(image_id)
+            used = other.paths if other else ()
+            self._replicas.close(image_id, replica_paths.without(requested, used))
+
+    def _reading_still(self, base: Base) -> Base | None:
+        return self._paths.reading(base.image_id) if self._same(base) else None
 
     def _swap(
         self,

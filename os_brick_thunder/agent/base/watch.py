@@ -9,18 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from os_brick_thunder.agent.base.health import PathHealth
 from os_brick_thunder.agent.base.sources import Sources
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import wire
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.periodic import PeriodicThread, Task
-from os_brick_thunder.common.state import StateFile
+from os_brick_thunder.common.state import READY, Base, StateFile
+from os_brick_thunder.common.threads import Jobs
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ LOG = logging.getLogger(__name__)
 INTERVAL = 2.0
 #: Seconds for which a path must have been broken before a new source is asked for.
 GRACE = 3.0
-_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,7 @@ class SourceWatch:
         self._evict = evict
         self._clock = clock
         self._troubles: dict[str, _Trouble] = {}
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="sources")
-        self._busy: set[str] = set()
-        self._lock = threading.Lock()
+        self._jobs = Jobs("sources")
         self._thread = PeriodicThread(Task("watch", INTERVAL, self.check))
 
     def start(self) -> None:
@@ -67,35 +63,30 @@ class SourceWatch:
 
     def stop(self) -> None:
         self._thread.stop()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._jobs.stop()
 
     def obey(self, orders: wire.Orders) -> None:
         """Carry out a tracker's orders in the background. What fails is ordered again."""
         for image_id in orders.reparent:
             self._replace(image_id)
         for image_id in orders.remove:
-            self._submit(image_id, functools.partial(self._evict, image_id))
+            self._jobs.start(image_id, functools.partial(self._evict, image_id))
 
-    def on_wrong_bytes(self, image_id: str) -> None:
-        """What was just read of an image is not the image: read on from another host."""
-        if self._health.distrust(image_id):
-            self._replace(image_id)
+    def on_wrong_bytes(self, base: Base) -> None:
+        """What was just read for a base is not the image: read on from another host."""
+        if self._health.distrust(base):
+            self._replace(base.image_id)
 
     def check(self) -> None:
-        """Check the paths of every base once."""
-        known = self._store.bases
-        for image_id in self._troubles.keys() - known:
+        """Check the paths of every base once, in the background: a read of a replica may hang."""
+        reading = {i for i, b in self._store.bases.items() if b.phase == READY and not b.complete}
+        for image_id in self._troubles.keys() - reading:
             del self._troubles[image_id]
-        for image_id in known:
-            if not self._is_busy(image_id):
-                self._check_one(image_id)
+        for image_id in reading:
+            self._jobs.start(image_id, functools.partial(self._check_one, image_id))
 
     def _check_one(self, image_id: str) -> None:
-        try:
-            broken = self._health.repair(image_id)
-        except errors.ThunderError as error:
-            LOG.warning("base of image %s: %s", image_id, error)
-            return
+        broken = self._health.repair(image_id)
         if not broken:
             self._troubles.pop(image_id, None)
             return
@@ -103,10 +94,10 @@ class SourceWatch:
         trouble = self._troubles.setdefault(image_id, _Trouble(now))
         if now >= max(trouble.since + GRACE, trouble.backoff.due):
             LOG.warning("base of image %s: no data from %s", image_id, ", ".join(broken))
-            self._replace(image_id, broken)
+            self._reparent(image_id, broken)
 
-    def _replace(self, image_id: str, broken: Iterable[str] | None = None) -> None:
-        self._submit(image_id, functools.partial(self._reparent, image_id, broken))
+    def _replace(self, image_id: str) -> None:
+        self._jobs.start(image_id, functools.partial(self._reparent, image_id, None))
 
     def _reparent(self, image_id: str, broken: Iterable[str] | None) -> None:
         exclude = tuple(self._health.repair(image_id) if broken is None else broken)
@@ -119,27 +110,3 @@ class SourceWatch:
         finally:
             backoff = trouble.backoff.after_attempt(self._clock())
             self._troubles[image_id] = dataclasses.replace(trouble, backoff=backoff)
-
-    def _submit(self, image_id: str, work: Callable[[], None]) -> None:
-        """Do something about an image in the background, unless that is going on already."""
-
-        def guarded() -> None:
-            try:
-                work()
-            except errors.ThunderError as error:
-                LOG.warning("base of image %s stays as it is: %s", image_id, error)
-            except Exception:
-                LOG.exception("base of image %s", image_id)
-            finally:
-                with self._lock:
-                    self._busy.discard(image_id)
-
-        with self._lock:
-            if image_id in self._busy or self._thread.stopping:
-                return
-            self._busy.add(image_id)
-            self._workers.submit(guarded)
-
-    def _is_busy(self, image_id: str) -> bool:
-        with self._lock:
-            return image_id in self._busy

@@ -10,7 +10,8 @@
       └─ LUN
     thunder-base-<image>      thin, external origin = source
       └─ thunder-source-<image>    allocated: loop over paths; holes: thunder-zero
-           └─ loop ─ thunder-paths-<image>   read-only multipath over replicas
+           └─ loop ─ thunder-paths-<image>   read-only multipath over replicas; once the base is
+                                             complete, errors: nothing may be read from there
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
 
@@ -78,21 +79,22 @@ def loop_over(name: str) -> str:
 def base_devices(base: Base, iqn: str) -> Graph:
     """The devices of a base, which reads from replicas until it is complete.
 
+    They are the same devices before and after: a complete base has no replicas under its paths, so
+    that a read of a block that it should hold and does not is an error, never wrong bytes.
+
     :param iqn: of its export
     """
     names, size = ImageNames(base.image_id), base.size
-    loop = None if base.complete else loop_over(names.paths)
     return (
         DeviceSpec(
             names.paths,
             lambda inputs: paths_table(inputs.sources, size),
             readonly=True,
             loop=True,
-            expected=not base.complete,
         ),
         DeviceSpec(
             names.source,
-            lambda inputs: source_table(loop, size, base.extents, inputs.block),
+            lambda inputs: source_table(loop_over(names.paths), size, base.extents, inputs.block),
             readonly=True,
         ),
         _thin(names.base, base.thin_id, lambda _: size, path(names.source)),
@@ -179,20 +181,22 @@ def linear_table(device: str, length: int, offset: int = 0) -> Table:
 
 
 def paths_table(devices: tuple[str, ...], length: int) -> Table:
-    return Table.of((sectors(length), dmtable.Multipath(devices)))
+    """Reads from the first of the devices that works; without any, all reads fail."""
+    target = dmtable.Multipath(devices) if devices else dmtable.Error()
+    return Table.of((sectors(length), target))
 
 
-def source_table(loop: str | None, size: int, allocated: Extents, block: int) -> Table:
-    """Allocated blocks from ``loop``, the rest from ``thunder-zero``; without a loop everything is.
+def source_table(loop: str, size: int, allocated: Extents, block: int) -> Table:
+    """Allocated blocks from ``loop``, the rest from ``thunder-zero``.
 
     Holes of the master are therefore never sent over the network. Ranges are extended to whole pool
     blocks, the unit in which the base is filled.
     """
     segments: list[tuple[int, dmtable.Target]] = []
     at = 0
-    for start, end in fill_extents(size, allocated, block) if loop else ():
+    for start, end in fill_extents(size, allocated, block):
         segments.append((sectors(start - at), dmtable.Linear(path(ZERO), sectors(at))))
-        segments.append((sectors(end - start), dmtable.Linear(loop or "", sectors(start))))
+        segments.append((sectors(end - start), dmtable.Linear(loop, sectors(start))))
         at = end
     segments.append((sectors(size - at), dmtable.Linear(path(ZERO), sectors(at))))
     return Table.of(*segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from os_brick_thunder.agent import devices
@@ -12,6 +13,10 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.state import Stack
+
+#: Seconds for which a device may be open without being in use: udev, LVM and monitoring scan all
+#: devices from time to time; and between two checks for that.
+PATIENCE, _POLL = 2.0, 0.1
 
 
 class StackDevices:
@@ -59,10 +64,19 @@ class StackDevices:
         what = f"removal of the cache of volume {stack.volume_id}"
         devices.dismantle(self._kit, layout.cache_devices(stack), what)
 
+    def are_left(self, stack: Stack) -> bool:
+        """Whether any device of a stack is in the kernel."""
+        present = {device.name for device in self._kit.dm.devices()}
+        return any(spec.name in present for spec in layout.stack_devices(stack))
+
     def are_open(self, volume_id: str) -> bool:
-        """Whether somebody has the volume's device open."""
-        name = VolumeNames(volume_id).vol
-        return any(d.name == name and d.opened for d in self._kit.dm.devices())
+        """Whether somebody has the volume's device open, for longer than a scan of all devices."""
+        name, until = VolumeNames(volume_id).vol, time.monotonic() + PATIENCE
+        while any(d.name == name and d.opened for d in self._kit.dm.devices()):
+            if time.monotonic() >= until:
+                return True
+            time.sleep(_POLL)
+        return False
 
     def exist(self, volume_id: str) -> bool:
         """Whether there is a device for the volume that could be handed out."""

@@ -29,6 +29,9 @@ from os_brick_thunder.common.state import READY, REMOVING, Stack
 
 LOG = logging.getLogger(__name__)
 
+#: Seconds after an attach within which an order to drop the volume is older than the attach.
+_JUST_NOW = 60.0
+
 
 @dataclass(frozen=True)
 class Attached:
@@ -85,7 +88,7 @@ class Stacks:
         with self._registry.lock(payload.volume_id):
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
-            if old and self._devices.are_open(old.volume_id):
+            if old and old.phase == READY and self._devices.are_open(old.volume_id):
                 return _answer(self._without_cache(old))
             if old:
                 self._remove(old)
@@ -103,11 +106,18 @@ class Stacks:
         )
         self._store.put(stack)
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:
-            undo.push(self._store.drop_stack, stack.volume_id)
+            undo.push(self._forget, stack.volume_id)
             plan, late = self._admission.prepare(stack, deadline)
             stack = self._build(dataclasses.replace(stack, reason=late), plan, deadline)
             undo.keep()
         return stack
+
+    def _forget(self, volume_id: str) -> None:
+        """Drop the entry of a stack that could not be built, unless something of it is left."""
+        stack = self._store.stacks[volume_id]
+        self._store.put_removing(stack)
+        if not self._devices.are_left(stack):
+            self._store.drop_stack(volume_id)
 
     def _build(self, stack: Stack, plan: wire.Plan | None, deadline: float) -> Stack:
         """Build the devices of a stack: with a cache if the plan has one; without if not, or if
@@ -121,6 +131,8 @@ class Stacks:
                 return self._build_cached(stack, plan, deadline)
             except errors.ThunderError as error:
                 LOG.warning("volume %s: its cache was not built: %s", stack.volume_id, error)
+                if self._devices.are_left(self._store.stacks[stack.volume_id]):
+                    raise  # not all of it could be undone: its entry tells what is left
                 stack, plan = dataclasses.replace(stack, reason=str(error)), None
         stack = dataclasses.replace(
             stack, reason=plan.reason if plan else stack.reason, recache_pending=plan is None
@@ -184,7 +196,7 @@ class Stacks:
             self._remove(stack)
 
     def _remove(self, stack: Stack) -> None:
-        self._store.put(dataclasses.replace(stack, phase=REMOVING))
+        self._store.put_removing(stack)
         self._devices.remove(stack)
         self._store.drop_stack(stack.volume_id)
         if stack.base_image_id is not None:
@@ -192,6 +204,32 @@ class Stacks:
         self._remover.forget(stack.volume_id)
         self._on_removed()
         LOG.info("volume %s is detached", stack.volume_id)
+
+    def drop(self, volume_id: str) -> None:
+        """Remove the stack of a volume that Cinder no longer has on this host.
+
+        One that was attached just now is not meant: Cinder was asked before that.
+
+        :raises errors.DeviceBusy: the volume is open; nothing was changed
+        """
+        stack = self._store.stacks.get(volume_id)
+        if stack and stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
+            LOG.warning("volume %s is no longer attached to this host", volume_id)
+            self.detach(volume_id)
+
+    def unfinished(self) -> list[str]:
+        """Volumes whose stacks were to be removed, which has failed."""
+        return [s.volume_id for s in self._store.stacks.values() if s.phase == REMOVING]
+
+    def finish_removal(self, volume_id: str) -> None:
+        """Try to remove a stack again.
+
+        :raises errors.UndoFailed: with everything that still could not be removed
+        """
+        with self._registry.lock(volume_id):
+            stack = self._store.stacks.get(volume_id)
+            if stack and stack.phase == REMOVING:
+                self._remove(stack)
 
     def extend(self, volume_id: str) -> Attached:
         """Follow the LUN's size after it grew. I/O continues.
@@ -239,7 +277,7 @@ class Stacks:
                     self._store.put(dataclasses.replace(stack, phase=READY))
                 elif stack.mode == "direct" and stack.base_image_id is not None:
                     self._remover.finish(stack)
-            except errors.ThunderError as error:  # one stuck stack must not stop the agent
+            except Exception as error:  # one stuck stack must not stop the agent
                 LOG.error("volume %s: %s", stack.volume_id, error)
 
 

@@ -68,6 +68,14 @@ def bytes_read(device: str) -> int:
     return int(_attribute(device, "stat").split()[2]) * 512
 
 
+def in_flight(device: str) -> int:
+    """Reads and writes that a device has begun and not completed (sysfs ``inflight``).
+
+    :raises errors.DeviceNotFound:
+    """
+    return sum(map(int, _attribute(device, "inflight").split()))
+
+
 def ensure_unused(device: str) -> None:
     """Check that a device is not mounted, mapped or otherwise claimed.
 

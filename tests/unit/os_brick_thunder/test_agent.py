@@ -21,10 +21,11 @@ from os_brick_thunder.agent import app, devices, ports
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.stack.stacks import Stacks
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.dmtable import Table
-from os_brick_thunder.common.state import READY, Stack, StateFile
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.state import READY, Base, Stack, StateFile
 from tests import fakes
 
 GIB = 1 << 30
@@ -94,7 +95,26 @@ class Host:
         if tripwire:
             host = faults.hooked_host(host, self.file, tripwire)
         self.app = app.build(host, dataclasses.replace(fakes.SETTINGS, **options))
+        self.store = host.store
         return self.app.agent, self.app.stack.stacks, self.app.base.bases, host.store
+
+    def catch_up(self) -> None:
+        """What a running agent does by itself, all of it once."""
+        self.app.heartbeat.catch_up()
+        for finish in self.app.reaper.unfinished().values():
+            with contextlib.suppress(errors.ThunderError):
+                finish()
+
+    def fill(self, base: Base) -> None:
+        """The pool holds all of a base's image, as after its filling."""
+        metadata: fakes.FakeMetadata = self.kit.metadata  # type: ignore[assignment]
+        metadata.filled[base.thin_id] = Extents.of([(0, base.size)])
+
+    def complete(self) -> None:
+        """The base of the image is filled."""
+        base = self.store.bases[IMAGE]
+        self.fill(base)
+        self.app.base.bases.complete(base)
 
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}
@@ -181,6 +201,30 @@ def test_two_volumes_share_one_base(host: Host) -> None:
     stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
     assert len(store.bases) == 1
     assert len(host.initiator.logged_in) == 2
+
+
+def test_volumes_are_detached_although_the_state_file_cannot_be_written(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "replace", full)
+        with pytest.raises(errors.StateError, match="No space left"):
+            stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
+        stacks.detach(VOLUME)
+        bases.remove(IMAGE)
+    assert (store.stacks, store.bases, host.leftovers(store)) == ({}, {}, [])
+    agent, _, _, store = host.agent()  # the file still has the entries
+    assert set(store.bases) == {IMAGE}
+    agent.reconcile()
+    host.catch_up()
+    assert store.stacks == {}
+    assert store.withdrawals == {}
+    assert host.leftovers(store) == []
 
 
 def test_a_volume_that_somebody_has_open_is_not_taken_down(host: Host) -> None:
@@ -463,15 +507,17 @@ def test_a_detach_that_comes_too_late_removes_what_the_connector_left(host: Host
 
 
 def test_a_complete_base_lets_go_of_its_replicas(host: Host) -> None:
-    _, stacks, bases, store = host.agent()
+    """What is above the loop device stays as it is: no read waits, and no readahead fails."""
+    _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    bases.complete(IMAGE)
+    before, begun = dict(host.dm.tables), len(host.dm.log)
+    host.complete()
     assert host.initiator.logged_in == {}
-    assert host.loops.loops == {}
-    source = host.dm.table(f"thunder-source-{IMAGE}")
-    assert source is not None
-    assert source.devices == (devnames.path(devnames.ZERO),)
+    assert host.dm.log[begun:] == [f"wipe thunder-paths-{IMAGE}"]
+    changed = {name for name in before if host.dm.tables[name] != before[name]}
+    assert changed == {f"thunder-paths-{IMAGE}"}
     assert host.dm.suspended == set()
+    assert host.leftovers(store) == []
     assert store.bases[IMAGE].paths == ()
     assert host.tracker.reports[-1].state == "complete"
     assert host.tracker.reports[-1].source is None
@@ -615,9 +661,10 @@ def test_a_second_host_opens_a_base_here(host: Host) -> None:
     assert [i for _, i in host.targets.admitted] == ["iqn.x:cmp4"]
 
 
-def _attach_and_detach(stacks: Stacks, bases: Bases) -> None:
+def _attach_and_detach(host: Host) -> None:
+    stacks, bases = host.app.stack.stacks, host.app.base.bases
     stacks.attach(PAYLOAD, LUN, soon())
-    bases.complete(IMAGE)
+    host.complete()
     stacks.detach(VOLUME)
     stacks.release_all()  # as the heartbeat does
     bases.remove(IMAGE)
@@ -625,8 +672,8 @@ def _attach_and_detach(stacks: Stacks, bases: Bases) -> None:
 
 def _count(folder: Path) -> int:
     host, tripwire = Host(folder), Tripwire()
-    _, stacks, bases, _ = host.agent(tripwire)
-    _attach_and_detach(stacks, bases)
+    host.agent(tripwire)
+    _attach_and_detach(host)
     return len(tripwire.steps)
 
 
@@ -653,7 +700,7 @@ def test_whatever_fails_while_attaching_nothing_is_left(tmp_path: Path) -> None:
             served += 1
         agent, stacks, _, store = host.agent()
         agent.reconcile()
-        host.app.heartbeat.catch_up()
+        host.catch_up()
         if tripwire.steps[at] == "tracker.close_export":  # not told again: it may never be back
             host.tracker.admitted.clear()
         for volume_id in host.app.stack.builder.candidates(()):
@@ -673,19 +720,19 @@ def test_wherever_the_agent_dies_a_restart_converges(tmp_path: Path) -> None:
         folder.mkdir()
         host, tripwire = Host(folder), Tripwire()
         tripwire.at = at
-        _, stacks, bases, _ = host.agent(tripwire)
+        host.agent(tripwire)
         with pytest.raises(Crash):
-            _attach_and_detach(stacks, bases)
-        agent, stacks, bases, store = host.agent()
+            _attach_and_detach(host)
+        agent, stacks, _, store = host.agent()
         agent.reconcile()
-        host.app.heartbeat.catch_up()
+        host.catch_up()
         where = (at, tripwire.steps[at])
         assert host.leftovers(store) == [], where
         assert host.disagreements(store) == set(), where
         assert all(stack.phase == READY for stack in store.stacks.values()), where
         assert all(base.phase == READY for base in store.bases.values()), where
         stacks.attach(PAYLOAD, LUN, soon())
-        _attach_and_detach(stacks, bases)
+        _attach_and_detach(host)
         assert store.bases == {}, where
         assert host.leftovers(store) == [], where
         assert host.disagreements(store) == set(), where
@@ -704,9 +751,9 @@ def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots:
             folder.mkdir()
             host, tripwire = Host(folder), Tripwire()
             tripwire.at = at
-            _, stacks, bases, _ = host.agent(tripwire)
+            host.agent(tripwire)
             with pytest.raises(Crash):
-                _attach_and_detach(stacks, bases)
+                _attach_and_detach(host)
             if reboots:
                 _reboot(host)
             second = Tripwire()
@@ -714,19 +761,19 @@ def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots:
             try:
                 agent, *_ = host.agent(second)
                 agent.reconcile()
-                host.app.heartbeat.catch_up()
+                host.catch_up()
                 break  # it has fewer steps than that
             except Crash:
                 died.add(second.steps[-1])
-            agent, stacks, bases, store = host.agent()
+            agent, _, _, store = host.agent()
             agent.reconcile()
-            host.app.heartbeat.catch_up()
+            host.catch_up()
             where = (tripwire.steps[-1], second.steps[-1])
             assert host.leftovers(store) == [], where
             assert host.disagreements(store) == set(), where
             assert all(e.phase == READY for e in store.stacks.values()), where
             assert all(e.phase == READY for e in store.bases.values()), where
-            _attach_and_detach(stacks, bases)
+            _attach_and_detach(host)
             assert host.leftovers(store) == [], where
             assert host.disagreements(store) == set(), where
             assert host.dm.thin_ids == {devnames.ZERO_ID}, where
@@ -734,9 +781,9 @@ def test_wherever_a_restart_dies_the_next_one_converges(tmp_path: Path, reboots:
 
 
 def test_after_a_reboot_a_complete_base_is_back_without_any_replica(host: Host) -> None:
-    _, stacks, bases, _ = host.agent()
+    _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    bases.complete(IMAGE)
+    host.complete()
     _reboot(host)
     host.tracker.down = True
     agent, _, _, store = host.agent()
@@ -751,10 +798,10 @@ def test_after_a_reboot_a_filling_base_asks_for_its_replicas_again(host: Host) -
     _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     _reboot(host)
-    agent, _, bases, store = host.agent()
+    agent, _, _, store = host.agent()
     agent.reconcile()
     assert f"thunder-base-{IMAGE}" not in host.dm.tables
-    bases.restore_absent()
+    host.catch_up()
     assert f"thunder-base-{IMAGE}" in host.dm.tables
     assert len(host.initiator.logged_in) == 2
     assert host.leftovers(store) == []
@@ -769,7 +816,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     agent, stacks, bases, store = host.agent()
     agent.reconcile()
     with pytest.raises(errors.NoReplica):
-        bases.restore_absent()
+        bases.finish(store.bases[IMAGE])
     with pytest.raises(errors.NoReplica):  # nor is it given to others
         host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0)
     assert f"thunder-base-{IMAGE}" not in host.dm.tables
@@ -778,7 +825,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     stacks.attach(PAYLOAD, LUN, soon())  # the next attach brings its sources along
     assert f"thunder-base-{IMAGE}" in host.dm.tables
     assert len(store.bases) == 1
-    bases.restore_absent()  # has nothing left to do
+    assert bases.unfinished() == []
     assert len(host.initiator.logged_in) == 2
     assert host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
 

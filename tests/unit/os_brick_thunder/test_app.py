@@ -44,7 +44,8 @@ def test_what_was_started_is_stopped(tmp_path: Path) -> None:
     agent = built(tmp_path, fakes.SETTINGS).agent
     agent.start()
     started = {thread.name for thread in set(threading.enumerate()) - before}
-    assert started == {"heartbeat", "luns", "pool-poll", "pool-space", "recache", "watch"}
+    expected = {"heartbeat", "luns", "pool-poll", "pool-space", "reaper", "recache", "watch"}
+    assert started == expected
     agent.stop()
     for thread in set(threading.enumerate()) - before:
         thread.join(10)

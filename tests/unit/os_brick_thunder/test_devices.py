@@ -35,15 +35,18 @@ def _names(graph: Graph) -> list[str]:
     return [spec.name.split("-")[1] for spec in graph if spec.expected]
 
 
-def test_a_complete_base_has_no_paths_and_no_loop() -> None:
+def test_a_base_keeps_its_devices_when_it_is_complete() -> None:
     inputs = BuildInputs(64 << 10, sources=("/dev/sdc",))
     filling = layout.base_devices(BASE, IQN)
     assert _names(filling) == ["paths", "source", "base", "export"]
+    assert filling[0].table(inputs).devices == ("/dev/sdc",)
     loop = layout.loop_over(f"thunder-paths-{IMAGE}")
     assert loop in filling[1].table(inputs).devices
     complete = layout.base_devices(dataclasses.replace(BASE, complete=True), IQN)
-    assert _names(complete) == ["source", "base", "export"]
-    assert complete[1].table(inputs).devices == (devnames.path(devnames.ZERO),)
+    assert [spec.name for spec in complete] == [spec.name for spec in filling]
+    without = BuildInputs(64 << 10)
+    assert str(complete[0].table(without)) == "0 131072 error"
+    assert complete[1].table(without) == filling[1].table(inputs)
 
 
 def test_a_stack_has_a_cache_while_it_has_thin_ids_for_it() -> None:
@@ -162,9 +165,9 @@ def test_one_more_device_is_built_audited_and_removed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_more")
 def test_one_more_device_is_restored_after_a_reboot(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    _, stacks, bases, _ = host.agent()
+    _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    bases.complete(IMAGE)
+    host.complete()
     test_agent._reboot(host)
     agent, _, _, store = host.agent()
     agent.reconcile()

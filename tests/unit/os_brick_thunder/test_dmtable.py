@@ -111,9 +111,10 @@ def test_the_table_of_a_source_with_many_holes_is_bounded() -> None:
     assert len(table.segments) <= 2 * layout.MAX_SOURCE_RANGES + 1
 
 
-def test_the_source_of_a_complete_base_reads_zeroes() -> None:
-    table = layout.source_table(None, MIB, Extents.of([(0, MIB)]), BLOCK)
-    assert str(table) == "0 2048 linear /dev/mapper/thunder-zero 0"
+def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
+    assert str(layout.paths_table((), MIB)) == "0 2048 error"
+    table = layout.source_table("/dev/loop0", MIB, Extents.of([(0, MIB)]), BLOCK)
+    assert str(table) == "0 2048 linear /dev/loop0 0"
 
 
 def test_a_volume_reads_its_cache_first_then_its_lun() -> None:

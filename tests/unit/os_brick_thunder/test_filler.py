@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -36,8 +37,8 @@ class World:
     bases: dict[str, Base]
     manifest_: wire.ImageDigests | Exception
     mapped_: Extents = field(default_factory=Extents)
-    completed: list[str] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
+    completed: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
     asked: int = 0
     dropped: list[tuple[int, int]] = field(default_factory=list)
     heal: Callable[[], None] = lambda: None
@@ -51,11 +52,13 @@ class World:
     def mapped(self, thin_id: int) -> Extents:
         return self.mapped_
 
-    def complete(self, image_id: str) -> None:
-        self.completed.append(image_id)
+    def complete(self, base: Base) -> None:
+        self.completed.append(base.thin_id)
+        base = self.bases[base.image_id]
+        self.bases[base.image_id] = dataclasses.replace(base, complete=True)
 
-    def on_wrong_bytes(self, image_id: str) -> None:
-        self.bad.append(image_id)
+    def on_wrong_bytes(self, base: Base) -> None:
+        self.bad.append(base.thin_id)
         self.heal()
 
     def source(self) -> Path:
@@ -84,7 +87,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
         "os_brick_thunder.common.policy.devnames.path", lambda name: str(tmp_path / name)
     )
-    monkeypatch.setattr(filler_module, "RETRY", 0.05)
+    monkeypatch.setattr("os_brick_thunder.common.backoff.PAUSES", (0.05,))
     data = bytearray(SIZE)
     for start, end in ALLOCATED:
         data[start:end] = os.urandom(end - start)
@@ -110,7 +113,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_a_base_is_filled_but_for_holes(world: World) -> None:
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.base() == world.expected()
@@ -121,7 +124,7 @@ def test_a_base_is_filled_but_for_holes(world: World) -> None:
 def test_what_is_mapped_is_not_written_again(world: World) -> None:
     world.mapped_ = Extents.of([(BLOCK, 4 * BLOCK), (2 * MIB, SIZE)])
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
     left = world.expected()
@@ -143,10 +146,10 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
 
     world.heal = heal
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
-    assert world.bad == ["i", "i"]
+    assert world.bad == [1, 1]
     for base in seen:
         assert base[:MIB] == world.image[:MIB]
         assert set(base[MIB:]) == {0xEE}
@@ -158,7 +161,7 @@ def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixtu
     answer = world.manifest_
     world.manifest_ = errors.TrackerUnavailable("no answer")
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.asked >= 3)
     assert set(world.base()) == {0xEE}
     world.manifest_ = answer
@@ -170,7 +173,7 @@ def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixtu
 def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
     world.manifest_ = errors.NoReplica("there is none")
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.base() == world.expected()
@@ -179,7 +182,7 @@ def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
 def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
     world.manifest_ = wire.ImageDigests("i", MIB, "")
     filler = world.filler()
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: world.asked >= 2)
     filler.stop()
     assert set(world.base()) == {0xEE}
@@ -196,7 +199,7 @@ def test_it_ends_when_its_base_goes_or_the_agent_stops(world: World, how: str) -
         return len(asked) <= 1
 
     filler = world.filler(may_fill=full)
-    filler.fill("i")
+    filler.start()
     wait_until(lambda: len(asked) >= 2)
     if how == "removed":
         base = world.bases["i"]
@@ -205,3 +208,35 @@ def test_it_ends_when_its_base_goes_or_the_agent_stops(world: World, how: str) -
     filler.stop()
     assert world.completed == []
     assert world.base() == world.image[:MIB] + b"\xee" * (SIZE - MIB)
+
+
+def test_a_base_whose_source_fails_gives_its_turn_to_the_others(world: World) -> None:
+    """There is one worker here."""
+    for image in ("broken", "broken-too"):
+        base = dataclasses.replace(world.bases["i"], image_id=image, thin_id=len(image))
+        world.bases = {image: base, **world.bases}  # without devices
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.completed == [1]
+    assert world.base() == world.expected()
+
+
+def test_another_base_of_the_image_is_filled_although_the_old_ones_worker_is_busy(
+    world: World,
+) -> None:
+    """The old one waits for space; meanwhile it is evicted, and the image gets another base."""
+    asked: list[None] = []
+
+    def full() -> bool:
+        asked.append(None)
+        if len(asked) == 1:
+            world.bases["i"] = dataclasses.replace(world.bases["i"], thin_id=2)
+        return True
+
+    filler = world.filler(may_fill=full)
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.completed == [2]

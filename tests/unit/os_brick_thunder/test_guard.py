@@ -223,7 +223,7 @@ def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
     assert "other" in world.store.withdrawals
     third = world.attach(3)  # its base is here
     assert world.modes()[third] == "cached"
-    world.bases.complete(IMAGE)
+    world.host.complete()
     world.attach(2, "other")
     assert world.modes()[second] == "cached"
 
@@ -281,9 +281,13 @@ def test_wherever_a_swap_ends_it_is_finished_later(tmp_path: Path, crash: bool) 
         host, tripwire = _attached(tmp_path / f"{crash}{at}", at)
         if not crash:
             tripwire.error = lambda: errors.ThunderError("injected")
-        with pytest.raises(Crash if crash else errors.ThunderError):
-            _swap(host)
         where = (at, counting.steps[at])
+        try:
+            _swap(host)
+            # When the base was last used: less than that does not stop a swap.
+            assert (crash, counting.steps[at]) == (False, "state.save"), where
+        except (Crash, errors.ThunderError):
+            pass
         if crash:
             agent, *_ = host.agent()
             agent.reconcile()
@@ -362,7 +366,7 @@ def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, cra
             tripwire.error = lambda: errors.ThunderError("injected")
         try:
             host.app.stack.builder.to_cached(VOLUME)
-            assert counting.steps[at].startswith("tracker.report"), where
+            assert counting.steps[at].startswith(("tracker.report", "state.save")), where
         except (Crash, errors.ThunderError):
             pass
         if crash:

@@ -40,13 +40,13 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_it_builds_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready: list[str] = []
-    monkeypatch.setattr(Filler, "fill", lambda self, image_id: ready.append(image_id))
+    woken: list[Filler] = []
+    monkeypatch.setattr(Filler, "wake", lambda self: woken.append(self))
     host.precacher.precache(IMAGE)
     assert host.store.bases[IMAGE].phase == READY
-    assert ready == [IMAGE]
+    assert len(woken) == 1
     host.precacher.precache(IMAGE)  # again: nothing more
-    assert ready == [IMAGE]
+    assert len(woken) == 1
 
 
 def test_an_image_that_no_storage_host_has(host: Host) -> None:

@@ -255,7 +255,7 @@ def test_no_cache_is_built_without_space_for_it(tmp_path: Path) -> None:
     """Neither above the low mark nor while the base does not fit below it; later it is, unasked."""
     world = World(tmp_path)
     other = world.attach(2)
-    world.bases.complete(IMAGE)
+    world.host.complete()
     world.host.tracker.plan = dataclasses.replace(ELSEWHERE, volume_id="vol-1")
     world.host.blocks.sizes["/dev/sdc"] = GIB
     world.stacks.attach(wire.Payload("vol-1", "img-9", "stor1@thunder"), "/dev/sdc", soon())
@@ -405,7 +405,7 @@ def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
             agent, *_ = host.agent()
             app = host.app
             agent.reconcile()
-            host.app.heartbeat.catch_up()
+            host.catch_up()
         assert host.dm.suspended == set(), where
         store = app.stack.stacks._store
         if not survived:

@@ -140,7 +140,7 @@ def test_a_planned_source_that_fails_costs_no_path_that_works(host: Host) -> Non
 
 def test_a_complete_base_needs_no_parent(host: Host) -> None:
     store = reading(host)
-    host.app.base.bases.complete(IMAGE)
+    host.complete()
     reports = len(host.tracker.reports)
     host.app.base.sources.reparent(IMAGE)
     assert host.tracker.excluded == []
@@ -191,17 +191,19 @@ def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
 
 def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
     reading(host)
-    assert host.app.base.health.distrust(IMAGE)
+    assert host.app.base.health.distrust(host.store.bases[IMAGE])
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
     assert host.app.base.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
-    assert not host.app.base.health.distrust(IMAGE)  # the storage host alone is left: it stays
+    assert not host.app.base.health.distrust(
+        host.store.bases[IMAGE]
+    )  # the storage host alone is left: it stays
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
 
 def test_wrong_bytes_have_the_base_read_from_another_host(host: Host) -> None:
     store = reading(host)
     watch = host.app.watch
-    watch.on_wrong_bytes(IMAGE)
+    watch.on_wrong_bytes(store.bases[IMAGE])
     _settled(watch)
     assert host.tracker.excluded == [("cmp2",)]
     assert hosts(store) == ["cmp4", "stor1"]
@@ -218,28 +220,24 @@ def test_the_watch_finds_a_new_parent_for_one_that_is_silent(host: Host) -> None
         host.app.base.bases.evict,
         clock=lambda: now[0],
     )
-    watch.check()
+    _check(watch)
     host.initiator.unreachable.add("cmp2:3260")
     host.tracker.down = True
-    watch.check()
-    _settled(watch)
+    _check(watch)
     assert watch._troubles[IMAGE].backoff.attempts == 0  # it may be back in a moment
     now[0] += watching.GRACE
-    watch.check()
-    _settled(watch)
+    _check(watch)
     assert watch._troubles[IMAGE].backoff.attempts == 1
     assert hosts(store) == ["cmp2", "stor1"]
     host.tracker.down = False
     now[0] += 4.9
-    watch.check()  # too early for another attempt
-    _settled(watch)
+    _check(watch)  # too early for another attempt
     assert host.tracker.excluded == []
     now[0] += 0.1
-    watch.check()  # the second attempt excludes none: a host that was away may be back
-    _settled(watch)
+    _check(watch)  # the second attempt excludes none: a host that was away may be back
     assert host.tracker.excluded == [()]
     assert hosts(store) == ["cmp4", "stor1"]
-    watch.check()
+    _check(watch)
     assert watch._troubles == {}
     watch.stop()
 
@@ -261,11 +259,13 @@ def test_orders_of_the_tracker_are_obeyed(host: Host) -> None:
     watch.stop()
 
 
+def _check(watch: SourceWatch) -> None:
+    watch.check()
+    _settled(watch)
+
+
 def _settled(watch: SourceWatch) -> None:
-    until = time.monotonic() + 10
-    while watch._busy:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    watch._jobs.join(10)
 
 
 def drained(host: Host, timeout: float) -> tuple[Bases, StateFile]:
@@ -380,7 +380,7 @@ def test_a_reader_that_waits_for_a_base_is_admitted_after_a_reboot(host: Host) -
         target=lambda: found.append(host.app.base.exports.open(IMAGE, CHILD, 10.0))
     )
     child.start()
-    host.app.heartbeat.catch_up()
+    host.catch_up()
     child.join(5)
     assert found[0].iqn == iqn_of("cmp1", IMAGE)
 
@@ -391,7 +391,7 @@ def test_a_base_that_went_while_it_waited_for_its_replicas_does_not_come_back(ho
     agent, _, bases, store = host.agent()
     agent.reconcile()
     bases.evict(IMAGE)
-    host.app.heartbeat.catch_up()
+    host.catch_up()
     assert store.bases == {}
     assert host.tracker.locations == set()
     assert host.leftovers(store) == []
@@ -425,7 +425,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             _reparent_and_evict(host, tripwire)
         agent, _, _, store = host.agent()
         agent.reconcile()
-        host.app.heartbeat.catch_up()
+        host.catch_up()
         assert host.leftovers(store) == [], (at, step)
         assert host.disagreements(store) == set(), (at, step)
         if base := store.bases.get(IMAGE):
@@ -464,3 +464,30 @@ def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path
         if step == "tracker.close_export":  # not told again: it may never be back
             host.tracker.admitted.clear()
         assert host.leftovers(store) == [], (at, step)
+
+
+def test_a_base_whose_replica_hangs_does_not_keep_the_others_from_failing_over(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading(host)
+    assert PLAN.image is not None
+    for number in range(10):
+        image = dataclasses.replace(PLAN.image, id=f"more-{number}")
+        host.app.base.bases.ensure(dataclasses.replace(PLAN, image=image))
+        host.dm.failed[f"thunder-paths-more-{number}"] = {f"/dev/sdm{2 * number + 3}"}
+    host.dm.failed[PATHS] = {"/dev/sdm1"}
+    goes_on, hanging = threading.Event(), {"/dev/sdm1", *(f"/dev/sdm{n}" for n in range(5, 23, 2))}
+
+    def answers(device: str) -> bool:
+        return device not in hanging or goes_on.wait(30)
+
+    monkeypatch.setattr(host.blocks, "answers", answers)
+    threading.Thread(target=host.app.watch.check, daemon=True).start()
+    until = time.monotonic() + 5
+    while host.dm.failed["thunder-paths-more-0"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert host.dm.failed[PATHS] == {"/dev/sdm1"}
+    goes_on.set()
+    _settled(host.app.watch)
+    assert host.dm.failed[PATHS] == set()

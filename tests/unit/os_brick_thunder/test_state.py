@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from os_brick_thunder.common.state import OPEN, READY, STALE, Base, ReplicaPath, Stack, StateFile
+import pytest
+
+from os_brick_thunder.common import errors, files
+from os_brick_thunder.common.state import (
+    OPEN,
+    READY,
+    REMOVING,
+    STALE,
+    Base,
+    ReplicaPath,
+    Stack,
+    StateFile,
+)
 
 BASE = Base("img-1", 1 << 20, ((0, 4096),), "l1", 3, READY)
 
@@ -91,3 +105,70 @@ def test_the_file_always_has_the_newest_of_every_entry(tmp_path: Path) -> None:
     assert [base["image_id"] for base in written["bases"]] == ["img-2"]
     assert (written["stacks"], written["releases"]) == ([], {"vol-1": "stor1@thunder"})
     assert written["withdrawals"] == {"img-1": "l1"}
+
+
+def test_what_a_newer_agent_wrote_is_read_without_the_keys_that_are_unknown(
+    tmp_path: Path,
+) -> None:
+    """After a downgrade."""
+    path = ReplicaPath("stor1", "l0", "stor1@thunder", "iqn.x", "10.0.0.1:3260")
+    base = dataclasses.replace(BASE, paths=(path,))
+    entry = {**base.to_json(), "paths": [{**vars(path), "colour": 1}], "colour": 1}
+    stack = Stack("vol-1", "stor1@thunder", "/dev/sdb", "direct")
+    document = {
+        "version": 1, "bases": [entry], "stacks": [{**stack.to_json(), "colour": 1}],
+        "next_thin_id": 4, "releases": {}, "colour": 1,
+    }  # fmt: skip
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps(document))
+    assert StateFile(file).bases == {"img-1": base}
+    assert StateFile(file).stacks == {"vol-1": stack}
+
+
+def full(path: Path, text: str) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: store.put(dataclasses.replace(BASE, complete=True)),
+        lambda store: store.put(Stack("vol-2", "stor1@thunder", "/dev/sdc", "direct")),
+        lambda store: store.new_thin_id(),
+        lambda store: store.adopt_pool("p", 9),
+    ],
+)
+def test_what_cannot_be_written_was_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[StateFile], None]
+) -> None:
+    store = StateFile(tmp_path / "state.json")
+    store.put(BASE)
+    before = store.bases, store.stacks, store.pool
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "replace", full)
+        with pytest.raises(errors.StateError, match=r"cannot be written: .* No space left"):
+            change(store)
+    assert (store.bases, store.stacks, store.pool) == before
+    assert store.new_thin_id() == 1
+    assert StateFile(tmp_path / "state.json").bases == store.bases
+
+
+def test_what_was_removed_is_forgotten_although_that_cannot_be_written_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "state.json"
+    store, stack = StateFile(file), Stack("vol-1", "stor1@thunder", "/dev/sdb", "direct")
+    store.put(BASE)
+    store.put(stack)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "replace", full)
+        store.put_removing(BASE)
+        assert store.bases["img-1"].phase == REMOVING
+        store.drop_base("img-1")
+        store.drop_stack("vol-1")
+        store.released("vol-1")
+    assert (store.bases, store.stacks, store.releases) == ({}, {}, {})
+    assert StateFile(file).stacks == {"vol-1": stack}  # a restart finds that its devices have gone
+    store.withdrawn("img-unknown")  # changes nothing, and writes what is due
+    assert (StateFile(file).bases, StateFile(file).stacks) == ({}, {})
+    assert StateFile(file).withdrawals == {"img-1": "l1"}
