@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import waitress
 from oslo_config import cfg
@@ -19,10 +20,11 @@ from os_brick_thunder.agent import app
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
 from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
-from os_brick_thunder.agent.mechanism import cachemeta
+from os_brick_thunder.agent.mechanism import cachemeta, hostlock
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.mechanism.losetup import LoSetup
-from os_brick_thunder.agent.ports import Host, Kit
+from os_brick_thunder.agent.policy import identity
+from os_brick_thunder.agent.ports import Host, Kit, PoolMetadata
 from os_brick_thunder.common import conf as options
 from os_brick_thunder.common import errors, rpc, wire
 from os_brick_thunder.common.mechanism import blockdev
@@ -51,9 +53,7 @@ def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
     )
 
 
-def _kit(conf: Any) -> Kit:
-    dm = DmIoctl()
-    pool = LocalPool(dm)
+def _kit(conf: Any, pool: LocalPool) -> Kit:
     device = conf.pool_device
     if bool(device) == bool(conf.pool_volume_group):
         raise errors.PoolError("set one of pool_device and pool_volume_group for the local pool")
@@ -62,14 +62,14 @@ def _kit(conf: Any) -> Kit:
     if not device:
         device = pool.resolve_group(conf.pool_volume_group, conf.pool_size_gib)
     pool.open(device, conf.pool_block_kib << 10)
-    return kernel_kit(dm, pool)
+    return kernel_kit(DmIoctl(), pool)
 
 
 def kernel_host(conf: cfg.ConfigOpts, transport: Any) -> Host:
     """This host, as the options describe it, with its pool open.
 
     :param transport: oslo.messaging's, to the trackers
-    :raises errors.ThunderError: an option is wrong, or the host is not prepared
+    :raises errors.ThunderError: an option is wrong, the host is not prepared, or another agent runs
     """
     mine = conf.thunder
     if not mine.address:
@@ -86,8 +86,48 @@ def kernel_host(conf: cfg.ConfigOpts, transport: Any) -> Host:
         zone=mine.zone,
         initiator=iscsi.initiator_name(),
     )
+    hostlock.hold(Path(f"{mine.state_file}.lock"))
     store = StateFile(Path(mine.state_file))
-    return Host(_kit(mine), store, rpc.RpcTracker(transport, mine.rpc_timeout), topology)
+    pool = LocalPool(DmIoctl())
+    kit = _kit(mine, pool)
+    try:
+        claim(store, pool, kit.metadata)
+    except errors.StateError:
+        if pool.assembled:
+            pool.close()
+        raise
+    return Host(kit, store, rpc.RpcTracker(transport, mine.rpc_timeout), topology)
+
+
+class IdentifiedPool(Protocol):
+    """A local pool that can be told from others."""
+
+    @property
+    def identity(self) -> str: ...
+    def identify(self, identity: str) -> None: ...
+
+
+def claim(store: StateFile, pool: IdentifiedPool, metadata: PoolMetadata) -> None:
+    """Make sure that the state file is that of this pool. Whichever has no identity gets one.
+
+    :raises errors.StateError: it is that of another pool; nothing was changed
+    """
+    found = pool.identity
+    if found and found == store.pool:
+        return
+    present = metadata.ids() - {devnames.ZERO_ID}
+    claims = identity.Claims(store.pool, store.thin_ids, store.next_thin_id)
+    if not identity.belong_together(claims, found, present):
+        raise errors.StateError(
+            f"the state file is that of another local pool ({store.pool or 'without identity'}) "
+            f"than the one on this host ({found or 'without identity'}): set pool_device, or "
+            "pool_volume_group, to this host's own pool. To begin anew with this one, detach this "
+            "host's volumes and move the state file away; no volume's data is in either"
+        )
+    if not found:
+        found = uuid.uuid4().hex
+        pool.identify(found)
+    store.adopt_pool(found, max(present, default=devnames.ZERO_ID) + 1)
 
 
 def serve(conf: cfg.ConfigOpts, host: Host, transport: Any) -> None:

@@ -282,6 +282,20 @@ class StateFile:
         with self._lock:
             return self._doc.pool
 
+    @property
+    def thin_ids(self) -> frozenset[int]:
+        """The thin ids of all entries that are ready: something is under each of them."""
+        doc = self._doc
+        ready = [stack for stack in doc.stacks.values() if stack.phase == READY]
+        ids = {base.thin_id for base in doc.bases.values() if base.phase == READY}
+        ids.update(i for stack in ready for i in (stack.local_id, stack.meta_id) if i is not None)
+        return frozenset(ids)
+
+    @property
+    def next_thin_id(self) -> int:
+        """This id and those after it were never used."""
+        return self._doc.next_thin_id
+
     def adopt_pool(self, pool: str, unused_id: int) -> None:
         """Record the pool that this host's thin ids are in.
 

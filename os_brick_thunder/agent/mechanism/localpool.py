@@ -1,7 +1,8 @@
 """The local thin pool, on a device of its own.
 
 Layout of the device: a label (1 MiB), the pool's metadata, the pool's data. A device is formatted
-only if it is blank where the label belongs; one with other data there is never written.
+only if it is blank where the label belongs; one with other data there is never written. The pool's
+identity is beside the label, which older agents read and would not understand with it inside.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MIB = 1 << 20
 MAGIC = "THUNDER-POOL"
 LABEL_LENGTH = MIB
 _LABEL_OFFSET = 4096
+_IDENTITY_OFFSET = 8192
 _CHECKED = 64 << 10  # bytes that must be zero on a device that counts as blank
 #: The kernel's limit of a thin pool's metadata, just below 16 GiB: thin-provisioning.rst.
 _METADATA_MAX = 16192 * MIB
@@ -64,6 +66,8 @@ class LocalPool:
         self._dm = dm
         self._run = runner
         self.block = 0
+        self.assembled = False
+        self._device = ""
 
     def resolve_group(self, group: str, size_gib: int) -> str:
         """Path of the pool's LV in a volume group. The LV is created if it does not exist.
@@ -94,6 +98,8 @@ class LocalPool:
     def open(self, device: str, block: int) -> None:
         """Assemble the pool; a blank device is formatted first. Idempotent.
 
+        ``assembled`` tells whether this call did it, or found it done by an earlier agent.
+
         :param block: bytes; for a new pool only, an existing one keeps its block size
         :raises errors.DeviceNotFound, errors.DeviceBusy, errors.ForeignData: nothing was written
         """
@@ -114,7 +120,7 @@ class LocalPool:
             if not label.ready:
                 label = self._format(device, label)
         assert label is not None  # noqa: S101 - for mypy: an assembled pool without one was refused
-        self.block = label.block
+        self.block, self.assembled, self._device = label.block, not assembled, device
         for name, table in self._tables(device, label):
             self._dm.create(name, table)
         if self._dm.table(devnames.ZERO) is None:
@@ -122,6 +128,18 @@ class LocalPool:
                 self.create_thin(devnames.ZERO_ID)
             zero = layout.thin_table(devnames.ZERO_LENGTH, devnames.ZERO_ID)
             self._dm.create(devnames.ZERO, zero, readonly=True)
+
+    @property
+    def identity(self) -> str:
+        """What tells this pool from all others; empty if it was given none yet."""
+        with open(self._device, "rb") as file:
+            file.seek(_IDENTITY_OFFSET)
+            raw = file.read(4096).rstrip(b"\0")
+        return raw.decode(errors="replace")
+
+    def identify(self, identity: str) -> None:
+        """Give the pool its identity, for good."""
+        self._write(self._device, _IDENTITY_OFFSET, identity.encode().ljust(4096, b"\0"))
 
     def create_thin(self, thin_id: int) -> None:
         self._dm.message(devnames.POOL, f"create_thin {thin_id}")

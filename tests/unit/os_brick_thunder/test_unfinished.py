@@ -218,22 +218,20 @@ def test_what_cannot_be_swept_does_not_stop_the_agent(
     assert f"thunder-cached-{VOLUME}" not in host.dm.tables
 
 
-def test_a_chore_that_fails_does_not_keep_the_tracker_from_being_told(
+def test_a_base_that_cannot_be_reported_does_not_keep_the_others_from_it(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, stacks, _, _ = host.agent()
-    stacks.attach(PAYLOAD, LUN, soon())
-    host.tracker.down = True
-    stacks.detach(VOLUME)
-    host.app.stack.stacks.release_all()
-    host.tracker.down = False
+    host.agent()[1].attach(PAYLOAD, LUN, soon())
+    second_image(host)
 
     def broken(thin_id: int) -> Extents:
         raise errors.ProcessError(["thin_dump"], 1, "metadata contains errors")
 
     monkeypatch.setattr(host.kit.metadata, "mapped", broken)
+    before = len(host.tracker.reports)
     host.app.heartbeat.beat()
-    assert host.tracker.stacks == set()
+    found = [(report.image_id, report.state) for report in host.tracker.reports[before:]]
+    assert found == [(OTHER, "complete")]
 
 
 # -- removals --------------------------------------------------------------------------------
