@@ -26,6 +26,8 @@ from os_brick_thunder.common import errors, wire
 LOG = logging.getLogger(__name__)
 
 GIB = 1 << 30
+#: Added to the name of an LV that is about to replace the LV of a volume.
+_REVERTED = "-reverted"
 
 
 @interface.volumedriver
@@ -74,6 +76,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             self.host, self.configuration, self._database, self.vg, lambda: bool(self.initialized)
         )
         self._masters = self._backend.masters
+        self._volumes = self._backend.volumes
         self._backend.start()
 
     # Volumes
@@ -121,6 +124,25 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         update = super().create_cloned_volume(volume, src_vref)
         self._note(self._database.volumes.inherit, volume.id, src_vref["id"], self.host)
         return update
+
+    def revert_to_snapshot(self, context: Any, volume: Any, snapshot: Any) -> None:
+        """Replace the LV by a new thin snapshot of its snapshot.
+
+        Cinder's LVM driver cannot revert thin volumes. The copy that Cinder makes instead skips
+        zeros, so that what was written where the snapshot has zeros would remain.
+        """
+        new = f"{volume.name}{_REVERTED}"
+        names = self._volumes.names()
+        if new in names:  # of an attempt that was interrupted
+            self._volumes.remove(new)
+        self._volumes.snapshot(new, self._escape_snapshot(snapshot.name))
+        try:
+            if volume.name in names:
+                self._volumes.remove(volume.name)
+        except errors.ProcessError:  # in use
+            self._volumes.remove(new)
+            raise
+        self._volumes.rename(new, volume.name)
 
     def delete_volume(self, volume: Any) -> None:
         super().delete_volume(volume)

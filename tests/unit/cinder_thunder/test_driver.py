@@ -23,7 +23,7 @@ from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.driver import ThunderDriver
 from cinder_thunder.masters.masters import MASTER, Masters
 from cinder_thunder.masters.peers import Peers
-from os_brick_thunder.common import wire
+from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.periodic import Task
 from os_brick_thunder.common.policy.extents import Extents
 from tests.fake_storage import FileVolumes
@@ -66,6 +66,7 @@ def driver(
     driver.db = CinderDb()
     driver._database = database
     driver._masters = Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
+    driver._volumes = volumes
     return driver
 
 
@@ -259,6 +260,40 @@ def test_a_migrated_volume_shares_nothing(
     assert database.volumes.get(new.id) is not None
     assert driver.migrate_volume(None, new, {"moves": True}) == (True, None)
     assert database.volumes.get(new.id) is None
+
+
+def test_a_revert_also_restores_zeros(driver: Any, volumes: FileVolumes) -> None:
+    """By a new snapshot: Cinder's copy for drivers that cannot revert skips zeros."""
+    volume, snapshot = cinder_volume(1), SimpleNamespace(name="snapshot-s")
+    taken, current = volumes.folder / "_snapshot-s", volumes.folder / volume.name
+    taken.write_bytes(bytes(4) + b"then")
+    current.write_bytes(b"now, now")
+    left = volumes.folder / f"{volume.name}-reverted"
+    left.write_bytes(b"of a process that was killed")
+    driver.revert_to_snapshot(None, volume, snapshot)
+    assert current.read_bytes() == taken.read_bytes() == bytes(4) + b"then"
+    current.unlink()  # killed after the removal
+    driver.revert_to_snapshot(None, volume, snapshot)
+    assert current.read_bytes() == taken.read_bytes()
+    assert volumes.names() == {"_snapshot-s", volume.name}
+
+
+def test_a_revert_that_lvm_refuses_changes_nothing(driver: Any, volumes: FileVolumes) -> None:
+    volume, snapshot = cinder_volume(1), SimpleNamespace(name="snapshot-s")
+    (volumes.folder / "_snapshot-s").write_bytes(b"then")
+    (volumes.folder / volume.name).write_bytes(b"now!")
+    remove = volumes.remove
+
+    def in_use(name: str) -> None:
+        if name == volume.name:
+            raise errors.ProcessError(("lvremove",), 5, "in use")
+        remove(name)
+
+    volumes.remove = in_use  # type: ignore[method-assign]
+    with pytest.raises(errors.ProcessError):
+        driver.revert_to_snapshot(None, volume, snapshot)
+    assert (volumes.folder / volume.name).read_bytes() == b"now!"
+    assert volumes.names() == {"_snapshot-s", volume.name}
 
 
 def test_masters_cannot_be_managed(
