@@ -23,7 +23,9 @@ VOLUME_TYPE = "thunder"
 BACKEND = "thunder"
 #: Name of a backend and volume type of Cinder's LVM driver, and the driver.
 PLAIN, LVM = "lvm", "cinder.volume.drivers.lvm.LVMVolumeDriver"
-VOLUME_GROUP = "cinder-volumes"
+VOLUME_GROUP, PLAIN_GROUP = "cinder-volumes", "plain-volumes"
+#: The key of all encrypted volumes, in hex.
+FIXED_KEY = "5c" * 32
 KEYSTONE_PORT, GLANCE_PORT, CINDER_PORT = 5000, 9292, 8776
 NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
 IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
@@ -173,6 +175,9 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
         "report_interval": 5,
         "service_down_time": pace.whole(30),
         "rpc_response_timeout": pace.whole(60),  # oslo.messaging's default
+        "enable_force_upload": True,
+        "backup_driver": "cinder.backup.drivers.posix.PosixBackupDriver",
+        "backup_posix_path": state / "backup",
         # Cinder's three defaults, and one that lets a test exclude a backend.
         "scheduler_default_filters": "AvailabilityZoneFilter,CapacityFilter,CapabilitiesFilter,"
         "DifferentBackendFilter",
@@ -187,6 +192,10 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
         "oslo_concurrency": {"lock_path": state / "locks"},
         "privsep_osbrick": {"helper_command": helper},
         "cinder_sys_admin": {"helper_command": helper},
+        "key_manager": {
+            "backend": "cinder.keymgr.conf_key_mgr.ConfKeyManager",
+            "fixed_key": FIXED_KEY,
+        },
     }
     return ini({**common, **{k: v for k, v in extra.items() if k != "DEFAULT"}})
 
@@ -202,13 +211,7 @@ def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sect
 
     :param plain: add a backend of Cinder's LVM driver, on the same disks
     """
-    common: dict[str, object] = {
-        "volume_group": VOLUME_GROUP,
-        "lvm_type": "thin",
-        "target_helper": "lioadm",
-        "target_protocol": "iscsi",
-        "target_ip_address": spec.address,
-    }
+    common = _lvm(spec, VOLUME_GROUP)
     backend = {"volume_driver": driver, "volume_backend_name": BACKEND, **common}
     if driver.startswith("cinder_thunder."):
         backend |= {
@@ -221,6 +224,23 @@ def storage_backend(spec: NodeSpec, driver: str, *, plain: bool = False) -> Sect
     if plain:
         backends[PLAIN] = {"volume_driver": LVM, "volume_backend_name": PLAIN, **common}
     return {"DEFAULT": {"enabled_backends": ",".join(backends), "host": spec.name}, **backends}
+
+
+def plain_backend(spec: NodeSpec) -> Sections:
+    """The same for a cinder-volume of Cinder's LVM driver alone, in a volume group of its own."""
+    backend = {"volume_driver": LVM, "volume_backend_name": PLAIN, **_lvm(spec, PLAIN_GROUP)}
+    return {"DEFAULT": {"enabled_backends": PLAIN, "host": spec.name}, PLAIN: backend}
+
+
+def _lvm(spec: NodeSpec, group: str) -> dict[str, object]:
+    """Options of a backend that both drivers have."""
+    return {
+        "volume_group": group,
+        "lvm_type": "thin",
+        "target_helper": "lioadm",
+        "target_protocol": "iscsi",
+        "target_ip_address": spec.address,
+    }
 
 
 def tracker_limits() -> dict[str, float]:

@@ -220,6 +220,32 @@ def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Servic
     )
 
 
+def plain_volume(spec: NodeSpec) -> Service:
+    """A second cinder-volume: Cinder's LVM driver, with a volume group on a file."""
+    state, group = Path("/var/lib/cinder-plain"), config.PLAIN_GROUP
+    disk, backends = f"{state}/disk", config.plain_backend(spec)
+    return Service(
+        "cinder-volume-plain",
+        (f"{sys.prefix}/bin/cinder-volume", "--config-file", f"{state}/cinder.conf"),
+        before=f"mkdir -p {state}/conversion {state}/locks\n"
+        f"vgs {group} > /dev/null 2>&1 && exit\n"
+        f"truncate -s 8G {disk} && vgcreate -q {group} $(losetup --find --show {disk})",
+        ready=logged("Driver post RPC initialization completed successfully"),
+        files={f"{state}/cinder.conf": config.cinder(state, spec.address, backends)},
+    )
+
+
+def cinder_backup() -> Service:
+    """cinder-backup of a storage node, with cinder-volume's configuration."""
+    conf = "/var/lib/cinder/cinder.conf"
+    return Service(
+        "cinder-backup",
+        (f"{sys.prefix}/bin/cinder-backup", "--config-file", conf),
+        ready=logged("Starting cinder-backup node"),
+        before="mkdir -p /var/lib/cinder/backup",
+    )
+
+
 def thunder_agent(spec: NodeSpec) -> Service:
     """thunder-agent of a compute node."""
     conf = "/etc/thunder/thunder.conf"

@@ -2,7 +2,8 @@
 
 ::
 
-    … blocks hash DEVICE LENGTH              SHA-256 of its first LENGTH bytes
+    … blocks hash DEVICE LENGTH [FROM [LENGTH FROM]…]
+                                             SHA-256 of LENGTH bytes, by default of the first ones
     … blocks write DEVICE SEED OFFSET…       a page of known bytes at each offset
     … blocks verify DEVICE SEED OFFSET…      exit code 1 and the offsets that differ
     … blocks fill DEVICE SEED LENGTH         write its first LENGTH bytes, report stalls
@@ -37,15 +38,15 @@ def pattern(seed: str, offset: int) -> bytes:
     return word * (PAGE // len(word))
 
 
-def digest(device: str, length: int) -> str:
-    """SHA-256 of the first ``length`` bytes of a device, in hex."""
+def digest(device: str, length: int, begin: int = 0) -> str:
+    """SHA-256 of ``length`` bytes of a device, in hex; ``begin`` is a multiple of a page."""
     found = hashlib.sha256()
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, _CHUNK) as buffer:
-            at = 0
-            while at < length:
-                count = min(os.preadv(fd, [buffer], at), length - at)
+            at, end = begin, begin + length
+            while at < end:
+                count = min(os.preadv(fd, [buffer], at), end - at)
                 if count <= 0:
                     raise OSError(f"{device} ends at {at}")
                 found.update(memoryview(buffer)[:count])
@@ -230,7 +231,9 @@ def watch(device: str, seed: str, length: int, seconds: float, cache: str) -> di
 def main(arguments: list[str]) -> int:
     verb, device, *rest = arguments
     if verb == "hash":
-        print(digest(device, int(rest[0])))
+        numbers = [*map(int, rest), 0][: len(rest) + len(rest) % 2]
+        for count, at in zip(numbers[::2], numbers[1::2], strict=True):
+            print(digest(device, count, at))
     elif verb == "write":
         write(device, rest[0], map(int, rest[1:]))
     elif verb == "verify":

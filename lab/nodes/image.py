@@ -14,6 +14,7 @@ from lab.shell import run
 
 #: Installed in every node, beside the packages of priority "required".
 PACKAGES = (
+    "cryptsetup-bin",
     "dbus",
     "dmsetup",
     "e2fsprogs",

@@ -264,8 +264,13 @@ class Journey:
 
     def digest(self, node: Node, path: str, length: int) -> str:
         """SHA-256 of the first ``length`` bytes of a device in a node."""
-        done = node.run(f"python -m lab.inside.blocks hash {path} {length}", timeout=600)
-        return done.stdout.strip()
+        return self.digests(node, path, [(0, length)])[0]
+
+    def digests(self, node: Node, path: str, parts: Iterable[tuple[int, int]]) -> list[str]:
+        """SHA-256 of parts (first byte, length) of a device in a node."""
+        numbers = " ".join(f"{length} {begin}" for begin, length in parts)
+        done = node.run(f"python -m lab.inside.blocks hash {path} {numbers}", timeout=600)
+        return done.stdout.split()
 
     def write(self, node: Node, path: str, seed: str, offsets: Iterable[int]) -> None:
         """Write known pages (``lab.inside.blocks.pattern``) at byte offsets."""

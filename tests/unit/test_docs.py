@@ -34,3 +34,17 @@ def test_files_of_the_architecture() -> None:
         name for name in named if not any((TREE / folder / name).exists() for folder in SHORTENED)
     }
     assert missing == set()
+
+
+def test_claims_name_tests_that_exist() -> None:
+    text = (TREE / "doc" / "claims.md").read_text()
+    life = {("tests/lab/test_lifecycle.py", name) for name in re.findall(r"\| `(test_\w+)`", text)}
+    named = life | set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text))
+    assert len(life) > 10
+    assert len(named) > 60
+    missing = [
+        f"{file}::{test}"
+        for file, test in sorted(named)
+        if not (TREE / file).exists() or f"def {test}(" not in (TREE / file).read_text()
+    ]
+    assert missing == []
