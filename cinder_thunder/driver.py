@@ -229,7 +229,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         shared = bool(super().terminate_connection(volume, connector, **kwargs))
         topology = announced(connector)
         if topology is not None:  # the agent releases the stack itself, unless it is down
-            self._note(self._database.volumes.release_stack, volume.id, topology.host)
+            self._note(self._database.volumes.detach_stack, volume.id, topology.host)
         return shared
 
     def _note(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -15,16 +15,38 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """A host that a volume is attached to, or is about to be.
+
+    :ivar initiator: its iSCSI name; empty if Cinder does not know it
+    """
+
+    host: str
+    initiator: str = ""
+
+    def is_of(self, asking: wire.Topology) -> bool:
+        """Whether it is of this very host: two hosts may have one name."""
+        return self.host == asking.host and (
+            not self.initiator or not asking.initiator or self.initiator == asking.initiator
+        )
+
+    def may_be_of(self, asking: wire.Topology) -> bool:
+        """Whether it may be of this host, under whatever name."""
+        return self.host == asking.host or (
+            bool(self.initiator) and self.initiator == asking.initiator
+        )
+
+
+@dataclass(frozen=True)
 class CinderVolume:
     """A volume as Cinder's database describes it.
 
     :ivar name: of its LV
-    :ivar hosts: where it is attached, or about to be
     """
 
     name: str
     multiattach: bool
-    hosts: frozenset[str]
+    attachments: frozenset[Attachment]
 
 
 def find_volume(volume_id: str) -> CinderVolume | None:
@@ -32,15 +54,16 @@ def find_volume(volume_id: str) -> CinderVolume | None:
     volume = _get(volume_id)
     if volume is None:
         return None
-    hosts = set()
+    attachments = set()
     for attachment in volume.volume_attachment:
         connector = attachment.connector or {}
         topology = announced(connector)
         # Nova and the agent may call a host by different names: the agent's counts first.
         host = topology.host if topology else connector.get("host") or attachment.attached_host
         if host:
-            hosts.add(host)
-    return CinderVolume(volume.name, bool(volume.multiattach), frozenset(hosts))
+            initiator = topology.initiator if topology else connector.get("initiator") or ""
+            attachments.add(Attachment(host, initiator))
+    return CinderVolume(volume.name, bool(volume.multiattach), frozenset(attachments))
 
 
 def is_on(volume_id: str, backend: str) -> bool:

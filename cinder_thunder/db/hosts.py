@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,9 @@ from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
+
+#: Seconds for which a host that was refused is shown beside the one that has its name.
+RIVAL_COUNTS = 600.0
 
 
 class HostTable:
@@ -25,21 +29,61 @@ class HostTable:
         """Register a host, or record that it is alive and where it is.
 
         :param free: bytes that it can still allocate for masters; None leaves the last value
+        :raises errors.HostConflict: another host that is alive has its name or its initiator name.
+            That a host has another address than before counts only after it was dead
         """
         now = self._transactions.now()
         with self._transactions.write() as session:
             row = session.get(models.HostRow, topology.host)
-            if row is None:
-                row = models.HostRow(host=topology.host)
-            elif self._transactions.state(row.heartbeat_at, now) != ranking.ALIVE:
-                row.back_at = now
-            row.kind = topology.kind
-            row.rack, row.zone = topology.rack, topology.zone
-            row.address, row.initiator = topology.address, topology.initiator
-            row.heartbeat_at = now
-            if free is not None:
-                row.free = free
-            session.add(row)
+            rival = self._rival(session, row, topology)
+            if rival is not None:
+                rival.rival, rival.rival_at = _described(topology), now
+                conflict = errors.HostConflict(_described(topology), _described(rival))
+            elif row is None:
+                self._register(session, models.HostRow(host=topology.host), topology, free)
+            else:
+                if self._transactions.state(row.heartbeat_at, now) != ranking.ALIVE:
+                    row.back_at = now
+                self._register(session, row, topology, free)
+        if rival is not None:
+            raise conflict
+
+    def _register(
+        self, session: Session, row: models.HostRow, topology: wire.Topology, free: int | None
+    ) -> None:
+        row.kind = topology.kind
+        row.rack, row.zone = topology.rack, topology.zone
+        row.address, row.initiator = topology.address, topology.initiator
+        row.heartbeat_at = self._transactions.now()
+        if free is not None:
+            row.free = free
+        session.add(row)
+
+    def _rival(
+        self, session: Session, own: models.HostRow | None, topology: wire.Topology
+    ) -> models.HostRow | None:
+        """Another host that is alive and has this one's name or initiator name.
+
+        :param own: the row with its name
+        """
+        now, found = self._transactions.now(), models.HostRow
+        identity = topology.address, topology.initiator
+        if (
+            own is not None
+            and (own.address, own.initiator) != identity
+            and self._transactions.state(own.heartbeat_at, now) != ranking.DEAD
+        ):
+            return own
+        if not topology.initiator:  # a storage host
+            return None
+        alive = now - timedelta(seconds=self._transactions.heartbeat_timeout)
+        return session.scalars(
+            sa.select(found).where(
+                found.initiator == topology.initiator,
+                found.host != topology.host,
+                found.heartbeat_at > alive,
+            )
+        ).first()
 
     def all(self) -> list[KnownHost]:
         """Every host that ever sent a heartbeat, by name."""
@@ -57,9 +101,17 @@ class HostTable:
                     state=self._transactions.state(row.heartbeat_at, now),
                     drained=row.drained,
                     free=row.free,
+                    initiator=row.initiator,
+                    rival=self._recent_rival(row, now),
                 )
                 for row in rows
             ]
+
+    @staticmethod
+    def _recent_rival(row: models.HostRow, now: datetime) -> str:
+        if row.rival is None or row.rival_at is None:
+            return ""
+        return row.rival if (now - row.rival_at).total_seconds() < RIVAL_COUNTS else ""
 
     @retried
     def set_drained(self, host: str, drained: bool) -> None:
@@ -78,6 +130,11 @@ class HostTable:
                     f"{known or 'none, as no host has sent a heartbeat'}"
                 )
             row.drained = drained
+
+
+def _described(host: wire.Topology | models.HostRow) -> str:
+    """At most 255 characters, as its column holds."""
+    return f"{host.host} at {host.address} ({host.initiator or 'no initiator'})"[:255]
 
 
 def host_states(

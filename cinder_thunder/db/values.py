@@ -33,6 +33,8 @@ class KnownHost:
     :ivar state: "alive", "suspect" or "dead"
     :ivar drained: the operator has excluded it as a source
     :ivar free: bytes that a storage host can still allocate; None if it did not say
+    :ivar rival: another host that was refused lately, because it uses this one's name or initiator
+        name; empty if there was none
     """
 
     host: str
@@ -44,6 +46,8 @@ class KnownHost:
     state: str
     drained: bool = False
     free: int | None = None
+    initiator: str = ""
+    rival: str = ""
 
     @property
     def alive(self) -> bool:
@@ -84,6 +88,20 @@ class RecordedStack:
     host: str
     mode: str
     alive: bool
+
+
+@dataclass(frozen=True)
+class HostedStack:
+    """A stack as its host's heartbeat finds it.
+
+    :ivar may_be_cached: it is direct, and its volume shares an image
+    :ivar unlisted: seconds for which Cinder has not listed the volume as attached to the host;
+        None while it does
+    """
+
+    volume_id: str
+    may_be_cached: bool
+    unlisted: float | None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.hosts import host_states
-from cinder_thunder.db.values import ClonedVolume, RecordedStack
+from cinder_thunder.db.values import ClonedVolume, HostedStack, RecordedStack
+
+#: The mode of a stack that Cinder has detached, but whose host has not released it.
+DETACHED = "detached"
 
 
 class VolumeTable:
@@ -59,22 +64,27 @@ class VolumeTable:
 
     @retried
     def drop(self, volume_id: str) -> None:
-        """Forget a volume that was deleted, or no longer shares blocks; absent is success."""
+        """Forget a volume that was deleted, or no longer shares blocks; absent is success.
+
+        Hosts that still have devices for it are ordered to remove them.
+        """
         with self._transactions.write() as session:
-            session.execute(
-                sa.delete(models.StackRow).where(models.StackRow.volume_id == volume_id)
-            )
+            self._detach(session, models.StackRow.volume_id == volume_id)
             session.execute(sa.delete(models.VolumeRow).where(models.VolumeRow.id == volume_id))
 
     # Stacks
 
     def stacks(self, volume_id: str) -> list[RecordedStack]:
-        """Every host that has, or is about to have, devices for the volume."""
+        """Every host that has, or is about to have, devices for the volume.
+
+        Without those that Cinder has detached, which may have devices left.
+        """
+        row = models.StackRow
         with self._transactions.read() as session:
-            mine = models.StackRow.volume_id == volume_id
-            among = sa.select(models.StackRow.host).where(mine)
+            mine = row.volume_id == volume_id, row.mode != DETACHED
+            among = sa.select(row.host).where(*mine)
             hosts = host_states(self._transactions, session, among)
-            rows = session.scalars(sa.select(models.StackRow).where(mine))
+            rows = session.scalars(sa.select(row).where(*mine))
             return [
                 RecordedStack(
                     row.volume_id, row.host, row.mode, row.host in hosts and hosts[row.host].alive
@@ -82,17 +92,59 @@ class VolumeTable:
                 for row in rows
             ]
 
-    def direct(self, host: str) -> list[str]:
-        """Volumes that share an image and that a host was told to use without a cache."""
+    def stacks_on(self, host: str) -> list[HostedStack]:
+        """What a host has, or may have left, by volume."""
+        now, row, volume = self._transactions.now(), models.StackRow, models.VolumeRow
         with self._transactions.read() as session:
-            return list(
-                session.scalars(
-                    sa.select(models.StackRow.volume_id)
-                    .join(models.VolumeRow, models.VolumeRow.id == models.StackRow.volume_id)
-                    .where(models.StackRow.host == host, models.StackRow.mode == "direct")
-                    .order_by(models.StackRow.volume_id)
-                )
+            rows = session.execute(
+                sa.select(row.volume_id, row.mode, row.unlisted_at, volume.id)
+                .join(volume, volume.id == row.volume_id, isouter=True)
+                .where(row.host == host)
+                .order_by(row.volume_id)
             )
+            return [
+                HostedStack(
+                    volume_id,
+                    may_be_cached=mode == "direct" and sharing is not None,
+                    unlisted=None if since is None else (now - since).total_seconds(),
+                )
+                for volume_id, mode, since, sharing in rows
+            ]
+
+    @retried
+    def set_listed(self, volume_id: str, host: str, listed: bool) -> None:
+        """Record whether Cinder lists the volume as attached to a host that has a stack of it.
+
+        One that Cinder lists again after it was detached has devices of an unknown kind.
+        """
+        row = models.StackRow
+        mine = row.volume_id == volume_id, row.host == host
+        with self._transactions.write() as session:
+            if not listed:
+                session.execute(
+                    sa.update(row)
+                    .where(*mine, row.unlisted_at.is_(None))
+                    .values(unlisted_at=self._transactions.now())
+                )
+                return
+            session.execute(sa.update(row).where(*mine).values(unlisted_at=None))
+            session.execute(sa.update(row).where(*mine, row.mode == DETACHED).values(mode="direct"))
+
+    @retried
+    def detach_stack(self, volume_id: str, host: str) -> None:
+        """Record that Cinder has detached the volume from a host; absent is success.
+
+        The row stays until the host's agent, which may be down, has removed the devices.
+        """
+        with self._transactions.write() as session:
+            self._detach(
+                session, models.StackRow.volume_id == volume_id, models.StackRow.host == host
+            )
+
+    def _detach(self, session: Session, *which: Any) -> None:
+        row = models.StackRow
+        since = sa.func.coalesce(row.unlisted_at, self._transactions.now())
+        session.execute(sa.update(row).where(*which).values(mode=DETACHED, unlisted_at=since))
 
     @retried
     def put_stack(self, volume_id: str, host: str, mode: str, stack_id: str = "") -> None:

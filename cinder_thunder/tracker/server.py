@@ -11,7 +11,7 @@ from oslo_log import log as logging
 
 from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.tracker.service import TrackerService
-from os_brick_thunder.common import formats, rpc, wire
+from os_brick_thunder.common import errors, formats, rpc, wire
 from os_brick_thunder.common.periodic import Periodic, Task
 
 LOG = logging.getLogger(__name__)
@@ -157,4 +157,7 @@ class Server:
             server.wait()
 
     def _beat(self) -> None:
-        self._tracker.heartbeat(self._topology, self._free())
+        try:
+            self._tracker.heartbeat(self._topology, self._free())
+        except errors.HostConflict as error:  # volumes work all the same
+            LOG.error("%s", error)

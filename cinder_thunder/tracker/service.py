@@ -14,7 +14,7 @@ from typing import Protocol
 from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
-from cinder_thunder.db.values import PlannedSources
+from cinder_thunder.db.values import HostedStack, PlannedSources
 from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy import ranking, tree
 from cinder_thunder.volumes import CinderVolume
@@ -25,8 +25,13 @@ LOG = logging.getLogger(__name__)
 
 #: Maximum ranges of the map in a plan: some 1 MB of JSON. Other ranges are read from the volume.
 MAP_RANGES = 50_000
-#: Direct volumes that are checked for one heartbeat, each by a query of Cinder's database.
+#: Volumes that are checked for one heartbeat and one kind of order, each by a query of Cinder's
+#: database.
 MAX_CHECKS_PER_HEARTBEAT = 16
+
+
+#: Seconds for which Cinder has to have detached a volume before its devices are to be removed.
+DROP_AFTER = 300.0
 
 
 class ModifiedBlocks(Protocol):
@@ -59,32 +64,55 @@ class TrackerService:
         """Record that a host is alive, and return what it should change.
 
         :param free: bytes that it can still allocate for masters
+        :raises errors.HostConflict: another host uses its name or its initiator name
         """
         self._database.hosts.heartbeat(topology, free)
         orders = self._database.locations.orders(topology.host)
-        return replace(orders, recache=self._recache(topology.host))
+        if topology.kind == "storage":  # which has no volumes
+            return orders
+        stacks = self._database.volumes.stacks_on(topology.host)
+        try:
+            return replace(
+                orders, recache=self._recache(stacks, topology), drop=self._drop(stacks, topology)
+            )
+        except Exception:  # of Cinder's database, which the other orders do not need
+            LOG.exception("Could not check the volumes of %s", topology.host)
+            return orders
 
-    def _recache(self, host: str) -> tuple[str, ...]:
+    def _recache(self, stacks: list[HostedStack], topology: wire.Topology) -> tuple[str, ...]:
         """Volumes that are direct on a host and may have a cache by now.
 
         Only records are consulted: the host asks for a plan first, and that decides.
         """
-        direct = self._database.volumes.direct(host)
-        if len(direct) > MAX_CHECKS_PER_HEARTBEAT:  # a random sample, so that none is starved
-            direct = random.sample(direct, MAX_CHECKS_PER_HEARTBEAT)
-        try:
-            return tuple(volume_id for volume_id in direct if self._is_alone(volume_id, host))
-        except Exception:  # of Cinder's database, which the other orders do not need
-            LOG.exception("Could not check which volumes of %s may have caches", host)
-            return ()
+        direct = _sample([stack for stack in stacks if stack.may_be_cached])
+        return tuple(s.volume_id for s in direct if self._is_alone(s.volume_id, topology))
 
-    def _is_alone(self, volume_id: str, host: str) -> bool:
+    def _drop(self, stacks: list[HostedStack], topology: wire.Topology) -> tuple[str, ...]:
+        """Volumes of which a host has devices, and that Cinder has not attached to it for long.
+
+        Each heartbeat looks at one of the others, so that the cost does not grow with them.
+        """
+        due = [s for s in stacks if s.unlisted is not None and s.unlisted >= DROP_AFTER]
+        others = [stack for stack in stacks if stack not in due]
+        found = []
+        for stack in [*_sample(due), *random.sample(others, min(len(others), 1))]:
+            volume = self._volumes(stack.volume_id)
+            listed = volume is not None and any(
+                attachment.may_be_of(topology) for attachment in volume.attachments
+            )
+            if listed == (stack.unlisted is not None):
+                self._database.volumes.set_listed(stack.volume_id, topology.host, listed)
+            elif not listed and stack in due:
+                found.append(stack.volume_id)
+        return tuple(found)
+
+    def _is_alone(self, volume_id: str, topology: wire.Topology) -> bool:
         """Whether a volume is attached to this host and no other, and cannot be to others."""
         volume = self._volumes(volume_id)
-        if volume is None or host not in volume.hosts:
+        if volume is None or not any(a.is_of(topology) for a in volume.attachments):
             return False
         try:
-            self._check_alone(volume_id, volume, host)
+            self._check_alone(volume_id, volume, topology)
         except _Direct:
             return False
         return True
@@ -97,7 +125,11 @@ class TrackerService:
 
         :param stack_id: of the devices; an older agent has none
         """
-        self._database.hosts.heartbeat(topology)
+        try:
+            self._database.hosts.heartbeat(topology)
+        except errors.HostConflict as conflict:  # no row: it would be that of the other host
+            LOG.error("Volume %s is direct: %s", volume_id, conflict)
+            return wire.Plan(volume_id, "direct", str(conflict))
         try:
             plan = self._cached(volume_id, topology, stack_id)
         except (_Direct, errors.ThunderError) as reason:
@@ -113,7 +145,7 @@ class TrackerService:
         volume = self._volumes(volume_id)
         if volume is None:
             raise _Direct("Cinder has no such volume")
-        self._check_alone(volume_id, volume, topology.host)
+        self._check_alone(volume_id, volume, topology)
         modified = self._pool.modified(volume.name, MASTER + record.image_id)
         planned = self._database.locations.plan(
             record.image_id,
@@ -129,7 +161,7 @@ class TrackerService:
         unmodified = modified.complement(planned.image.size).at_most(MAP_RANGES)
         return _plan(volume_id, planned, unmodified)
 
-    def _check_alone(self, volume_id: str, volume: CinderVolume, host: str) -> None:
+    def _check_alone(self, volume_id: str, volume: CinderVolume, topology: wire.Topology) -> None:
         """A cache is valid only as long as no other host writes to the volume.
 
         :raises _Direct: another host has it, or may have
@@ -137,14 +169,15 @@ class TrackerService:
         if volume.multiattach:
             raise _Direct("the volume may be attached more than once")
         # Cinder's attachments count even on hosts without heartbeats: a guest may still write.
-        others = set(volume.hosts - {host})
+        # Two hosts may have one name: the other's attachment has another initiator.
+        others = {found.host for found in volume.attachments if not found.is_of(topology)}
         for stack in self._database.volumes.stacks(volume_id):
-            if stack.host == host:
+            if stack.host == topology.host:
                 continue
             if stack.alive:
                 others.add(stack.host)
             elif stack.host not in others:
-                self._database.volumes.release_stack(volume_id, stack.host)
+                self._database.volumes.detach_stack(volume_id, stack.host)
         if others:
             raise _Direct(f"the volume is attached to {', '.join(sorted(others))} too")
 
@@ -155,7 +188,10 @@ class TrackerService:
 
         :param exclude: hosts that do not work for ``topology.host``
         """
-        self._database.hosts.heartbeat(topology)
+        try:
+            self._database.hosts.heartbeat(topology)
+        except errors.HostConflict as conflict:
+            return wire.Plan("", "direct", str(conflict))
         planned = self._database.locations.plan(
             image_id, topology, self._limits, exclude=exclude, answering=self._host
         )
@@ -178,6 +214,11 @@ class TrackerService:
         if report.state not in tree.REPORTABLE:
             raise errors.InvalidRequest(f"a location cannot be {report.state!r}")
         self._database.locations.report(report)
+
+
+def _sample(stacks: list[HostedStack]) -> list[HostedStack]:
+    """Those that are checked for one heartbeat: at random, so that none is starved."""
+    return random.sample(stacks, min(len(stacks), MAX_CHECKS_PER_HEARTBEAT))
 
 
 def _no_source(image_id: str, exclude: tuple[str, ...] = ()) -> str:

@@ -4,6 +4,7 @@ ThunderError
  ├─ ProcessError          a tool exited with an error
  │   └─ ProcessTimeout    a tool did not finish in time and was killed
  ├─ ToolError             a tool gives wrong answers: they are not used
+ ├─ HostConflict          two hosts use one name, or one initiator name
  ├─ InvalidRequest        the request is not valid; nothing was changed
  │   └─ UnknownVersion    a payload of a version that this code does not support
  ├─ DeviceError
@@ -63,6 +64,26 @@ class ProcessTimeout(ProcessError):
 
 class ToolError(ThunderError):
     """A tool gives wrong answers: they are not used."""
+
+
+class HostConflict(ThunderError):
+    """Two hosts that are alive use one name, or one initiator name.
+
+    :ivar asking: the host that was refused; ``other``: the one that is alive: name, address and
+        initiator
+    """
+
+    def __init__(self, asking: str, other: str) -> None:
+        self.asking = asking
+        self.other = other
+        super().__init__(asking, other)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.asking} is not admitted: {self.other} is alive and uses the same name or "
+            "initiator name. Give each host a name (host in [thunder]) and an initiator name "
+            "(/etc/iscsi/initiatorname.iscsi) of its own"
+        )
 
 
 class InvalidRequest(ThunderError):

@@ -5,7 +5,7 @@ Nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import sqlalchemy as sa
@@ -29,6 +29,7 @@ from cinder_thunder.cli.doctor.checks import (
 )
 from cinder_thunder.cli.doctor.cinder import DRIVER, Backend, Cloud, Configured, ThisCloud
 from cinder_thunder.cli.doctor.host import ThisHost
+from cinder_thunder.db.values import KnownHost
 from cinder_thunder.mechanism.thinpool import NOT_ZEROED
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors
@@ -110,6 +111,7 @@ class CinderHost:
         if found != wanted:
             raise NotApplicable("the tables are not up to date")
         hosts = self._cloud.hosts()
+        check_identities(hosts)
         late = [host for host in hosts if host.state != ranking.ALIVE and not host.drained]
         if late:
             message = ", ".join(f"{h.host} {h.state}, silent for {h.silent:.0f} s" for h in late)
@@ -169,6 +171,18 @@ class CinderHost:
 
 def _no_backend() -> str:
     raise NotApplicable(NO_BACKEND)
+
+
+def check_identities(hosts: Iterable[KnownHost]) -> None:
+    """:raises Fault: two hosts have one name or one initiator name: volumes are direct on one"""
+    rivals = [f"{host.rival} is refused beside {host.host}" for host in hosts if host.rival]
+    if rivals:
+        raise Fault(
+            f"{'; '.join(rivals)}: they use one name, or one initiator name",
+            "set host in [thunder] of thunder.conf, or give each host an initiator name of its own "
+            "(echo InitiatorName=$(iscsi-iname) > /etc/iscsi/initiatorname.iscsi), and restart "
+            "iscsid, thunder-agent and nova-compute there",
+        )
 
 
 def check_thin_pool(pool: PoolStatus, name: str) -> str:

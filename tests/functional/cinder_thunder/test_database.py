@@ -334,10 +334,87 @@ def test_direct_volumes_of_a_host(database: Database, image: str) -> None:
         database.volumes.put_stack(volume_id, host, mode)
     database.volumes.put_stack("v6", "c1", "direct")  # shares no image
     database.volumes.release_stack("v5", "c1")
-    assert database.volumes.direct("c1") == ["v1", "v4"]
+
+    def direct(host: str) -> list[str]:
+        return [s.volume_id for s in database.volumes.stacks_on(host) if s.may_be_cached]
+
+    assert direct("c1") == ["v1", "v4"]
     database.volumes.put_stack("v1", "c1", "cached")
-    assert database.volumes.direct("c1") == ["v4"]
-    assert database.volumes.direct("c9") == []
+    assert direct("c1") == ["v4"]
+    assert direct("c9") == []
+
+
+def test_a_stack_that_cinder_has_detached(database: Database, clock: Clock) -> None:
+    """It no longer counts; its host is told of it until it says that it is gone."""
+
+    def on(host: str) -> list[tuple[str, float | None]]:
+        return [(stack.volume_id, stack.unlisted) for stack in database.volumes.stacks_on(host)]
+
+    volumes = database.volumes
+    volumes.put_stack("v1", "c1", "cached", "s1")
+    assert on("c1") == [("v1", None)]
+    volumes.detach_stack("v1", "c9")
+    volumes.detach_stack("v1", "c1")
+    clock.passes(10)
+    volumes.detach_stack("v1", "c1")
+    assert volumes.stacks("v1") == []
+    assert on("c1") == [("v1", 10)]
+    volumes.set_listed("v1", "c1", listed=True)  # attached again, while no tracker answered
+    assert [stack.mode for stack in volumes.stacks("v1")] == ["direct"]
+    assert on("c1") == [("v1", None)]
+    volumes.set_listed("v1", "c1", listed=False)
+    clock.passes(5)
+    volumes.set_listed("v1", "c1", listed=False)
+    assert on("c1") == [("v1", 5)]
+    assert len(volumes.stacks("v1")) == 1  # an attachment may be under way
+    volumes.put_stack("v1", "c1", "cached", "s2")
+    assert on("c1") == [("v1", None)]
+    volumes.drop("v1")
+    assert on("c1") == [("v1", 0)]
+    volumes.release_stack("v1", "c1", "s2")
+    assert on("c1") == []
+
+
+def conflict(database: Database, host: Topology) -> str:
+    with pytest.raises(errors.HostConflict) as caught:
+        database.hosts.heartbeat(host)
+    return str(caught.value)
+
+
+def test_two_hosts_of_one_name(database: Database, clock: Clock) -> None:
+    first = topology("c1")
+    second = replace(first, address="10.0.0.2", initiator="iqn.x:other")
+    database.hosts.heartbeat(first)
+    assert conflict(database, second) == (
+        "c1 at 10.0.0.2 (iqn.x:other) is not admitted: c1 at 10.0.0.1 "
+        "(iqn.2026-11.org.example:c1) is alive and uses the same name or initiator name. Give each "
+        "host a name (host in [thunder]) and an initiator name "
+        "(/etc/iscsi/initiatorname.iscsi) of its own"
+    )
+    (known,) = database.hosts.all()
+    assert (known.address, known.rival) == ("10.0.0.1", "c1 at 10.0.0.2 (iqn.x:other)")
+    clock.passes(30)  # suspect, and not kept alive by the other one
+    conflict(database, replace(first, address="10.0.0.2"))
+    database.hosts.heartbeat(first)
+    clock.passes(61)
+    database.hosts.heartbeat(second)
+    assert [known.initiator for known in database.hosts.all()] == ["iqn.x:other"]
+    clock.passes(601)
+    assert [known.rival for known in database.hosts.all()] == [""]
+
+
+def test_two_hosts_of_one_initiator_name(database: Database, clock: Clock) -> None:
+    first = topology("c1")
+    second = replace(first, host="c2", address="10.0.0.2")
+    database.hosts.heartbeat(first)
+    assert conflict(database, second).startswith("c2 at 10.0.0.2 (iqn.2026-11.org.example:c1)")
+    assert [(k.host, k.rival[:2]) for k in database.hosts.all()] == [("c1", "c2")]
+    clock.passes(61)
+    database.hosts.heartbeat(second)
+    assert "c2 at" in conflict(database, first)
+    for name in ("stor1@thunder", "stor2@thunder"):  # which have none
+        storage = topology(name, "r0", "storage")
+        database.hosts.heartbeat(replace(storage, initiator=""))
 
 
 def test_an_image_that_was_deleted_in_glance(database: Database, image: str, clock: Clock) -> None:

@@ -142,6 +142,13 @@ FAULTS: list[tuple[Callable[[FakeCloud, FakeHost], object], str, str, str]] = [
         *("hosts", "cmp2 suspect, silent for 3 s", "start thunder-agent (compute) or"),
     ),
     (
+        lambda c, h: c.known.append(
+            dataclasses.replace(known("cmp2", "compute"), rival="cmp2 at 10.0.0.3 (iqn.x:b)")
+        ),
+        *("hosts", "cmp2 at 10.0.0.3 (iqn.x:b) is refused beside cmp2: they use one name"),
+        "set host in [thunder] of thunder.conf, or give each host an initiator name",
+    ),
+    (
         lambda c, h: c.known.clear(),
         *("hosts", "no storage host has ever sent a heartbeat", "start cinder-volume"),
     ),

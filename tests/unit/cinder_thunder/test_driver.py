@@ -227,6 +227,8 @@ def test_terminate_releases_and_says_whether_the_export_is_shared(
     attached.volume_attachment = [SimpleNamespace(connector=None) for _ in range(2)]
     assert driver.terminate_connection(attached, connector()) is True
     assert [stack.host for stack in database.volumes.stacks(attached.id)] == ["c2"]
+    # Its agent may be down: it is ordered to remove what is left there.
+    assert [stack.unlisted is None for stack in database.volumes.stacks_on("c1")] == [False]
     attached.volume_attachment.pop()
     assert driver.terminate_connection(attached, connector()) is False
 
@@ -426,7 +428,9 @@ def test_a_backend_that_failed_to_start_can_be_stopped(
 def test_hosts_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     attachments = [
         SimpleNamespace(connector=connector(host="agent-name"), attached_host="nova-name"),
-        SimpleNamespace(connector={"host": "plain"}, attached_host=None),
+        SimpleNamespace(
+            connector={"host": "plain", "initiator": "iqn.x:plain"}, attached_host=None
+        ),
         SimpleNamespace(connector=None, attached_host="old-style"),
         SimpleNamespace(connector=None, attached_host=None),  # reserved, no host yet
     ]
@@ -434,7 +438,11 @@ def test_hosts_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cinder.objects.Volume.get_by_id", lambda context, id: found)
     volume = volumes.find_volume("x")
     assert volume is not None
-    assert volume.hosts == {"agent-name", "plain", "old-style"}
+    assert volume.attachments == {
+        volumes.Attachment("agent-name", "iqn.x:c1"),
+        volumes.Attachment("plain", "iqn.x:plain"),
+        volumes.Attachment("old-style"),
+    }
 
 
 def test_same_signatures_as_cinders() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from typing import Any
 
 import oslo_messaging
@@ -16,11 +17,12 @@ from cinder_thunder.mechanism.thinpool import StoragePool
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
 from cinder_thunder.tracker.service import (
+    DROP_AFTER,
     MAP_RANGES,
     MAX_CHECKS_PER_HEARTBEAT,
     TrackerService,
 )
-from cinder_thunder.volumes import CinderVolume
+from cinder_thunder.volumes import Attachment, CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -45,7 +47,8 @@ class World:
     cinder: dict[str, CinderVolume]
 
     def attached(self, *hosts: str, multiattach: bool = False) -> None:
-        self.cinder["v"] = CinderVolume("volume-v", multiattach, frozenset(hosts))
+        found = frozenset(Attachment(name, host(name).initiator) for name in hosts)
+        self.cinder["v"] = CinderVolume("volume-v", multiattach, found)
 
 
 @pytest.fixture
@@ -176,7 +179,11 @@ def test_a_direct_volume_is_ordered_to_have_a_cache_when_it_is_alone(world: Worl
     assert orders(host("c2")) == Orders()
     world.attached("c2")
     assert orders(host("c2")) == Orders(recache=("v",))
-    assert orders(host("c1")) == orders(host(STORAGE)) == Orders()
+    assert (
+        orders(host("c1"))
+        == orders(Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
+        == Orders()
+    )
     # Cinder lists c3 just before the plan: no cache. Just after it: c3 has none.
     world.attached("c2", "c3")
     assert world.tracker.plan_attach("v", host("c2")).mode == "direct"
@@ -205,7 +212,7 @@ def test_volumes_that_get_no_order(world: World, caplog: pytest.LogCaptureFixtur
     assert orders(host("c1")) == Orders()
     del world.tracker._volumes  # an error, like one of Cinder's database
     assert orders(host("c1")) == Orders()
-    assert "Could not check which volumes of c1" in caplog.text
+    assert "Could not check the volumes of c1" in caplog.text
 
 
 def test_the_checks_of_a_heartbeat_are_bounded(world: World) -> None:
@@ -213,16 +220,15 @@ def test_the_checks_of_a_heartbeat_are_bounded(world: World) -> None:
 
     def volumes(volume_id: str) -> CinderVolume:
         asked.add(volume_id)
-        return CinderVolume(volume_id, False, frozenset({"c1"}))
+        return CinderVolume(volume_id, False, frozenset({Attachment("c1")}))
 
     world.tracker._volumes = volumes
     expected = {f"v{number}" for number in range(MAX_CHECKS_PER_HEARTBEAT + 4)}
     for volume_id in expected:
         world.database.volumes.put(ClonedVolume(volume_id, "i", STORAGE))
         world.database.volumes.put_stack(volume_id, "c1", "direct")
-    assert (
-        len(world.tracker.heartbeat(host("c1")).recache) == len(asked) == MAX_CHECKS_PER_HEARTBEAT
-    )
+    assert len(world.tracker.heartbeat(host("c1")).recache) == MAX_CHECKS_PER_HEARTBEAT
+    assert len(asked) <= MAX_CHECKS_PER_HEARTBEAT + 1  # and one that may be there no longer
     for _ in range(200):
         world.tracker.heartbeat(host("c1"))
     assert asked == expected
@@ -237,6 +243,115 @@ def test_a_stack_that_was_not_released(world: World) -> None:
     assert {stack.host for stack in world.database.volumes.stacks("v")} == {"c9"}
     world.attached("c1")
     assert world.tracker.plan_attach("v", host("c1")).reason == "the volume is attached to c9 too"
+
+
+def test_two_hosts_of_one_name_are_never_cached_side_by_side(world: World) -> None:
+    """In a live migration between them, each would count as the only one."""
+    first = host("c1")
+    second = dataclasses.replace(first, address="10.0.0.8", initiator="iqn.x:c1")
+    assert world.tracker.plan_attach("v", first).mode == "cached"
+    plan = world.tracker.plan_attach("v", second)
+    assert plan.mode == "direct"
+    assert plan.reason.startswith("c1 at 10.0.0.8 (iqn.x:c1) is not admitted: c1 at 10.0.0.9 ")
+    with pytest.raises(errors.HostConflict):
+        world.tracker.heartbeat(second)
+    assert world.tracker.plan_sources("i", second).mode == "direct"
+    # The first one's row is still its own, and its next plan counts the other's attachment.
+    assert [stack.mode for stack in world.database.volumes.stacks("v")] == ["cached"]
+    both = frozenset({Attachment("c1", first.initiator), Attachment("c1", "iqn.x:c1")})
+    world.cinder["v"] = CinderVolume("volume-v", False, both)
+    plan = world.tracker.plan_attach("v", first)
+    assert (plan.mode, plan.reason) == ("direct", "the volume is attached to c1 too")
+
+
+def test_an_attachment_without_an_initiator_is_of_the_host_of_its_name(world: World) -> None:
+    world.cinder["v"] = CinderVolume("volume-v", False, frozenset({Attachment("c1")}))
+    assert world.tracker.plan_attach("v", host("c1")).mode == "cached"
+
+
+# What is left on a host of volumes that Cinder has detached
+
+
+@pytest.fixture
+def later(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets seconds pass, with a heartbeat of c1 every five; returns its last orders."""
+    start = world.database._transactions.now()
+    passed = 0.0
+    monkeypatch.setattr(
+        world.database._transactions, "now", lambda: start + timedelta(seconds=passed)
+    )
+
+    def passes(seconds: float) -> Orders:
+        nonlocal passed
+        for _ in range(int(seconds // 5)):
+            passed += 5
+            orders = world.tracker.heartbeat(host("c1"))
+        return orders
+
+    return passes
+
+
+def test_what_cinder_has_detached_while_the_agent_was_down(world: World, later: Any) -> None:
+    """terminate_connection takes the guard away, but the host is not forgotten."""
+    world.tracker.plan_attach("v", host("c1"), "stack-1")
+    world.attached("c2")
+    world.database.volumes.detach_stack("v", "c1")
+    assert world.tracker.plan_attach("v", host("c2")).mode == "cached"
+    assert later(DROP_AFTER - 5).drop == ()
+    assert later(10).drop == ("v",)
+    assert later(10).drop == ("v",)  # until it is done
+    world.tracker.release("v", "c1", "stack-1")
+    assert later(10).drop == ()
+
+
+def test_what_is_left_of_a_deleted_volume(world: World, later: Any) -> None:
+    world.tracker.plan_attach("v", host("c1"))
+    world.cinder.clear()
+    world.database.volumes.drop("v")
+    assert later(DROP_AFTER + 10).drop == ("v",)
+
+
+def test_a_volume_that_cinder_no_longer_lists(world: World, later: Any) -> None:
+    """Nobody told us: the connection was terminated by force, without a connector."""
+    world.tracker.plan_attach("v", host("c1"))
+    assert later(3 * DROP_AFTER).drop == ()  # it is listed
+    world.attached()
+    assert later(DROP_AFTER - 5).drop == ()
+    assert later(15).drop == ("v",)
+
+
+def test_what_is_never_dropped(world: World, later: Any) -> None:
+    """An attachment under way, the two hosts of a live migration, one that came back."""
+    world.attached()  # older clients: Cinder learns of it only after the attach
+    world.tracker.plan_attach("v", host("c1"))
+    assert later(DROP_AFTER - 10).drop == ()
+    world.attached("c1")
+    assert later(2 * DROP_AFTER).drop == ()
+    world.attached("c1", "c2")
+    assert later(2 * DROP_AFTER).drop == ()
+    world.database.volumes.detach_stack("v", "c1")
+    world.attached("c2")
+    assert later(DROP_AFTER - 10).drop == ()
+    world.attached("c1")  # back again, directly, while no tracker answered
+    assert later(2 * DROP_AFTER).drop == ()
+    # Cinder may know the host by another name.
+    other_name = frozenset({Attachment("nova-c1", host("c1").initiator)})
+    world.cinder["v"] = CinderVolume("volume-v", False, other_name)
+    assert later(2 * DROP_AFTER).drop == ()
+
+
+def test_the_cost_of_a_heartbeat_does_not_grow_with_the_volumes(world: World) -> None:
+    asked: list[str] = []
+
+    def volumes(volume_id: str) -> CinderVolume:
+        asked.append(volume_id)
+        return CinderVolume(volume_id, False, frozenset({Attachment("c1")}))
+
+    world.tracker._volumes = volumes
+    for number in range(200):
+        world.database.volumes.put_stack(f"v{number}", "c1", "cached")
+    world.tracker.heartbeat(host("c1"))
+    assert len(asked) == 1
 
 
 def test_a_late_release_leaves_the_next_stack_alone(world: World) -> None:
