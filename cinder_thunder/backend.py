@@ -31,7 +31,7 @@ from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.mechanism.thinmeta import Reservation
 from os_brick_thunder.common.periodic import Task
-from os_brick_thunder.common.policy.iscsinames import portal_of
+from os_brick_thunder.common.policy.iscsinames import iqn_of, portal_of
 from os_brick_thunder.common.rpc import RpcTracker
 
 LOG = logging.getLogger(__name__)
@@ -147,12 +147,21 @@ def build(
         privileged,
         folder / host,
     )
-    masters = Masters(host, database, thin, pool, options.volume_dd_blocksize, peers)
+    targets = MasterTargets()
+    masters = Masters(
+        host,
+        database,
+        thin,
+        pool,
+        options.volume_dd_blocksize,
+        peers,
+        lambda image_id: targets.unexport(iqn_of(host, image_id)),
+    )
     exporter = MasterExporter(
         host,
         portal_of(options.target_ip_address, options.target_port),
         database,
-        MasterTargets(),
+        targets,
         masters.path,
         masters.remove,
         initialized,

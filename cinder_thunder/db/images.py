@@ -7,11 +7,18 @@ import uuid
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.hosts import host_states
-from cinder_thunder.db.locations import delete_location, location_on, lock_tree, new_location
+from cinder_thunder.db.locations import (
+    content_of,
+    delete_location,
+    location_on,
+    lock_tree,
+    new_location,
+)
 from cinder_thunder.db.values import Image, Master, MasterHolders
 from cinder_thunder.policy import ranking, tree
 from os_brick_thunder.common import wire
@@ -65,22 +72,21 @@ class ImageTable:
     def add_master(self, image: Image, host: str) -> None:
         """Record that ``host`` (a backend) holds the whole image as a master.
 
-        What the image's first master recorded of it stays.
+        What the image's first master recorded of it stays, unless its content is another one now:
+        the replicas of that do not count any longer.
         """
         now = self._transactions.now()
         with self._transactions.write() as session:
-            known = session.get(models.ImageRow, image.id)
+            known = session.get(models.ImageRow, image.id, with_for_update=True)
+            if known is not None and not tree.is_of(_content(known), image.content):
+                _replace(session, known, image)
             if known is None:
-                known = models.ImageRow(
-                    id=image.id,
-                    size=image.size,
-                    allocated=_json(image.allocated.to_wire()),
-                    signature_verified=image.signature_verified,
-                    manifest=None,
-                    created_at=now,
-                )
+                known = models.ImageRow(id=image.id, created_at=now)
+                _describe(known, image)
                 session.add(known)
                 session.flush()
+            if not _content(known):
+                _set_content(known, image.content)
             if known.manifest is None and image.manifest is not None:
                 known.manifest = _json(image.manifest.to_wire())
             row = location_on(session, image.id, host)
@@ -91,6 +97,15 @@ class ImageTable:
             row.portal, row.iqn, row.lun = "", "", 0
             row.updated_at = now
             session.add(row)
+
+    @retried
+    def set_verified(self, image_id: str, verified: bool | None, content: str) -> None:
+        """Record that an image's signature was checked, and of which content it is."""
+        with self._transactions.write() as session:
+            row = session.get(models.ImageRow, image_id)
+            if row is not None:
+                row.signature_verified = verified
+                _set_content(row, content)
 
     @retried
     def drop_master(self, image_id: str, host: str) -> None:
@@ -106,7 +121,9 @@ class ImageTable:
         image, location = models.ImageRow, models.LocationRow
         with self._transactions.read() as session:
             row = session.execute(
-                sa.select(image.size, image.signature_verified)
+                sa.select(
+                    image.size, image.signature_verified, image.os_hash_algo, image.os_hash_value
+                )
                 .join(location, location.image_id == image.id)
                 .where(
                     image.id == image_id,
@@ -114,7 +131,11 @@ class ImageTable:
                     location.kind == ranking.MASTER,
                 )
             ).one_or_none()
-            return row and Master(row.size, row.signature_verified)
+            return row and Master(
+                row.size,
+                row.signature_verified,
+                content_of(row.os_hash_algo, row.os_hash_value),
+            )
 
     def mastered_on(self, host: str) -> set[str]:
         """Ids of the images of which ``host`` holds a master, by the records."""
@@ -180,7 +201,38 @@ def _image(row: models.ImageRow, manifest: wire.ImageDigests | None = None) -> I
         row.signature_verified,
         manifest,
         row.deleted,
+        _content(row),
     )
+
+
+def _content(row: models.ImageRow) -> str:
+    return content_of(row.os_hash_algo, row.os_hash_value)
+
+
+def _set_content(row: models.ImageRow, content: str) -> None:
+    algorithm, _, value = content.partition(":")
+    row.os_hash_algo, row.os_hash_value = algorithm or None, value or None
+
+
+def _describe(row: models.ImageRow, image: Image) -> None:
+    row.size = image.size
+    row.allocated = _json(image.allocated.to_wire())
+    row.signature_verified = image.signature_verified
+    row.manifest = None
+    _set_content(row, image.content)
+
+
+def _replace(session: Session, row: models.ImageRow, image: Image) -> None:
+    """Give an image other content. Its masters are forgotten, and its bases are to be removed."""
+    location = models.LocationRow
+    here = location.image_id == image.id
+    session.execute(sa.delete(location).where(here, location.kind == ranking.MASTER))
+    session.execute(
+        sa.update(location)
+        .where(here, location.kind == ranking.BASE)
+        .values(state=ranking.STALE, parent_id=None)
+    )
+    _describe(row, image)
 
 
 def _json(value: Any) -> str:

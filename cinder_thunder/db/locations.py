@@ -50,12 +50,18 @@ class LocationTable:
         parameters and the cases are those of :func:`cinder_thunder.policy.tree.assign`.
 
         :returns: None if there is nothing that it could read from
+        :raises errors.NoReplica: it has a base of what the image was before
         """
         with self._transactions.write() as session:
             # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
             # sees what the last holder of the lock wrote.
             image = session.execute(
-                sa.select(models.ImageRow.size, models.ImageRow.allocated)
+                sa.select(
+                    models.ImageRow.size,
+                    models.ImageRow.allocated,
+                    models.ImageRow.os_hash_algo,
+                    models.ImageRow.os_hash_value,
+                )
                 .where(models.ImageRow.id == image_id)
                 .with_for_update()
             ).one_or_none()
@@ -64,10 +70,12 @@ class LocationTable:
             row = models.LocationRow
             holders = sa.select(row.host).where(row.image_id == image_id)
             hosts = host_states(self._transactions, session, holders)
+            locations = self._of(session, image_id)
+            tree.check_own(child.host, image_id, locations)
             assignment = tree.assign(
                 ranking.HostState(child.host, child.rack, child.zone),
                 hosts,
-                self._of(session, image_id),
+                locations,
                 limits,
                 for_volume=volume_id is not None,
                 keep=keep,
@@ -80,7 +88,12 @@ class LocationTable:
             if volume_id is not None:
                 write_stack(self._transactions, session, volume_id, child.host, "cached", stack_id)
         return PlannedSources(
-            Image(image_id, image.size, Extents.from_wire(json.loads(image.allocated))),
+            Image(
+                image_id,
+                image.size,
+                Extents.from_wire(json.loads(image.allocated)),
+                content=content_of(image.os_hash_algo, image.os_hash_value),
+            ),
             location_id,
             tuple(
                 wire.Source(found.id, found.host, found.kind, found.host, hosts[found.host].address)
@@ -110,7 +123,10 @@ class LocationTable:
 
     @retried
     def report(self, report: wire.LocationReport) -> None:
-        """Record what an agent says of its base. One whose row was lost is recorded again."""
+        """Record what an agent says of its base. One whose row was lost is recorded again.
+
+        A base of other content than the image's is no replica of it, and is to be removed.
+        """
         now = self._transactions.now()
         with self._transactions.write() as session:
             known = lock_tree(session, report.image_id)
@@ -128,7 +144,8 @@ class LocationTable:
                 row.kind = own.kind
             else:
                 own = _location(row, now)
-            base = tree.reported(own, report, _location(source, now) if source else None)
+            content = _content(session, report.image_id)
+            base = tree.reported(own, report, _location(source, now) if source else None, content)
             row.state, row.filled = base.state, base.filled
             row.parent_id, row.depth = base.parent, base.depth
             row.portal, row.iqn, row.lun = report.portal, report.iqn, report.lun
@@ -193,6 +210,19 @@ class LocationTable:
 
 
 # What several subjects do with rows of locations
+
+
+def content_of(algorithm: str | None, value: str | None) -> str:
+    """As :data:`.formats.Content`; empty if it is not known."""
+    return f"{algorithm}:{value}" if algorithm and value else ""
+
+
+def _content(session: Session, image_id: str) -> str:
+    row = models.ImageRow
+    found = session.execute(
+        sa.select(row.os_hash_algo, row.os_hash_value).where(row.id == image_id)
+    ).one()
+    return content_of(*found)
 
 
 def lock_tree(session: Session, image_id: str) -> bool:

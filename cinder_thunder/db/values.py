@@ -16,6 +16,7 @@ class Image:
     :ivar signature_verified: None if Cinder was not configured to verify signatures
     :ivar manifest: None if the image has none, or the query leaves it out
     :ivar deleted: it was deleted in Glance
+    :ivar content: what Glance says its data is, as :data:`.formats.Content`; empty if not known
     """
 
     id: str
@@ -24,6 +25,7 @@ class Image:
     signature_verified: bool | None = None
     manifest: wire.ImageDigests | None = None
     deleted: bool = False
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,15 @@ class KnownHost:
 
 @dataclass(frozen=True)
 class Master:
-    """What a clone of a master needs: the image's size in bytes, and its signature."""
+    """What a clone of a master needs: the image's size in bytes, its signature, and its content."""
 
     size: int
     signature_verified: bool | None
+    content: str = ""
+
+    def is_of(self, content: str) -> bool:
+        """Whether it may be of an image with this content; one that is not known fits all."""
+        return not self.content or not content or self.content == content
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from cinder.image import image_utils
 from oslo_config import cfg
 from oslo_log import log as logging
 
+from os_brick_thunder.common import formats, wire
+
 LOG = logging.getLogger(__name__)
 
 SECTOR = 512
@@ -88,6 +90,16 @@ def _fetched(image_service: Any, context: Any, image_id: str, suffix: str) -> It
     with contextlib.ExitStack() as stack:
         stack.push(fetch.__exit__)
         yield path
+
+
+def content_of(image_meta: dict[str, Any]) -> str:
+    """What Glance says an image's data is; empty if it does not say."""
+    content = f"{image_meta.get('os_hash_algo')}:{image_meta.get('os_hash_value')}"
+    try:
+        found: str = wire.checked(formats.Content, content, "content")
+        return found
+    except wire.MalformedValue:
+        return ""
 
 
 def check_hash(path: str, image_meta: dict[str, Any]) -> None:

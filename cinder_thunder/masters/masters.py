@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cinder import coordination, exception
@@ -21,11 +22,11 @@ from oslo_log import log as logging
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
-from cinder_thunder.masters.download import downloaded
+from cinder_thunder.masters.download import content_of, downloaded
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.mechanism.lvm import ThinVolumes
-from cinder_thunder.policy import ranking
+from cinder_thunder.policy import ranking, tree
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
@@ -63,10 +64,12 @@ class Masters:
         pool: AllocatedBlocks,
         blocksize: str,
         peers: Peers,
+        unexport: Callable[[str], None] = lambda image_id: None,
     ) -> None:
         """:param host: the backend's name in Cinder (``stor1@thunder``)
         :param blocksize: of Cinder's copies (``volume_dd_blocksize``)
         :param peers: masters on other storage hosts
+        :param unexport: removes the export of an image's master, which keeps it open
         """
         self.host = host
         self._database = database
@@ -74,6 +77,7 @@ class Masters:
         self._pool = pool
         self._blocksize = blocksize
         self._peers = peers
+        self._unexport = unexport
 
     def path(self, image_id: str) -> str:
         return self._volumes.path(MASTER + image_id)
@@ -89,12 +93,18 @@ class Masters:
             what it claims to be, or refers to other files; nothing was made
         """
         image_id = image_meta["id"]
-        found = self._database.images.master(image_id, self.host)
+        found = self._usable(image_meta)
         if found is None:
             made: Master = self._make(context, image_service, image_meta, image_id, gibibytes)
             return made
         image_utils.check_virtual_size(found.size, gibibytes, image_id)
         return found
+
+    def _usable(self, image_meta: dict[str, Any]) -> Master | None:
+        """This host's master of an image; None if there is none, or only one of what had its id
+        before: Glance's database may have been purged."""
+        found = self._database.images.master(image_meta["id"], self.host)
+        return found if found and found.is_of(content_of(image_meta)) else None
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def _make(
@@ -105,15 +115,16 @@ class Masters:
         image_id: str,
         gibibytes: int,
     ) -> Master:
-        found = self._database.images.master(image_id, self.host)
+        found = self._usable(image_meta)
         if found is not None:  # by another request, while this one waited for the lock
             image_utils.check_virtual_size(found.size, gibibytes, image_id)
             return found
         lease = Lease(self._database, f"image-{image_id}", self.host)
         failed: set[str] = set()
+        content = content_of(image_meta)
         until = time.monotonic() + DOWNLOAD_TIMEOUT
         while True:
-            copied = self._copied(image_id, failed, gibibytes)
+            copied = self._copied(image_id, failed, gibibytes, content)
             if copied is not None:
                 return copied
             if lease.acquire():
@@ -126,7 +137,7 @@ class Masters:
             time.sleep(POLL_INTERVAL)
         with lease.kept():
             # The last holder of the lease may have made one since the check above.
-            copied = self._copied(image_id, failed, gibibytes)
+            copied = self._copied(image_id, failed, gibibytes, content)
             if copied is not None:
                 return copied
             if failed:
@@ -156,14 +167,19 @@ class Masters:
         return copied
 
     def _copied(
-        self, image_id: str, failed: set[str], gibibytes: int | None = None
+        self,
+        image_id: str,
+        failed: set[str],
+        gibibytes: int | None = None,
+        content: str = "",
     ) -> Master | None:
         """A master copied from another storage host, the nearest first; None if there is none.
 
+        :param content: that it has to have, if it is known
         :param failed: hosts whose masters could not be copied: they are skipped, and added to
         """
         image = self._database.images.get(image_id)
-        if image is None:
+        if image is None or not tree.is_of(image.content, content):
             return None
         if gibibytes is not None:
             image_utils.check_virtual_size(image.size, gibibytes, image_id)
@@ -202,7 +218,7 @@ class Masters:
                     device, target, image.size, self._pool.block(), image.allocated, expected
                 )
 
-            return self._fill(image.id, image.size, image.signature_verified, copy)
+            return self._fill(image, copy)
 
     def _download(
         self, context: Any, image_service: Any, image_meta: dict[str, Any], gibibytes: int
@@ -211,7 +227,8 @@ class Masters:
         with downloaded(
             context, image_service, image_meta, gibibytes, self._blocksize, self.host
         ) as raw:
-            expected = self._expected(image_id, raw.size)
+            content = content_of(image_meta)
+            expected = self._expected(image_id, raw.size, content)
 
             def copy(target: str) -> Manifest | None:
                 return privileged.copy(
@@ -219,37 +236,35 @@ class Masters:
                 )
 
             try:
-                return self._fill(image_id, raw.size, raw.signature_verified, copy)
+                found = Image(image_id, raw.size, Extents(), raw.signature_verified)
+                return self._fill(replace(found, content=content), copy)
             except errors.WrongDigest as error:
                 raise _other_data(image_id, str(error)) from error
 
-    def _expected(self, image_id: str, size: int) -> Manifest | None:
+    def _expected(self, image_id: str, size: int, content: str) -> Manifest | None:
         """The digests that an image's first master recorded: all masters must be equal.
 
         :raises cinder.exception.ImageUnacceptable: the image has another size now
         """
         known = self._database.images.get(image_id)
-        if known is None:
+        if known is None or not tree.is_of(known.content, content):
             return None
         if known.size != size:
             raise _other_data(image_id, f"{size} bytes, not {known.size}")
         return _digests(known)
 
-    def _fill(
-        self,
-        image_id: str,
-        size: int,
-        verified: bool | None,
-        copy: Callable[[str], Manifest | None],
-    ) -> Master:
+    def _fill(self, image: Image, copy: Callable[[str], Manifest | None]) -> Master:
         """Make the volume of a master, and record it; or leave nothing.
 
+        :param image: of which what is allocated, and the manifest, are found out
         :param copy: writes the image to the device of that path
         """
+        image_id, size = image.id, image.size
         filling, whole = FILLING + image_id, MASTER + image_id
         with contextlib.ExitStack() as undo:
-            # An earlier attempt may have left these; neither was recorded.
+            # An earlier attempt has left these, or the image's id was that of other content.
             for left in {filling, whole} & self._volumes.names():
+                self._unexport(image_id)
                 self._volumes.remove(left)
             self._volumes.create(filling, size)
             made = filling
@@ -266,14 +281,14 @@ class Masters:
             if manifest is not None:
                 digests = wire.ImageDigests(image_id, manifest.chunk, manifest.text)
             self._database.images.add_master(
-                Image(image_id, size, allocated, verified, digests), self.host
+                replace(image, allocated=allocated, manifest=digests), self.host
             )
             undo.pop_all()
         LOG.info(
             "Made the master of image %(image)s: %(size)d bytes, %(allocated)d of them allocated",
             {"image": image_id, "size": size, "allocated": allocated.length},
         )
-        return Master(size, verified)
+        return Master(size, image.signature_verified, image.content)
 
     def clone(self, image_id: str, found: Master, name: str, size: int) -> None:
         """Make an LV as a snapshot of a master, or leave none.

@@ -21,6 +21,8 @@ CREATING = "creating"
 FILLING = "filling"
 COMPLETE = "complete"
 DRAINING = "draining"
+#: A base of what the image was before its id was used again: about to be removed.
+STALE = "stale"
 
 ALIVE = "alive"
 SUSPECT = "suspect"
@@ -65,7 +67,8 @@ class Location:
     """A replica of an image.
 
     :ivar kind: "master" (on a storage host) or "base" (on a compute host)
-    :ivar state: "creating", "filling", "complete" or "draining" (about to be removed)
+    :ivar state: "creating", "filling", "complete", "draining" (about to be removed) or "stale" (of
+        other content)
     :ivar parent: id of the location that it reads from, None if it needs none
     :ivar age: seconds since its last report
     """
@@ -276,7 +279,7 @@ def _serves(location: Location, hosts: Mapping[str, HostState], limits: Limits) 
     return (
         _alive(location.host, hosts)
         and not hosts[location.host].drained
-        and location.state != DRAINING
+        and location.state not in {DRAINING, STALE}
         and _expected(location, limits)
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cinder_thunder.policy import ranking
 from cinder_thunder.policy.ranking import HostState, Limits, Location
-from os_brick_thunder.common import wire
+from os_brick_thunder.common import errors, wire
 
 #: In a report: the base was removed. A location never has this state.
 GONE = "gone"
@@ -74,14 +74,31 @@ def assign(
     return Assignment(own, sources)
 
 
-def reported(own: Location, report: wire.LocationReport, source: Location | None) -> Location:
+def check_own(host: str, image_id: str, locations: Iterable[Location]) -> None:
+    """Check that a host has no base of what an image was before its id was used again.
+
+    :raises errors.NoReplica: it has; it would be taken for one of the image
+    """
+    if any(found.host == host and found.state == ranking.STALE for found in locations):
+        raise errors.NoReplica(
+            f"{host} has a base of what image {image_id} was before: it is removed first"
+        )
+
+
+def reported(
+    own: Location, report: wire.LocationReport, source: Location | None, content: str = ""
+) -> Location:
     """A base's location after its agent's report. A complete base reads from nothing.
 
+    :param content: of the image
     :param report: of a base that exists: its state is not "gone"
     :param source: the location on the host that the report names; None if it names none, or one
         without a location, which leaves the parent as it is
     """
     parent, depth = own.parent, own.depth
+    rebuilt = bool(content) and report.content == content
+    if not is_of(report.content, content) or (own.state == ranking.STALE and not rebuilt):
+        return replace(own, state=ranking.STALE, filled=report.filled, parent=None)
     if source is not None:
         parent = source.id
     elif report.source is None and report.state == ranking.COMPLETE:
@@ -89,6 +106,11 @@ def reported(own: Location, report: wire.LocationReport, source: Location | None
     if report.state == ranking.COMPLETE:
         depth = 0
     return replace(own, state=report.state, filled=report.filled, parent=parent, depth=depth)
+
+
+def is_of(content: str, image: str) -> bool:
+    """Whether a base of this content is one of an image; what is not known fits all."""
+    return not content or not image or content == image
 
 
 def found_again(report: wire.LocationReport, locations: Iterable[Location]) -> Location:
@@ -138,7 +160,7 @@ def orders(
         hosts = {name: replace(host, state=ranking.ALIVE) for name, host in hosts.items()}
     reparent, remove = [], []
     for base in bases:
-        if base.deleted and not base.needed:
+        if base.location.state == ranking.STALE or (base.deleted and not base.needed):
             remove.append(base.image_id)
         elif ranking.needs_new_parent(base.location, base.parent, hosts):
             reparent.append(base.image_id)

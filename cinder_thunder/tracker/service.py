@@ -192,9 +192,12 @@ class TrackerService:
             self._database.hosts.heartbeat(topology)
         except errors.HostConflict as conflict:
             return wire.Plan("", "direct", str(conflict))
-        planned = self._database.locations.plan(
-            image_id, topology, self._limits, exclude=exclude, answering=self._host
-        )
+        try:
+            planned = self._database.locations.plan(
+                image_id, topology, self._limits, exclude=exclude, answering=self._host
+            )
+        except errors.NoReplica as error:
+            return wire.Plan("", "direct", str(error))
         if planned is None:
             return wire.Plan("", "direct", _no_source(image_id, exclude))
         return _plan("", planned, Extents())
@@ -239,6 +242,7 @@ def _plan(volume_id: str, planned: PlannedSources, unmodified: Extents) -> wire.
             planned.image.id,
             planned.image.size,
             tuple((start, end - start) for start, end in planned.image.allocated),
+            planned.image.content,
         ),
         location_id=planned.location_id,
         sources=planned.sources,

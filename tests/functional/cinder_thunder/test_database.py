@@ -322,6 +322,66 @@ def test_images_on_another_storage_host_survive_a_dead_one(
     assert [found.hosts for found in database.images.holders()] == [{STORAGE, other}]
 
 
+OLD, NEW = "sha512:0a", "sha512:0b"
+
+
+def content(database: Database, image_id: str, content: str, host: str = STORAGE) -> None:
+    """Make a master of an image, of this content."""
+    database.images.add_master(Image(image_id, 4 * MIB, Extents(), content=content), host)
+
+
+def test_an_id_that_is_used_again(database: Database, clock: Clock) -> None:
+    """Bases of the old content serve nobody, are not used by their hosts, and go."""
+    other = "stor2@thunder"
+    for host in (STORAGE, other):
+        database.hosts.heartbeat(topology(host, "r0", "storage"))
+        content(database, "i", OLD, host)
+    location = plan(database, "i", "c1").location_id
+    report = LocationReport(location, "i", "c1", "complete", 0, "p", "i", 0, content=OLD)
+    database.locations.report(report)
+    assert hosts(plan(database, "i", "c2")) == ["c1", STORAGE]
+    content(database, "i", NEW)
+    assert [(f.host, f.state) for f in database.locations.of("i") if f.kind == "master"] == [
+        (STORAGE, "complete")
+    ]
+    found = plan(database, "i", "c3", volume_id="v")
+    assert (hosts(found), found.image.content) == ([STORAGE], NEW)
+    with pytest.raises(errors.NoReplica, match="c1 has a base of what image i was before"):
+        plan(database, "i", "c1", volume_id="v")
+    for said in (OLD, ""):  # an older agent does not say
+        database.locations.report(replace(report, content=said))
+        assert database.locations.orders("c1") == Orders(remove=("i",))
+        assert hosts(plan(database, "i", "c3")) == [STORAGE]
+    database.locations.report(replace(report, state="gone"))
+    assert database.locations.orders("c1") == Orders()
+    assert hosts(plan(database, "i", "c1", volume_id="v")) == ["c3", STORAGE]
+
+
+def test_a_host_that_returns_with_a_base_of_the_old_content(database: Database) -> None:
+    """Its row was lost, so it is found again; but it serves nobody."""
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    content(database, "i", NEW)
+    database.hosts.heartbeat(topology("c1"))
+    report = LocationReport("l", "i", "c1", "complete", 0, "p", "i", 0, content=OLD)
+    database.locations.report(report)
+    assert hosts(plan(database, "i", "c2")) == [STORAGE]
+    assert database.locations.orders("c1") == Orders(remove=("i",))
+    database.locations.report(replace(report, content=NEW))  # it was built anew
+    assert hosts(plan(database, "i", "c2")) == ["c1", STORAGE]
+    assert database.locations.orders("c1") == Orders()
+
+
+def test_content_that_is_not_known_is_learnt(database: Database) -> None:
+    database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    content(database, "i", "")
+    location = plan(database, "i", "c1").location_id
+    content(database, "i", NEW, "stor2@thunder")
+    assert plan(database, "i", "c2").image.content == NEW
+    report = LocationReport(location, "i", "c1", "complete", 0, "p", "i", 0)
+    database.locations.report(report)
+    assert [f.state for f in database.locations.of("i") if f.host == "c1"] == ["complete"]
+
+
 def test_direct_volumes_of_a_host(database: Database, image: str) -> None:
     for volume_id, host, mode in (
         ("v1", "c1", "direct"),

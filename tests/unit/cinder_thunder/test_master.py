@@ -13,10 +13,12 @@ from cinder import exception
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
+from cinder_thunder.masters.download import content_of
 from cinder_thunder.masters.masters import FILLING, MASTER, Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
 
@@ -49,7 +51,8 @@ def test_a_master_equals_the_image(
     glance = Glance()
     meta = glance.add(raw_image if disk_format == "raw" else qcow2(raw_image), disk_format)
     size = raw_image.stat().st_size
-    assert masters.ensure(admin, glance.per_request(), meta, 1) == Master(size, False)
+    found = masters.ensure(admin, glance.per_request(), meta, 1)
+    assert found == Master(size, False, f"sha512:{meta['os_hash_value']}")
     name = MASTER + meta["id"]
     content = (volumes.folder / name).read_bytes()
     assert content[:size] == raw_image.read_bytes()
@@ -211,6 +214,72 @@ def test_a_failing_step_leaves_nothing(
     assert leftovers(volumes, database, cinder_conf) == []
     volumes.fail = None
     masters.ensure(admin, glance.per_request(), meta, 1)
+
+
+def again(glance: Glance, meta: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Upload other data under the same id, as is possible after a purge of Glance's database."""
+    new = {**glance.add(path, "raw"), "id": meta["id"]}
+    glance.images[meta["id"]] = (new, path)
+    return new
+
+
+@pytest.fixture
+def other_image(tmp_path: Path) -> Path:
+    path = tmp_path / "other.raw"
+    path.write_bytes(b"other" * 300_000)
+    return path
+
+
+def test_an_id_that_is_used_again(
+    masters: Masters,
+    volumes: FileVolumes,
+    database: Database,
+    admin: Any,
+    raw_image: Path,
+    other_image: Path,
+) -> None:
+    """OSSN-0075: whoever uploads an image under the id of a purged one gets what is uploaded."""
+    unexported: list[str] = []
+    masters._unexport = unexported.append
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    masters.ensure(admin, glance.per_request(), meta, 1)
+    assert unexported == []
+    new = again(glance, meta, other_image)
+    found = masters.ensure(admin, glance.per_request(), new, 1)
+    assert found == masters.ensure(admin, glance.per_request(), new, 1)
+    assert found.content == f"sha512:{new['os_hash_value']}"
+    assert unexported == [meta["id"]]  # its export keeps the volume open
+    content = Path(masters.path(meta["id"])).read_bytes()
+    assert content.rstrip(b"\0") == other_image.read_bytes()
+    image = database.images.get(meta["id"])
+    assert image is not None
+    assert (image.content, image.size) == (found.content, found.size)
+    assert len(glance.downloads) == 2
+
+
+def test_a_master_of_what_had_the_id_before_is_not_copied(
+    masters: Masters, database: Database, admin: Any, raw_image: Path, other_image: Path
+) -> None:
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    other = "stor2@thunder"
+    database.hosts.heartbeat(Topology(other, "10.0.0.2", "r0", "z1", "", "storage"))
+    old = Image(meta["id"], 9 << 20, Extents(), content=content_of(meta))
+    database.images.add_master(old, other)
+    masters.ensure(admin, glance.per_request(), again(glance, meta, other_image), 1)
+    assert [location.host for location in database.locations.of(meta["id"])] == [STORAGE]
+
+
+@pytest.mark.parametrize("recorded", ["", "sha512:ab"])
+def test_a_hash_that_is_not_known_fits(
+    masters: Masters, database: Database, admin: Any, recorded: str
+) -> None:
+    """Masters of older versions have none recorded, and Glance may have none."""
+    database.images.add_master(Image("i", 1 << 20, Extents(), content=recorded), STORAGE)
+    meta = {"id": "i", "os_hash_algo": "sha512", "os_hash_value": "ab" if recorded else "cd"}
+    for known in (meta, {"id": "i"}, {"id": "i", "os_hash_algo": None, "os_hash_value": None}):
+        assert masters.ensure(admin, Glance(), known, 1).size == 1 << 20
 
 
 def damaged(volumes: FileVolumes, offset: int) -> None:

@@ -20,7 +20,7 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import lease as leases
 from cinder_thunder.masters import masters as masters_module
-from cinder_thunder.masters.download import RawImage
+from cinder_thunder.masters.download import RawImage, content_of
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.masters import FILLING, MASTER, Masters
 from cinder_thunder.masters.peers import Peers
@@ -99,7 +99,7 @@ def test_the_first_master_has_a_manifest(cloud: Cloud, meta: Any, raw_image: Pat
 def test_a_second_host_copies_from_the_nearest(cloud: Cloud, meta: Any, raw_image: Path) -> None:
     for host in (FAR, NEAR, HERE):
         found = cloud.ensure(host, meta)
-        assert found == Master(raw_image.stat().st_size, False)
+        assert found == Master(raw_image.stat().st_size, False, content_of(meta))
         assert cloud.content(host, meta["id"])[: found.size] == raw_image.read_bytes()
     assert cloud.glance.downloads == [meta["id"]]
     opened = [said for said in cloud.network.said if said.startswith("open_export")]
