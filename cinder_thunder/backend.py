@@ -36,6 +36,8 @@ from os_brick_thunder.common.rpc import RpcTracker
 
 LOG = logging.getLogger(__name__)
 
+#: Seconds between two checks whether a master is not active.
+ACTIVATE_INTERVAL = 30.0
 #: Seconds between two checks whether images have too few masters.
 REPLICAS_INTERVAL = 30.0
 #: Seconds that another storage host may take to answer.
@@ -208,6 +210,7 @@ def tasks(
 ) -> Iterator[Task]:
     """What runs in the background once Cinder has started this backend."""
     glance = Glance(cfg.CONF, cfg.CONF.config_file or (), cfg.CONF.config_dir or ())
+    yield Task("thunder-activate", ACTIVATE_INTERVAL, masters.activate, initialized)
     cleaner = Cleaner(host, database, glance.present, exporter.evict)
     yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
     minimum = options.thunder_min_replicas

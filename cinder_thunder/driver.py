@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cinder import context as cinder_context
 from cinder import exception, interface
 from cinder.volume import volume_utils
 from cinder.volume.drivers import lvm
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from cinder_thunder import backend, conf
+from cinder_thunder import backend, conf, volumes
 from cinder_thunder.db.values import ClonedVolume
 from cinder_thunder.masters.masters import is_ours
 from cinder_thunder.target import VolumeTargetDriver
@@ -77,7 +78,19 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         )
         self._masters = self._backend.masters
         self._volumes = self._backend.volumes
+        self._restore_exports()
         self._backend.start()
+
+    def _restore_exports(self) -> None:
+        """Cinder's start goes on with the volumes "in-use", and those alone."""
+        context = cinder_context.get_admin_context()
+        if isinstance(self.target_driver, VolumeTargetDriver):
+            self._note(self.target_driver.restore_others)
+        for volume in self._note(volumes.attached_in_passing_states, self.host) or ():
+            try:
+                self.ensure_export(context, volume)
+            except Exception:
+                LOG.exception("Volume %s could not be exported again", volume.id)
 
     # Volumes
 

@@ -21,7 +21,7 @@ from cinder.cmd import rtstool as cinder_rtstool
 from oslo_privsep import capabilities, priv_context
 
 from cinder_thunder import concurrency
-from cinder_thunder.mechanism import thintools
+from cinder_thunder.mechanism import thintools, volumetargets
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta
@@ -157,11 +157,23 @@ def exports(prefix: str) -> list[str]:
 @context.entrypoint
 def rtstool(arguments: list[str]) -> str:
     """The output of ``cinder-rtstool ARGUMENTS``. Raises the errors of rtslib and configfs."""
-    lio.forget_cached()
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with lio.exclusive(), contextlib.redirect_stdout(printed):
+        lio.forget_cached()
         cinder_rtstool.main(["cinder-rtstool", *arguments])
     return printed.getvalue()
+
+
+@context.entrypoint
+def restore_target(iqn: str) -> bool:
+    """:func:`cinder_thunder.mechanism.volumetargets.restore`"""
+    return volumetargets.restore(iqn)
+
+
+@context.entrypoint
+def restore_other_targets() -> None:
+    """:func:`cinder_thunder.mechanism.volumetargets.restore_others`"""
+    volumetargets.restore_others()
 
 
 # -- the initiator -------------------------------------------------------------------------------

@@ -72,6 +72,21 @@ def is_on(volume_id: str, backend: str) -> bool:
     return volume is not None and str(volume.host).split("#")[0] == backend
 
 
+def initiators(volume: Any) -> list[str]:
+    """Names of the initiators to which a volume of Cinder's is attached, each once, in order."""
+    found = [(each.connector or {}).get("initiator") for each in volume.volume_attachment]
+    return list(dict.fromkeys(name for name in found if name))
+
+
+def attached_in_passing_states(backend: str) -> list[Any]:
+    """Volumes on a backend (``host@backend``) that are attached to a host, but not "in-use": they
+    are being backed up, extended, uploaded and the like.
+    """
+    found = objects.VolumeList.get_all_by_host(cinder_context.get_admin_context(), backend)
+    passing = (v for v in found if v.status not in ("in-use", "available") and v.provider_location)
+    return [v for v in passing if v.volume_attachment]
+
+
 def _get(volume_id: str) -> Any:
     try:
         return objects.Volume.get_by_id(cinder_context.get_admin_context(), volume_id)

@@ -71,6 +71,7 @@ def _up(parsed: argparse.Namespace) -> int:
         parsed.compute,
         link=Link(parsed.rate, parsed.delay),
         memory=parsed.memory,
+        both=parsed.both,
         compute_memory=max(parsed.memory, SERVER_MEMORY) if parsed.nova else 0,
         disk=parsed.disk,
     )
@@ -229,6 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--compute", type=int, default=3, metavar="N", help="compute nodes (%(default)s)"
     )
+    up.add_argument(
+        "--both", type=int, default=0, metavar="N",
+        help="nodes that are storage and compute node at once (%(default)s)"
+    )  # fmt: skip
     up.add_argument(
         "--rate", default="1gbit", help="rate of each node's link, each way (%(default)s)"
     )

@@ -132,14 +132,12 @@ class Cluster:
         pace.use(factor)
         self.controller.make_catalog()
         for node in self.nodes.values():
-            if node.spec.kind == "storage":
-                services = [
-                    control.cinder_volume(
-                        node.spec, self.options.backend_driver, plain=self.options.plain
-                    )
-                ]
-            else:
-                services = [control.thunder_agent(node.spec)]
+            services = []
+            if node.spec.is_a("storage"):
+                driver, plain = self.options.backend_driver, self.options.plain
+                services += [control.cinder_volume(node.spec, driver, plain=plain)]
+            if node.spec.is_a("compute"):
+                services += [control.thunder_agent(node.spec)]
                 services += nova.compute_services(node.spec) if self.options.nova else []
             node.catalog.update({service.name: service for service in services})
 
@@ -349,7 +347,7 @@ class Cluster:
 
     def of_kind(self, kind: str) -> list[Node]:
         """The "storage" or the "compute" nodes, in their order."""
-        return [node for node in self.nodes.values() if node.spec.kind == kind]
+        return [node for node in self.nodes.values() if node.spec.is_a(kind)]
 
     def set_link(self, name: str, link: Link) -> None:
         """Change a node's cable while it runs."""

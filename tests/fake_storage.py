@@ -26,6 +26,8 @@ class FileVolumes:
         folder.mkdir()
         self.folder = folder
         self.protected: set[str] = set()
+        self.inactive: set[str] = set()  # as all are after a reboot
+        self.stuck: set[str] = set()  # those that cannot be activated
         self.fail: str | None = None  # name of the command that fails
         self._lock = threading.Lock()
 
@@ -61,6 +63,14 @@ class FileVolumes:
     def protect(self, name: str) -> None:
         self._refuse("protect", name, taken=True)
         self.protected.add(name)
+
+    def is_active(self, name: str) -> bool:
+        return (self.folder / name).exists() and name not in self.inactive
+
+    def activate(self, *names: str) -> None:
+        self.inactive -= set(names) - self.stuck
+        if self.inactive.intersection(names):
+            raise errors.ProcessError(("lvchange", *names), 5, "activation failed")
 
     def rename(self, name: str, to: str) -> None:
         self._refuse("rename", name, taken=True)

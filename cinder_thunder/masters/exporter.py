@@ -42,8 +42,8 @@ class MasterExporter:
         """:param portal: "address:port"
         :param device: path of an image's master
         :param remove: removes an image's master, row and volume
-        :param ready: whether Cinder has restored the targets of its volumes. It does so only
-            while LIO has no targets, so ours must come later
+        :param ready: whether Cinder has finished this backend's start. Other backends of this host
+            restore their targets only while LIO has none, so ours must not be the first
         """
         self._host = host
         self._portal = portal

@@ -37,6 +37,8 @@ MASTER = "thunder-master-"
 FILLING = "thunder-filling-"
 #: Seconds between two checks whether another storage host has made a master.
 POLL_INTERVAL = 1.0
+#: The most volumes that one command activates.
+ACTIVATED_AT_ONCE = 200
 #: Seconds to wait for another storage host's download.
 DOWNLOAD_TIMEOUT = 3600.0
 
@@ -340,9 +342,23 @@ class Masters:
         )
         self._database.images.drop_master(image_id, self.host)
 
+    def activate(self) -> None:
+        """Activate the recorded masters that are not active: after a reboot nobody else need do
+        so, and without them no map can be computed and no export opened.
+        """
+        recorded = (MASTER + image_id for image_id in self._database.images.mastered_on(self.host))
+        inactive = sorted(name for name in recorded if not self._volumes.is_active(name))
+        for start in range(0, len(inactive), ACTIVATED_AT_ONCE):
+            names = inactive[start : start + ACTIVATED_AT_ONCE]
+            LOG.info("Activating %s", ", ".join(names))
+            try:
+                self._volumes.activate(*names)
+            except errors.ThunderError:  # the others are active; these are tried again
+                LOG.exception("Not all of these masters could be activated")
+
     def reconcile(self) -> None:
         """Remove what a crash left: incomplete masters, rows without a volume, volumes without a
-        row, sessions to other storage hosts, and leases.
+        row, sessions to other storage hosts, and leases. Activate the masters.
         """
         self._peers.reconcile()
         self._database.leases.release_all(self.host)
@@ -353,6 +369,7 @@ class Masters:
         for name in names - {MASTER + image_id for image_id in recorded}:
             LOG.warning("Removing %s, which is incomplete or unknown to the tracker", name)
             self._remove(name)
+        self.activate()
 
     def _remove(self, name: str) -> None:
         try:

@@ -5,6 +5,7 @@ One command a method: on a storage host most of the time goes into the start of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from os_brick_thunder.common.run import Runner
@@ -57,8 +58,19 @@ class ThinVolumes:
         """Make a volume read-only, in LVM's metadata and in the kernel."""
         self._run("lvchange", "--permission", "r", f"{self.group}/{name}")
 
-    def activate(self, name: str) -> None:
-        self._run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{self.group}/{name}")
+    def is_active(self, name: str) -> bool:
+        """Whether a volume has its device."""
+        return os.path.exists(self.path(name))
+
+    def activate(self, *names: str) -> None:
+        """Activate volumes, in one command; those that are active already stay so.
+
+        :raises errors.ProcessError: some could not be; the others are active
+        """
+        self._run(
+            "lvchange", "--activate", "y", "--ignoreactivationskip",
+            *(f"{self.group}/{name}" for name in names),
+        )  # fmt: skip
 
     def rename(self, name: str, to: str) -> None:
         self._run("lvrename", self.group, name, to)

@@ -260,10 +260,14 @@ def _stretched(options: Sequence[cfg.Opt], names: Sequence[str]) -> dict[str, fl
 
 
 def agent(spec: NodeSpec, **options: object) -> str:
-    """thunder.conf of a compute node: its whole data disk is the local pool.
+    """thunder.conf of a compute node: its whole data disk is the local pool; if it is a storage
+    node, too, what is free in the volume group there.
 
     :param options: override the lab's options in [thunder]
     """
+    pool = {"pool_device": "/dev/ubdb"}
+    if spec.is_a("storage"):
+        pool = {"pool_volume_group": VOLUME_GROUP}
     return ini(
         {
             "DEFAULT": {"transport_url": TRANSPORT_URL},
@@ -272,7 +276,7 @@ def agent(spec: NodeSpec, **options: object) -> str:
                 "address": spec.address,
                 "rack": spec.rack,
                 "zone": spec.zone,
-                "pool_device": "/dev/ubdb",
+                **pool,
                 **agent_limits(),
                 **options,
             },

@@ -212,9 +212,9 @@ def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Servic
     return Service(
         "cinder-volume",
         (f"{sys.prefix}/bin/cinder-volume", "--config-file", str(conf)),
+        # After a reboot the group exists, and nothing activates it: that is the driver's business.
         before=f"mkdir -p {state}/conversion {state}/locks\n"
-        # After a reboot the group exists, but nothing has activated it.
-        f"vgs {group} > /dev/null 2>&1 && vgchange -q -ay {group} || vgcreate -q {group} /dev/ubdb",
+        f"vgs {group} > /dev/null 2>&1 || vgcreate -q {group} /dev/ubdb",
         ready=logged("Driver post RPC initialization completed successfully"),
         files={str(conf): config.cinder(state, spec.address, backends)},
     )

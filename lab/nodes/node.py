@@ -63,9 +63,8 @@ Defaults secure_path="{_PATH}"
 Defaults env_keep += "{" ".join(ENVIRONMENT)}"
 """
 
-# LVM must not scan the volumes themselves, nor devices of other nodes.
+# No global_filter: as on many hosts, LVM scans the disks of volumes, too.
 _LVMLOCAL = """\
-devices { global_filter = [ "a|^/dev/ubdb|", "a|^/dev/loop|", "r|.*|" ] }
 activation { monitoring = 0 }
 """
 

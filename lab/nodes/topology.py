@@ -62,7 +62,7 @@ class NodeSpec:
     """One host. ``memory`` in MiB, ``disk`` (its data disk, /dev/ubdb) in GiB, sparse."""
 
     name: str
-    kind: str  # "storage" or "compute"
+    kind: str  # "storage", "compute" or "both"
     index: int  # its position in the lab, which determines the address
     rack: str
     zone: str = "z1"
@@ -73,6 +73,10 @@ class NodeSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise LabError(f"node name {self.name!r}: up to 11 of a-z, 0-9 and -, a letter first")
+
+    def is_a(self, kind: str) -> bool:
+        """Whether it is a "storage" or a "compute" node."""
+        return self.kind in (kind, "both")
 
     @property
     def address(self) -> str:
@@ -106,6 +110,7 @@ class Topology:
         storage: int = 1,
         compute: int = 3,
         *,
+        both: int = 0,
         link: Link | None = None,
         memory: int = 1024,
         compute_memory: int = 0,
@@ -113,6 +118,7 @@ class Topology:
     ) -> Topology:
         """Storage nodes stor1… in rack r0; compute nodes cmp1…, two to a rack, from r1 on.
 
+        :param both: nodes all1… in rack r0 that are storage and compute nodes at once
         :param compute_memory: memory of compute nodes in MiB, if it is not ``memory``
         """
         link = link or Link()
@@ -121,6 +127,7 @@ class Topology:
             (f"cmp{i + 1}", "compute", f"r{1 + i // 2}", compute_memory or memory)
             for i in range(compute)
         ]
+        names += [(f"all{i + 1}", "both", "r0", compute_memory or memory) for i in range(both)]
         return cls(
             tuple(
                 NodeSpec(name, kind, index, rack, memory=size, disk=disk, link=link)

@@ -407,7 +407,7 @@ class Journey:
         for node in self.cluster.nodes.values():
             left = _words(node, _SESSIONS) + _words(node, _TARGETS)
             left += [name for name in _words(node, _DEVICES) if name not in _POOL_DEVICES]
-            if node.spec.kind == "storage":
+            if node.spec.is_a("storage"):
                 left = [name for name in left if not name.startswith("cinder--volumes")]
                 volumes = node.run(f"lvs --noheadings -o lv_name {VOLUME_GROUP}").stdout.split()
                 left += [name for name in volumes if name != f"{VOLUME_GROUP}-pool"]

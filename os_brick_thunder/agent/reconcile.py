@@ -14,7 +14,8 @@ from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
-from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, iqn_of
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def reconcile(host: Host, bases: Bases, stacks: Stacks) -> None:
     known = host.store.bases.values()
     expected = devices.expected(host.topology.host, known, host.store.stacks.values())
     with _logged("exports that belong to nothing"):
-        _sweep_exports(kit, expected)  # first: an export has its device open
+        own = iqn_of(host.topology.host, "")
+        _sweep_exports(kit, expected, own)  # first: an export has its device open
     with _logged("devices that belong to nothing"):
         _sweep_devices(kit, expected)
     with _logged("thin devices that belong to nothing"):
@@ -57,9 +59,17 @@ def _logged(what: str) -> Iterator[None]:
         LOG.exception("%s", what)
 
 
-def _sweep_exports(kit: Kit, expected: Expected) -> None:
+def _sweep_exports(kit: Kit, expected: Expected, own: str) -> None:
+    """Remove exports of bases; those of masters are of a cinder-volume on the same host.
+
+    :param own: what the names of this agent's exports begin with. It may have had another name
+        before, but its devices have not
+    """
+    ours = devnames.path(devnames.PREFIX)
     for target in kit.targets.targets(IQN_PREFIX):
-        if target.iqn not in expected.exports:
+        if target.iqn in expected.exports:
+            continue
+        if target.iqn.startswith(own) or target.device.startswith(ours):
             LOG.warning("export %s belongs to no base: removed", target.iqn)
             with _logged(f"export {target.iqn}"):
                 kit.targets.unexport(target.iqn)

@@ -25,7 +25,13 @@ from tests import fakes
 
 KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
 MIB = 1 << 20
-_KERNEL_ONLY = ["test_bytes.py", "test_full_pool.py", "test_logins.py", "test_lvm.py"]
+_KERNEL_ONLY = [
+    "test_bytes.py",
+    "test_full_pool.py",
+    "test_logins.py",
+    "test_lvm.py",
+    "test_targets.py",
+]
 collect_ignore = [] if KERNEL else _KERNEL_ONLY
 
 

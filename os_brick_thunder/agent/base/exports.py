@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.state import Base
 
+LOG = logging.getLogger(__name__)
 #: Seconds between two checks for readers of a base that is to be removed.
 _POLL = 0.5
 
@@ -44,6 +48,8 @@ class Exports:
         if not self._availability.wait_until_ready(image_id, wait):
             raise errors.NoReplica(f"{self._host.topology.host} has no base of {image_id}")
         iqn = self._iqn(image_id)
+        if not self._host.kit.targets.targets(iqn):
+            self._export_again(image_id, iqn)
         credentials = self._host.kit.targets.admit(iqn, initiator)
         return wire.Export(
             portal=self._portal,
@@ -53,6 +59,14 @@ class Exports:
             password=credentials.password,
             size=self._host.store.bases[image_id].size,
         )
+
+    def _export_again(self, image_id: str, iqn: str) -> None:
+        """Other services of a host clear all targets when they restore theirs after a reboot."""
+        with self._availability.lock(image_id):
+            if self._availability.is_ready(image_id):
+                LOG.warning("export %s was removed by somebody else: exported again", iqn)
+                device = devnames.path(ImageNames(image_id).export)
+                self._host.kit.targets.export(device, iqn, self._portal)
 
     def close(self, image_id: str, initiator: str) -> None:
         """Revoke an initiator's admission; not admitted is success."""

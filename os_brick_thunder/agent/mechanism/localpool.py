@@ -70,7 +70,8 @@ class LocalPool:
         self._device = ""
 
     def resolve_group(self, group: str, size_gib: int) -> str:
-        """Path of the pool's LV in a volume group. The LV is created if it does not exist.
+        """Path of the pool's LV in a volume group. The LV is created if it does not exist, and
+        activated if nobody else has done so since the host started.
 
         :raises errors.PoolError: there is no such group, or not enough space in it
         """
@@ -81,8 +82,19 @@ class LocalPool:
                 f"there is no volume group {group} for the local pool: "
                 f"create it (vgcreate {group} DEVICE) or set pool_device instead"
             ) from error
-        path = f"/dev/{group}/{devnames.POOL_LV}"
-        if not os.path.exists(path):
+        volume = f"{group}/{devnames.POOL_LV}"
+        path = f"/dev/{volume}"
+        if os.path.exists(path):
+            return path
+        names = self._run("lvs", "--noheadings", "--options", "lv_name", group).split()
+        if devnames.POOL_LV in names:
+            try:
+                self._run("lvchange", "--activate", "y", volume)
+            except errors.ProcessError as error:
+                raise errors.PoolError(
+                    f"the local pool's volume {volume} could not be activated: {error.err}"
+                ) from error
+        else:
             extent = ["--size", f"{size_gib}g"] if size_gib else ["--extents", "100%FREE"]
             try:
                 self._run(

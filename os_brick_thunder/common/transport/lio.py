@@ -6,17 +6,19 @@ configfs is the only state. Credentials are read back from it, so a restart of t
 break sessions.
 
 Calls must not run at the same time as other users of rtslib (``cinder-rtstool``, targetcli): the
-library has no locking of its own. One lock here serialises this process; a caller that shares the
-host with other users takes a lock between processes around these calls.
+library has no locking of its own. :func:`exclusive` serialises all of ours on a host, the agent's
+and cinder-volume's; a caller that shares the host with others takes their lock, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -48,7 +50,48 @@ ATTRIBUTES = {
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 LOG = logging.getLogger(__name__)
+#: What processes lock: the root of the tree that they change, which is the same one in every
+#: container of a host.
+CONFIGFS = Path("/sys/kernel/config")
+#: Seconds to wait for another process. One that hangs in the kernel must not stop the others: it
+#: has made its change, or will find it refused.
+PATIENCE = 20.0
+_POLL = 0.05
 _lock = threading.RLock()
+_held: list[int] = []  # the descriptor that has the lock, while a call has it
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Keep other threads, and other processes of ours on this host, from using rtslib."""
+    with _lock:
+        if _held:
+            yield
+            return
+        try:
+            _held.append(os.open(CONFIGFS, os.O_RDONLY | os.O_DIRECTORY))
+        except OSError:  # not mounted: rtslib says what to do
+            yield
+            return
+        try:
+            if not _locked(_held[0]):
+                LOG.warning("LIO has been in use by another process for %g s", PATIENCE)
+            yield
+        finally:
+            os.close(_held.pop())
+
+
+def _locked(descriptor: int) -> bool:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_POLL)
+        else:
+            return True
 
 
 def forget_cached() -> None:
@@ -65,7 +108,7 @@ def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with _lock:
+        with exclusive():
             try:
                 forget_cached()
                 return function(*args, **kwargs)

@@ -346,7 +346,7 @@ def test_background_work_waits_for_cinders_start(
     driver: Any = make_driver(cinder_conf, thunder_clean_interval=7.0, thunder_min_replicas=2)
 
     def tasks() -> list[Task]:
-        masters: Any = SimpleNamespace(replicate=lambda image_id: None)
+        masters: Any = SimpleNamespace(replicate=lambda image_id: None, activate=lambda: None)
         exporter: Any = SimpleNamespace(evict=lambda image_id: None)
         options, ready = driver.configuration, lambda: bool(driver.initialized)
         return list(backend.tasks(STORAGE, options, database, masters, exporter, ready))
@@ -354,6 +354,7 @@ def test_background_work_waits_for_cinders_start(
     try:
         found = tasks()
         assert [(task.name, task.interval) for task in found] == [
+            ("thunder-activate", 30.0),
             ("thunder-clean", 7.0),
             ("thunder-replicas", 30.0),
         ]
@@ -365,7 +366,7 @@ def test_background_work_waits_for_cinders_start(
     finally:
         for option in ("thunder_clean_interval", "thunder_min_replicas"):
             cinder_conf.clear_override(option, group=configuration.SHARED_CONF_GROUP)
-    assert [task.name for task in tasks()] == ["thunder-clean"]
+    assert [task.name for task in tasks()] == ["thunder-activate", "thunder-clean"]
 
 
 @pytest.fixture

@@ -332,3 +332,33 @@ def test_reconcile_after_a_crash(
     masters.reconcile()
     assert volumes.names() == {MASTER + "c", "volume-1"}
     assert database.images.mastered_on(STORAGE) == {"c"}
+
+
+def test_masters_are_activated_after_a_reboot(
+    masters: Masters, volumes: FileVolumes, admin: Any, raw_image: Path
+) -> None:
+    """LVM need not have been told to, and does not activate what has the skip flag."""
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    masters.ensure(admin, glance.per_request(), meta, 1)
+    volumes.inactive = set(volumes.names())
+    masters.reconcile()
+    assert volumes.inactive == set()
+
+
+def test_a_master_that_could_not_be_activated_is_tried_again(
+    masters: Masters, volumes: FileVolumes, admin: Any, raw_image: Path
+) -> None:
+    glance = Glance()
+    names = []
+    for _ in range(2):
+        meta = glance.add(raw_image, "raw")
+        masters.ensure(admin, glance.per_request(), meta, 1)
+        names.append(MASTER + meta["id"])
+    volumes.inactive = set(names)
+    volumes.stuck = {names[0]}
+    masters.reconcile()  # a start that succeeds all the same
+    assert volumes.inactive == {names[0]}
+    volumes.stuck = set()
+    masters.activate()
+    assert volumes.inactive == set()

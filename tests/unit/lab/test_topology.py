@@ -24,6 +24,14 @@ def test_the_standard_lab() -> None:
     assert nodes[0].initiator == "iqn.2026-11.org.thunder:stor1"
 
 
+def test_a_node_may_be_both() -> None:
+    nodes = Topology.standard(storage=1, compute=0, both=1).nodes
+    assert [(n.name, n.is_a("storage"), n.is_a("compute")) for n in nodes] == [
+        ("stor1", True, False),
+        ("all1", True, True),
+    ]
+
+
 def test_links_are_numbers() -> None:
     assert Link("1gbit", "2.5ms").bits_per_second == 10**9
     assert Link("100mbit").bits_per_second == 10**8

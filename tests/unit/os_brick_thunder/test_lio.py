@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +73,64 @@ def test_only_targets_with_names_of_replicas_are_touched(iqn: str) -> None:
 def test_a_name_that_is_no_initiators_is_not_admitted(name: str) -> None:
     with pytest.raises(errors.ExportError, match="initiator: "):
         lio.admit(IQN, name)
+
+
+#: Holds a lock on the folder given until its standard input ends.
+_HOLDER = """\
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Another process of ours on this host, which uses rtslib."""
+    monkeypatch.setattr(lio, "CONFIGFS", tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    yield holder
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_two_processes_do_not_use_rtslib_at_once(other_process: Any) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        lio.targets()
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert not done.wait(0.5)
+    other_process.stdin.close()
+    assert done.wait(15)
+
+
+def test_a_process_that_hangs_in_the_kernel_stops_no_other_for_good(
+    other_process: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lio, "PATIENCE", 0.2)
+    assert lio.targets() == ()
+    assert "LIO has been in use by another process" in caplog.text
+
+
+def test_the_lock_is_free_after_a_call_within_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lio, "CONFIGFS", tmp_path)
+    with lio.exclusive():
+        assert lio.targets() == ()
+        with pytest.raises(errors.ExportError):
+            lio.export("/dev/x", "no name of a replica", PORTAL)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
