@@ -122,11 +122,14 @@ def reconnect(volume: str, stored: str) -> dict[str, Any]:
     return {"path": device["path"], "attach_s": seconds, "connect_s": seconds}
 
 
-def disconnect(volume: str) -> dict[str, Any]:
-    """The host's half of a detach; Cinder is not told."""
+def disconnect(volume: str, force: bool = False) -> dict[str, Any]:
+    """The host's half of a detach; Cinder is not told.
+
+    :param force: as Nova does when it destroys a server
+    """
     kept = json.loads(_file(volume).read_text())
     data = {**kept["connection_info"], "device_path": kept["device"]["path"]}
-    _connector().disconnect_volume(data, None)
+    _connector().disconnect_volume(data, None, force=force)
     return {}
 
 

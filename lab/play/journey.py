@@ -201,9 +201,11 @@ class Journey:
         """
         return int(self._brick(node, False, "extend", volume=volume)["size"])
 
-    def host_only(self, node: Node, verb: str, volume: str) -> None:
+    def host_only(
+        self, node: Node, verb: str, volume: str, plain: bool = False, **options: bool
+    ) -> None:
         """Half of an attach or a detach: ``admit``, ``disconnect`` or ``forget`` of ``brick``."""
-        self._brick(node, False, verb, volume=volume)
+        self._brick(node, plain, verb, volume=volume, **options)
 
     def stored(self, node: Node, volume: str) -> str:
         """What Nova would store in its database for an attach (JSON text)."""
@@ -227,7 +229,7 @@ class Journey:
             node.service_start(name)
         return socket
 
-    def _brick(self, node: Node, plain: bool, verb: str, **body: str) -> dict[str, Any]:
+    def _brick(self, node: Node, plain: bool, verb: str, **body: str | bool) -> dict[str, Any]:
         socket = self._start_brick(node, "brick-plain" if plain else "brick")
         answer = self._request(node, socket, "POST", f"/{verb}", json.dumps(body), timeout=300)
         if "error" in answer:

@@ -27,6 +27,7 @@ KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
 MIB = 1 << 20
 _KERNEL_ONLY = [
     "test_bytes.py",
+    "test_commit.py",
     "test_full_pool.py",
     "test_logins.py",
     "test_lvm.py",

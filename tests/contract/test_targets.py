@@ -48,6 +48,7 @@ def saved(tmp_path: Path, disks: tuple[str, str]) -> Iterator[Path]:
 
 
 def _create(disk: str) -> None:
+    lio.forget_cached()
     rtstool.create(disk, VOLUME, "user", "secret", "False", None, ["127.0.0.1"])
     rtstool.add_initiator(VOLUME, HOST, "user", "secret")
 
