@@ -6,12 +6,13 @@
     thunder-run -m lab.inside.brick SOCKET               with Thunder's connector registered
 
 Like nova-compute it runs permanently, so an attach takes as long as it does there. It serves HTTP
-on a Unix socket: POST /attach, /detach and the like (``_VERBS``) with a JSON object. The
+on a Unix socket: POST /attach, /detach and the like (``VERBS``) with a JSON object. The
 connection data of an attach is stored in /var/lib/lab-brick, as Nova stores it in its database.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ _AUTH = (
 )  # fmt: skip
 
 
+@functools.cache
 def _api() -> Any:
     """Cinder's client with the user's token and a service's token, as in Nova.
 
@@ -179,7 +181,7 @@ class _Warnings(logging.Handler):
             self.by_thread.setdefault(threading.get_ident(), []).append(record.getMessage())
 
 
-_VERBS: dict[str, Callable[..., dict[str, Any]]] = {
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     verb.__name__: verb for verb in (attach, admit, reconnect, extend, disconnect, detach, forget)
 }
 
@@ -192,7 +194,7 @@ class _Verbs:
         body = req.get_media()
         self._warnings.by_thread.pop(threading.get_ident(), None)
         try:
-            answer = _VERBS[verb](**body)
+            answer = VERBS[verb](**body)
         except Exception as error:
             logging.exception("%s %s", verb, body)
             resp.status = falcon.HTTP_500
@@ -201,17 +203,22 @@ class _Verbs:
         resp.media = {**answer, "warnings": heard}
 
 
-def main(socket: str) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    warnings = _Warnings()
-    logging.getLogger().addHandler(warnings)
+def prepare() -> None:
+    """Set os-brick up in this process, as nova-compute has before its first request."""
     cfg.CONF([], project="lab-brick", default_config_files=[])
     cfg.CONF.import_opt("lock_path", "oslo_concurrency.lockutils", group="oslo_concurrency")
     os.makedirs("/run/lab/locks", exist_ok=True)
     cfg.CONF.set_override("lock_path", "/run/lab/locks", group="oslo_concurrency")
     os_brick.setup(cfg.CONF)
     os_brick.privileged.default.set_client_mode(False)  # this process is root already
-    _properties()  # imports all connectors, as nova-compute has done before its first request
+    _properties()  # imports all connectors
+
+
+def main(socket: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    warnings = _Warnings()
+    logging.getLogger().addHandler(warnings)
+    prepare()
     app = falcon.App()
     app.add_route("/{verb}", _Verbs(warnings))
     waitress.serve(app, unix_socket=socket, unix_socket_perms="600", threads=8)

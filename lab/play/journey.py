@@ -246,9 +246,10 @@ class Journey:
 
     # -- as an operator ---------------------------------------------------------------------
 
-    def evict(self, node: Node, image: str) -> None:
+    def evict(self, node: Node, image: str, timeout: float = _EVICTION) -> None:
         """Have one host's agent remove its base of an image.
 
+        :param timeout: seconds for its answer
         :raises errors.ThunderError: it could not, or did not answer
         """
 
@@ -256,7 +257,7 @@ class Journey:
             cfg.CONF([], project="lab", default_config_files=[])
             transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=TRANSPORT_URL)
             try:
-                RpcTracker(transport, stretch(_EVICTION)).evict(node.name, image)
+                RpcTracker(transport, stretch(timeout)).evict(node.name, image)
             finally:
                 transport.cleanup()
 
