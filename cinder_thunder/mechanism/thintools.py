@@ -8,6 +8,8 @@ answers are used.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -70,10 +72,23 @@ def flaw(runner: Runner = run) -> str:
     :returns: why their answers cannot be used; empty if they are right
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="thunder-") as folder:
+        with tempfile.TemporaryDirectory(prefix="thunder-", dir=_direct_folder()) as folder:
             return _flaw(runner, Path(folder))
     except (errors.ProcessError, OSError, ValueError, SyntaxError, KeyError) as error:
         return f"thin_delta could not be tried on a known file: {' '.join(str(error).split())}"
+
+
+def _direct_folder() -> str:
+    """A folder whose files can be opened with O_DIRECT, as the tools do.
+
+    A tmpfs, which /tmp often is, refuses that before Linux 6.6.
+    """
+    folders = (tempfile.gettempdir(), "/var/tmp")  # noqa: S108 - a folder of our own is made in it
+    for folder in folders:
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
+            return folder
+    return folders[0]
 
 
 def _flaw(runner: Runner, folder: Path) -> str:

@@ -6,10 +6,12 @@ in PATH to try that.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -110,3 +112,25 @@ def test_another_version_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         os.replace(tmp_path / version, tmp_path / "thin_delta")
         versions.add(thintools.installed())
     assert len(versions) == 3
+
+
+def test_the_trial_is_where_files_can_be_opened_with_o_direct(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A stand-in for a tmpfs; tests/contract/test_thintools.py is on a real one, in a node."""
+    refusing = str(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", refusing)
+    used: list[str] = []
+
+    def control(file: IO[bytes], _command: int, _flags: int) -> None:
+        if os.path.dirname(os.readlink(f"/proc/self/fd/{file.fileno()}")) == refusing:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def watched(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        used.append(argv[-1])
+        return run(*argv, stdin=stdin, timeout=timeout)
+
+    monkeypatch.setattr("fcntl.fcntl", control)
+    assert thintools.flaw(watched) == ""
+    assert used
+    assert not any(path.startswith(refusing) for path in used)
