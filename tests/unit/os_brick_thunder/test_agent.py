@@ -436,6 +436,65 @@ def test_releases_wait_for_the_tracker(host: Host) -> None:
     assert store.releases == {}
 
 
+@contextlib.contextmanager
+def occupied(lock: Any) -> Iterator[None]:
+    """Somebody else holds a lock while the body runs."""
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert taken.wait(10)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def test_an_attach_does_not_wait_for_its_base_for_ever(host: Host) -> None:
+    """Else the attaches of one image, behind a parent that hangs, would take all of the API."""
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.detach(VOLUME)
+    ensure = bases.ensure
+    with contextlib.ExitStack() as busy:
+
+        def ensure_and_lose(plan: wire.Plan) -> Any:
+            base = ensure(plan)
+            # From here on another one changes the base: its sources hang.
+            busy.enter_context(occupied(bases._availability.lock(IMAGE)))
+            return base
+
+        bases.ensure = ensure_and_lose  # type: ignore[method-assign]
+        answer = stacks.attach(PAYLOAD, LUN, time.monotonic() + 6)
+    assert answer.mode == "direct"
+    assert "another operation on it has not ended in time" in answer.reason
+    assert store.stacks[VOLUME].recache_pending
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
+
+
+@pytest.mark.parametrize("verb", ["attach", "detach"])
+def test_no_request_waits_for_its_volume_longer_than_its_caller(host: Host, verb: str) -> None:
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    before = set(host.dm.tables), dict(store.stacks)
+    calls: dict[str, Callable[[float], Any]] = {
+        "attach": lambda deadline: stacks.attach(PAYLOAD, LUN, deadline),
+        "detach": lambda deadline: stacks.detach(VOLUME, deadline),
+    }
+    with (
+        occupied(host.app.stack.stacks._registry.lock(VOLUME)),
+        pytest.raises(errors.AgentUnavailable, match="volume vol-1: another operation"),
+    ):
+        calls[verb](time.monotonic() + 0.2)
+    assert (set(host.dm.tables), dict(store.stacks)) == before
+
+
 def test_a_detach_waits_for_no_tracker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The release is told by the heartbeat's thread, at once, not with the next heartbeat."""
     agent, stacks, _, store = host.agent(heartbeat_interval=600.0)

@@ -105,6 +105,20 @@ def test_an_agent_that_was_down_during_a_detach_cleans_up_when_it_is_back(host: 
     assert host.disagreements(store) == set()
 
 
+def test_an_agent_that_was_only_late_removes_the_rest_by_itself(host: Host) -> None:
+    """The request that it was late for may have been lost with its connection."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert host.app.reaper.unfinished() == {}
+    takedown.dismantle(host.dm, VOLUME)
+    (finish,) = host.app.reaper.unfinished().values()
+    finish()
+    assert store.stacks == {}
+    assert host.leftovers(store) == []
+    host.app.heartbeat.catch_up()
+    assert host.disagreements(store) == set()
+
+
 # The connector
 
 
