@@ -234,15 +234,22 @@ class LifeCycle:
         self.await_status("groups", made)
         return str(made)
 
-    def move(self, volume: Volume, name: str, body: dict[str, Any], host: str) -> None:
-        """Migrate or retype a detached volume; returns when it is on a host (``stor2@thunder``)."""
+    def move(
+        self,
+        volume: Volume,
+        name: str,
+        body: dict[str, Any],
+        host: str,
+        status: str = "available",
+    ) -> None:
+        """Migrate or retype a volume; returns when it is on a host (``stor2@thunder``)."""
         self.post(f"/volumes/{volume.id}/action", {name: body})
         until = deadline(600)
         while True:
             found = self.show(volume)
-            state = found["status"], found["migration_status"]
+            state = (found["status"], found["migration_status"])
             there = str(found["os-vol-host-attr:host"]).startswith(f"{host}#")
-            if there and state in {("available", "success"), ("available", None)}:
+            if there and state in {(status, "success"), (status, None)}:
                 return
             if "error" in state or time.monotonic() > until:
                 raise LabError(f"volume {volume.id} is not moved: {found}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lab.cloud import nova
+from lab.cloud import config, control, nova
 from lab.cluster import SERVER_MEMORY, Cluster, Options
 from lab.errors import ConditionError, LabError
 from lab.guests import tiny
@@ -25,6 +25,7 @@ from lab.guests.checked import Checked, boots, found
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.play.journey import Journey
+from lab.play.lifecycle import Contents, LifeCycle
 from lab.play.servers import Servers, from_image, from_snapshot, from_volume
 from lab.progress import Steps
 from lab.shell import wait_for
@@ -220,6 +221,35 @@ def test_a_second_volume_comes_and_goes(cloud: Servers, journey: Journey, image:
     node = cloud.cluster.node(cloud.host(server))
     assert journey.stack(node, volume) == {}
     heard(cloud, server, heard(cloud, server).seq)
+
+
+@pytest.mark.long
+def test_a_volume_moves_to_another_backend_under_its_guest(
+    cloud: Servers, journey: Journey, image: str, tiny_image: Path
+) -> None:
+    """A retype in use to Cinder's LVM driver and back: Nova copies the disk, then swaps it."""
+    (storage,) = cloud.cluster.of_kind("storage")
+    storage.catalog["cinder-volume-plain"] = control.plain_volume(storage.spec)
+    storage.service_start("cinder-volume-plain")
+    server = boot(cloud, "swap", from_image(image))
+    try:
+        with LifeCycle(journey) as life:
+            volume = life.create(Contents(tiny_image), imageRef=image)
+            cloud.attach(server, volume.id)
+            cloud.await_console(server, "tiny: vdb appeared", BOOT)
+            await_cached(cloud, journey, server, 2)
+            last = heard(cloud, server, 0, disk="vdb")
+            for backend in (config.PLAIN, config.BACKEND):
+                kind = life.type(f"swap-{backend}", {"volume_backend_name": backend})
+                body = {"new_type": kind, "migration_policy": "on-demand"}
+                life.move(volume, "os-retype", body, f"{storage.name}@{backend}", "in-use")
+                last = heard(cloud, server, last.seq, disk="vdb")
+                last = heard(cloud, server, last.seq, disk="vdb")
+                assert stacks(cloud, journey, server) == ["cached", "plain"]
+            cloud.detach(server, volume.id)
+            journey.await_volume(volume.id, "available", 120)
+    finally:
+        storage.service_stop("cinder-volume-plain")
 
 
 # -- a server's life -------------------------------------------------------------------------
