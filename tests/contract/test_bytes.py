@@ -71,3 +71,23 @@ def test_readahead_over_holes_fails_no_path(world: World) -> None:
     assert " F " not in kit.dm.status("thunder-m")
     kit.dm.remove("thunder-m")
     kit.dm.remove("thunder-s")
+
+
+@pytest.mark.parametrize("world", [128], indirect=True)
+def test_a_block_that_is_used_again_shows_nothing_of_before(world: World) -> None:
+    """A write of a part of a new block has the pool zero the rest of it."""
+    kit, length, block = world.kit, 32 * MIB, 64 << 10
+    for thin_id in range(1, 7):  # 192 MiB of blocks are used in a pool of 128 MiB
+        kit.pool.create_thin(thin_id)
+        kit.dm.create("thunder-t", layout.thin_table(length, thin_id))
+        with open(devnames.path("thunder-t"), "r+b", buffering=0) as thin:
+            for offset in range(0, length, block):
+                os.pwrite(thin.fileno(), b"W" * 512, offset)
+            os.fsync(thin.fileno())
+            os.posix_fadvise(thin.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            data = os.pread(thin.fileno(), length, 0)
+            assert data == (b"W" * 512 + bytes(block - 512)) * (length // block)
+            os.pwrite(thin.fileno(), b"S" * length, 0)
+            os.fsync(thin.fileno())
+        kit.dm.remove("thunder-t")
+        kit.pool.delete_thin(thin_id)

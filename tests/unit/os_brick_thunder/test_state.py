@@ -172,3 +172,16 @@ def test_what_was_removed_is_forgotten_although_that_cannot_be_written_yet(
     store.withdrawn("img-unknown")  # changes nothing, and writes what is due
     assert (StateFile(file).bases, StateFile(file).stacks) == ({}, {})
     assert StateFile(file).withdrawals == {"img-1": "l1"}
+
+
+def test_a_thin_id_is_given_out_once(tmp_path: Path) -> None:
+    """Not again after what it was for has gone, nor after a restart."""
+    file = tmp_path / "state.json"
+    given: list[int] = []
+    for _ in range(3):
+        store = StateFile(file)
+        given += [store.new_thin_id() for _ in range(2)]
+        store.put(dataclasses.replace(BASE, thin_id=given[-1]))
+        store.drop_base("img-1")
+    assert given == sorted(set(given))
+    assert len(given) == 6
