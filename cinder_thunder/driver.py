@@ -210,13 +210,18 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         )
         return page
 
-    def manage_existing_get_size(self, volume: Any, existing_ref: dict[str, Any]) -> int:
+    def manage_existing_object_get_size(
+        self, existing_object: Any, existing_ref: dict[str, Any], object_type: str
+    ) -> int:
+        """Refuse masters, also as a snapshot: whoever deletes that would delete the master."""
         name = str(existing_ref.get("source-name", ""))
         if is_ours(name):
             raise exception.ManageExistingInvalidReference(
                 existing_ref=existing_ref, reason=f"{name} is the master of an image"
             )
-        return int(super().manage_existing_get_size(volume, existing_ref))
+        return int(
+            super().manage_existing_object_get_size(existing_object, existing_ref, object_type)
+        )
 
     # Attachments
 

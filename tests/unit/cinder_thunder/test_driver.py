@@ -312,6 +312,9 @@ def test_masters_cannot_be_managed(
     assert [entry["reference"]["source-name"] for entry in listed] == ["other"]
     with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of an"):
         driver.manage_existing_get_size(cinder_volume(1), {"source-name": MASTER + "i"})
+    for reference in (MASTER + "i", {"source-name": MASTER + "i"}):
+        with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of an"):
+            driver.manage_existing_snapshot_get_size(SimpleNamespace(), reference)
 
 
 @pytest.mark.parametrize(
