@@ -200,15 +200,22 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         entries = super().get_manageable_volumes(
             cinder_volumes, None, sys.maxsize, None, ["reference"], ["asc"]
         )
-        page: list[dict[str, Any]] = volume_utils.paginate_entries_list(
-            [entry for entry in entries if not is_ours(entry["reference"]["source-name"])],
-            marker,
-            limit,
-            offset,
-            sort_keys,
-            sort_dirs,
+        return _without_masters(entries, marker, limit, offset, sort_keys, sort_dirs)
+
+    def get_manageable_snapshots(
+        self,
+        cinder_snapshots: Any,
+        marker: Any,
+        limit: Any,
+        offset: Any,
+        sort_keys: Any,
+        sort_dirs: Any,
+    ) -> list[dict[str, Any]]:
+        """Without masters."""
+        entries = super().get_manageable_snapshots(
+            cinder_snapshots, None, sys.maxsize, None, ["reference"], ["asc"]
         )
-        return page
+        return _without_masters(entries, marker, limit, offset, sort_keys, sort_dirs)
 
     def manage_existing_object_get_size(
         self, existing_object: Any, existing_ref: dict[str, Any], object_type: str
@@ -259,6 +266,17 @@ class ThunderDriver(lvm.LVMVolumeDriver):
                 "%s failed; the volume works, but may not be accelerated", function.__name__
             )
             return None
+
+
+def _without_masters(entries: list[dict[str, Any]], *paging: Any) -> list[dict[str, Any]]:
+    """A page of what can be managed.
+
+    :param paging: the arguments of Cinder's pages after the entries
+    """
+    page: list[dict[str, Any]] = volume_utils.paginate_entries_list(
+        [entry for entry in entries if not is_ours(entry["reference"]["source-name"])], *paging
+    )
+    return page
 
 
 def _check_options(options: Any) -> None:

@@ -62,7 +62,7 @@ def downloaded(
     ):
         check_hash(fetched, image_meta)
         verified = None
-        if cfg.CONF.verify_glance_signatures != "disabled":
+        if verifies_signatures():
             verified = image_utils.verify_glance_image_signature(
                 context, image_service, image_id, fetched
             )
@@ -90,6 +90,10 @@ def _fetched(image_service: Any, context: Any, image_id: str, suffix: str) -> It
     with contextlib.ExitStack() as stack:
         stack.push(fetch.__exit__)
         yield path
+
+
+def verifies_signatures() -> bool:
+    return bool(cfg.CONF.verify_glance_signatures != "disabled")
 
 
 def content_of(image_meta: dict[str, Any]) -> str:

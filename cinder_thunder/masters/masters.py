@@ -22,7 +22,7 @@ from oslo_log import log as logging
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
-from cinder_thunder.masters.download import content_of, downloaded
+from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.mechanism.lvm import ThinVolumes
@@ -103,10 +103,12 @@ class Masters:
         return found
 
     def _usable(self, image_meta: dict[str, Any]) -> Master | None:
-        """This host's master of an image; None if there is none, or only one of what had its id
-        before: Glance's database may have been purged."""
+        """This host's master of an image; None if there is none, if its signature is still to be
+        verified, or if it is one of what had its id before: Glance's database may have been purged.
+        """
         found = self._database.images.master(image_meta["id"], self.host)
-        return found if found and found.is_of(content_of(image_meta)) else None
+        usable = found and found.is_of(content_of(image_meta)) and not _is_unverified(found)
+        return found if usable else None
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def _make(
@@ -122,8 +124,11 @@ class Masters:
             image_utils.check_virtual_size(found.size, gibibytes, image_id)
             return found
         lease = Lease(self._database, f"image-{image_id}", self.host)
-        failed: set[str] = set()
         content = content_of(image_meta)
+        found = self._database.images.master(image_id, self.host)
+        if found is not None and content and found.content == content:
+            return self._verify(context, image_service, image_meta, found, gibibytes)
+        failed: set[str] = set()
         until = time.monotonic() + DOWNLOAD_TIMEOUT
         while True:
             copied = self._copied(image_id, failed, gibibytes, content)
@@ -147,6 +152,26 @@ class Masters:
                     "No master of image %s can be copied: downloading it from Glance", image_id
                 )
             return self._download(context, image_service, image_meta, gibibytes)
+
+    def _verify(
+        self,
+        context: Any,
+        image_service: Any,
+        image_meta: dict[str, Any],
+        found: Master,
+        gibibytes: int,
+    ) -> Master:
+        """Verify the signature of an image whose master was made while that was switched off.
+
+        The master has the data that is downloaded: its hash was the same one.
+        """
+        image_id = image_meta["id"]
+        LOG.info("Verifying the signature of image %s", image_id)
+        with downloaded(
+            context, image_service, image_meta, gibibytes, self._blocksize, self.host
+        ) as raw:
+            self._database.images.set_verified(image_id, raw.signature_verified, found.content)
+        return replace(found, signature_verified=raw.signature_verified)
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def replicate(self, image_id: str) -> Master:
@@ -185,6 +210,8 @@ class Masters:
             return None
         if gibibytes is not None:
             image_utils.check_virtual_size(image.size, gibibytes, image_id)
+            if _is_unverified(image):
+                return None  # the download that a request makes verifies it, for all
         for source in self._elsewhere(image_id):
             if source.host in failed:
                 continue
@@ -239,9 +266,12 @@ class Masters:
 
             try:
                 found = Image(image_id, raw.size, Extents(), raw.signature_verified)
-                return self._fill(replace(found, content=content), copy)
+                made = self._fill(replace(found, content=content), copy)
             except errors.WrongDigest as error:
                 raise _other_data(image_id, str(error)) from error
+            if raw.signature_verified is not None:  # an older row of the image may not know
+                self._database.images.set_verified(image_id, raw.signature_verified, content)
+            return made
 
     def _expected(self, image_id: str, size: int, content: str) -> Manifest | None:
         """The digests that an image's first master recorded: all masters must be equal.
@@ -376,6 +406,11 @@ class Masters:
             self._volumes.remove(name)
         except (errors.ThunderError, processutils.ProcessExecutionError):
             LOG.exception("Could not remove %s; the next start of cinder-volume tries again", name)
+
+
+def _is_unverified(found: Master | Image) -> bool:
+    """Whether its signature was not verified, because that was switched off, and is to be."""
+    return found.signature_verified is None and verifies_signatures()
 
 
 def _read_back(device: str, size: int, allocated: Extents, expected: Manifest | None) -> None:

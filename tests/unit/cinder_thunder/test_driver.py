@@ -303,18 +303,23 @@ def test_masters_cannot_be_managed(
 ) -> None:
     database.images.add_master(Image("i", 1, Extents()), STORAGE)
     lvs = [MASTER + "i", "thunder-filling-j", "mine", "other"]
-    monkeypatch.setattr(
-        lvm.LVMVolumeDriver,
-        "get_manageable_volumes",
-        lambda *a: [{"reference": {"source-name": name}, "size": 1} for name in lvs],
-    )
-    listed = driver.get_manageable_volumes([], None, 1, 1, ["reference"], ["asc"])
-    assert [entry["reference"]["source-name"] for entry in listed] == ["other"]
-    with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of an"):
-        driver.manage_existing_get_size(cinder_volume(1), {"source-name": MASTER + "i"})
-    for reference in (MASTER + "i", {"source-name": MASTER + "i"}):
-        with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of an"):
-            driver.manage_existing_snapshot_get_size(SimpleNamespace(), reference)
+    for kind in ("volumes", "snapshots"):
+        monkeypatch.setattr(
+            lvm.LVMVolumeDriver,
+            f"get_manageable_{kind}",
+            lambda *a: [{"reference": {"source-name": name}, "size": 1} for name in lvs],
+        )
+        ask = getattr(driver, f"get_manageable_{kind}")
+        listed = ask([], None, 1, 1, ["reference"], ["asc"])
+        assert [entry["reference"]["source-name"] for entry in listed] == ["other"]
+    driver.vg = SimpleNamespace(get_volume=lambda name: {"name": name, "size": "1.00"})
+    for ask in (driver.manage_existing_get_size, driver.manage_existing_snapshot_get_size):
+        assert ask(cinder_volume(1), {"source-name": "mine"}) == 1
+        for name in (MASTER + "i", "thunder-filling-j"):
+            with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of"):
+                ask(cinder_volume(1), {"source-name": name})
+    with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of"):
+        driver.manage_existing_snapshot_get_size(SimpleNamespace(), MASTER + "i")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_image_larger_than_the_volume(
 
 
 def test_image_larger_than_a_later_volume(masters: Masters, database: Database, admin: Any) -> None:
-    database.images.add_master(Image("i", 3 << 30, Extents()), STORAGE)
+    database.images.add_master(Image("i", 3 << 30, Extents(), False), STORAGE)
     with pytest.raises(exception.ImageUnacceptable, match="3GB and doesn't fit in a volume of"):
         masters.ensure(admin, Glance(), {"id": "i"}, 2)
 
@@ -196,6 +196,60 @@ def test_incomplete_signature_is_refused(
         cinder_conf.clear_override("verify_glance_signatures")
 
 
+@pytest.fixture
+def verifying(cinder_conf: Any) -> Any:
+    """Switches the verification of signatures on."""
+
+    def switch_on() -> None:
+        cinder_conf.set_override("verify_glance_signatures", "enabled")
+
+    cinder_conf.set_override("verify_glance_signatures", "disabled")
+    yield switch_on
+    cinder_conf.clear_override("verify_glance_signatures")
+
+
+def test_signatures_are_verified_once_that_is_switched_on(
+    masters: Masters, database: Database, admin: Any, raw_image: Path, verifying: Any
+) -> None:
+    glance = Glance()
+    plain = glance.add(raw_image, "raw")
+    bad = glance.add(raw_image, "raw", properties={"img_signature": "c2ln"})
+    for meta in (plain, bad):
+        assert masters.ensure(admin, glance.per_request(), meta, 1).signature_verified is None
+    verifying()
+    for _ in range(2):  # it is verified once, without another master
+        found = masters.ensure(admin, glance.per_request(), plain, 1)
+        assert found.signature_verified is False
+    assert glance.downloads.count(plain["id"]) == 2
+    for _ in range(2):
+        with pytest.raises(exception.InvalidSignatureImage):
+            masters.ensure(admin, glance.per_request(), bad, 1)
+    assert database.images.master(bad["id"], STORAGE).signature_verified is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "here"])
+def test_masters_of_older_versions_are_verified(
+    masters: Masters,
+    database: Database,
+    admin: Any,
+    raw_image: Path,
+    verifying: Any,
+    where: str,
+) -> None:
+    """They are not copied, and one whose hash was not recorded is made again."""
+    verifying()
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    size = raw_image.stat().st_size
+    other = "stor2@thunder"
+    database.hosts.heartbeat(Topology(other, "10.0.0.2", "r0", "z1", "", "storage"))
+    holder = STORAGE if where == "here" else other
+    database.images.add_master(Image(meta["id"], size, Extents()), holder)
+    found = masters.ensure(admin, glance.per_request(), meta, 1)
+    assert (found.signature_verified, glance.downloads) == (False, [meta["id"]])
+    assert masters.ensure(admin, glance.per_request(), meta, 1) == found
+
+
 @pytest.mark.parametrize("verb", ["create", "protect", "rename"])
 def test_a_failing_step_leaves_nothing(
     masters: Masters,
@@ -276,7 +330,7 @@ def test_a_hash_that_is_not_known_fits(
     masters: Masters, database: Database, admin: Any, recorded: str
 ) -> None:
     """Masters of older versions have none recorded, and Glance may have none."""
-    database.images.add_master(Image("i", 1 << 20, Extents(), content=recorded), STORAGE)
+    database.images.add_master(Image("i", 1 << 20, Extents(), False, content=recorded), STORAGE)
     meta = {"id": "i", "os_hash_algo": "sha512", "os_hash_value": "ab" if recorded else "cd"}
     for known in (meta, {"id": "i"}, {"id": "i", "os_hash_algo": None, "os_hash_value": None}):
         assert masters.ensure(admin, Glance(), known, 1).size == 1 << 20

@@ -374,7 +374,7 @@ def test_hosts_that_ask_at_once_make_one_download(
         """Replaces Cinder's download, whose thread pool serves one native thread."""
         service.downloads.append(meta["id"])
         assert go.wait(30)
-        yield RawImage(str(raw_image), raw_image.stat().st_size, None)
+        yield RawImage(str(raw_image), raw_image.stat().st_size, False)
 
     monkeypatch.setattr(masters_module, "downloaded", downloaded)
     made = {host: cloud.masters(host) for host in PLACES}
