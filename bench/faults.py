@@ -39,10 +39,10 @@ BEFORE, AFTER = "before", "after"
 StepHook = Callable[[str], AbstractContextManager[None]]
 
 _KIT: Mapping[str, tuple[str, ...]] = {
-    "dm": ("create", "reload", "suspend", "resume", "wipe", "remove", "message"),
+    "dm": ("create", "reload", "reload_noflush", "suspend", "resume", "wipe", "remove", "message"),
     "pool": ("create_thin", "delete_thin"),
     "loops": ("attach", "detach"),
-    "initiator": ("login", "rank", "logout"),
+    "initiator": ("login", "logout"),
     "targets": ("export", "admit", "revoke", "unexport"),
 }
 _TRACKER = ("plan_attach", "plan_sources", "open_export", "close_export", "report", "release")

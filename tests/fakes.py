@@ -75,6 +75,9 @@ class FakeDeviceMapper:
         self.suspended.discard(name)
         self.log.append(f"reload {name}")
 
+    def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
+        self.reload(name, table, readonly)
+
     def suspend(self, name: str) -> None:
         self.suspended.add(name)
 
@@ -221,10 +224,9 @@ class FakeInitiator:
     unreachable: set[str] = field(default_factory=set)  # portals at which nobody answers
     revoked: set[str] = field(default_factory=set)  # passwords
     logged_in: dict[tuple[str, str], str] = field(default_factory=dict)
-    patient: dict[tuple[str, str], bool] = field(default_factory=dict)
     disks: int = 0  # that ever were: a name is not given twice
 
-    def login(self, export: wire.Export, last: bool = False) -> str:
+    def login(self, export: wire.Export) -> str:
         key = (export.iqn, export.portal)
         if key not in self.logged_in:
             if export.portal in self.unreachable:
@@ -233,18 +235,14 @@ class FakeInitiator:
                 raise errors.LoginRefused(f"{export.iqn} at {export.portal}: authorization failure")
             self.logged_in[key] = f"/dev/sdm{self.disks}"
             self.disks += 1
-        self.set_timeouts(Endpoint(*key), last)
         return self.logged_in[key]
 
-    def set_timeouts(self, endpoint: Endpoint, last: bool) -> None:
-        key = (endpoint.target, endpoint.portal)
-        if key in self.logged_in:
-            self.patient[key] = last
+    def set_timeouts(self, endpoint: Endpoint) -> None:
+        pass
 
     def logout(self, endpoint: Endpoint) -> None:
         key = (endpoint.target, endpoint.portal)
         self.logged_in.pop(key, None)
-        self.patient.pop(key, None)
 
     def sessions(self) -> list[Session]:
         return [

@@ -26,6 +26,7 @@ from tests import fakes
 KERNEL = os.environ.get("THUNDER_KERNEL") == "1"
 MIB = 1 << 20
 _KERNEL_ONLY = [
+    "test_bases.py",
     "test_bytes.py",
     "test_commit.py",
     "test_full_pool.py",

@@ -10,6 +10,7 @@ from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, DeviceSpec, Graph
 from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -94,3 +95,14 @@ def test_a_complete_base_needs_no_replica(world: World) -> None:
     assert world.kit.dm.table("thunder-paths-i") == Table.of((8 * MIB // 512, dmtable.Error()))
     assert _kernel(world) == devices.expected("here", [complete], []).names
     _remove(world, [graph])
+
+
+def test_a_thin_id_that_is_there_already_is_not_deleted(world: World) -> None:
+    """It is not ours: another agent's, or what a state file of before did not record."""
+    world.kit.pool.create_thin(1)
+    graph = layout.base_devices(BASE, iqn_of("here", "i"))
+    with pytest.raises(errors.ProcessError, match="exists"):
+        _build(world, [graph])
+    assert world.kit.metadata.ids() == {devnames.ZERO_ID, 1}
+    assert world.kit.dm.table("thunder-paths-i") is None
+    world.kit.pool.delete_thin(1)

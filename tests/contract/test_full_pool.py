@@ -162,7 +162,7 @@ class Host:
     def __init__(self, world: World, source: str, folder: Path) -> None:
         self.world, self.source = world, source
         initiator, targets = fakes.FakeInitiator(), fakes.FakeTargets()
-        initiator.login = lambda export, last=True: source  # type: ignore[method-assign]
+        initiator.login = lambda export: source  # type: ignore[method-assign]
         self.kit = dataclasses.replace(world.kit, initiator=initiator, targets=targets)
         self.tracker = fakes.FakeTracker()
         self.tracker.plan_attach = self.plan  # type: ignore[method-assign]

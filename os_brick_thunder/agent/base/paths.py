@@ -102,10 +102,10 @@ class Paths:
         except errors.DeviceNotFound:
             return ""
 
-    def set_timeouts(self, paths: Sequence[ReplicaPath]) -> None:
-        """Let all paths fail over soon, except for the last one, which I/O waits for."""
+    def set_timeouts(self, paths: Iterable[ReplicaPath]) -> None:
+        """Have all paths fail over soon: an older agent had the last one wait."""
         for path in paths:
-            self._kit.initiator.set_timeouts(endpoint(path), last=path == paths[-1])
+            self._kit.initiator.set_timeouts(endpoint(path))
 
     def log_out(self, paths: Iterable[ReplicaPath]) -> None:
         """Log out of the paths that are not stale; not logged in is success."""

@@ -41,19 +41,13 @@ class RemoteReplicas:
             answers = threads.map(export, sources)
             return {s.exporter: e for s, e in zip(sources, answers, strict=True) if e is not None}
 
-    def log_in(self, image_id: str, source: wire.Source, export: wire.Export, last: bool) -> str:
-        """Log in to a source: :func:`os_brick_thunder.common.replica.log_in`.
-
-        :param last: whether it is the last path of its base, which I/O waits for
-        """
-
-        def login(export: wire.Export) -> str:
-            return self._host.kit.initiator.login(export, last)
+    def log_in(self, image_id: str, source: wire.Source, export: wire.Export) -> str:
+        """Log in to a source: :func:`os_brick_thunder.common.replica.log_in`."""
 
         def ask_again() -> wire.Export:
             return self.open(image_id, (source,)).get(source.exporter, export)
 
-        return replica.log_in(login, export, ask_again)
+        return replica.log_in(self._host.kit.initiator.login, export, ask_again)
 
     def close(self, image_id: str, paths: Iterable[ReplicaPath]) -> None:
         """Tell exporters that this host no longer reads through these paths.

@@ -67,8 +67,7 @@ class Sources:
         disks: dict[ReplicaPath, str] = {}
         for path, (source, export) in zip(paths, opened, strict=True):
             try:
-                last = path == paths[-1]
-                disks[path] = self._replicas.log_in(base.image_id, source, export, last)
+                disks[path] = self._replicas.log_in(base.image_id, source, export)
             except errors.LoginError as error:
                 LOG.warning("replica of image %s on %s: %s", base.image_id, path.host, error)
                 self._replicas.close(base.image_id, (path,))
@@ -77,7 +76,6 @@ class Sources:
                 f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
                 "see the warnings above for each"
             )
-        self._paths.set_timeouts(tuple(disks)[-1:])
         return dataclasses.replace(base, paths=tuple(disks)), tuple(disks.values())
 
     def reopen(
@@ -199,9 +197,9 @@ class Sources:
             disks = self._connect(base, sources, exports, fresh, exclude, undo)
             if not disks:
                 raise errors.NoReplica(f"image {image_id}: no new source could be opened")
-            self._paths.set_timeouts(tuple(disks))
             table = layout.paths_table(tuple(disks.values()), base.size)
-            self._host.kit.dm.reload(ImageNames(image_id).paths, table, readonly=True)
+            name = ImageNames(image_id).paths
+            self._host.kit.dm.reload_noflush(name, table, readonly=True)
             undo.keep()
         for path in every:
             if path not in disks:
@@ -235,8 +233,8 @@ class Sources:
                 self._paths.log_out((path,))
                 undo.push(self._paths.log_out, (path,))
                 with _warned(f"replica of image {image_id} on {source.host}"):
-                    export, last = exports[source.exporter], source == sources[-1]
-                    disks[path] = self._replicas.log_in(image_id, source, export, last)
+                    export = exports[source.exporter]
+                    disks[path] = self._replicas.log_in(image_id, source, export)
         if len(disks) < len(sources):
             for path, disk in working.items():
                 if path.host not in exclude:
@@ -257,6 +255,7 @@ class Sources:
 
     def reconcile(self, base: Base) -> None:
         """Take the paths from the kernel's table: an agent may have died while it changed them."""
+        self._paths.set_timeouts(base.paths)
         sessions = self._paths.sessions(base).items()
         number = {path: self._paths.devnum(session.device) for path, session in sessions}
         table = list(self._paths.flags(base))
@@ -266,7 +265,6 @@ class Sources:
             return
         self._paths.log_out(path for path in base.paths if path not in used)
         self._replicas.close(base.image_id, replica_paths.without(base.paths, used))
-        self._paths.set_timeouts(used)
         self._store.put(dataclasses.replace(base, paths=tuple(used)))
 
 

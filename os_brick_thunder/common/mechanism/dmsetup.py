@@ -58,6 +58,14 @@ class DmSetup:
         # ioctl: if this process dies, the device is not left suspended.
         self.resume(name)
 
+    def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
+        """As :meth:`reload`; what a multipath device has no working path for in the meantime does
+        not fail: it is read over the new paths.
+        """
+        flags = ["--readonly"] if readonly else []
+        self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
+        self._run("dmsetup", "resume", "--noflush", "--nolockfs", name)
+
     def suspend(self, name: str) -> None:
         """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`reload`.
 

@@ -59,10 +59,9 @@ class Target:
 class Initiator(Protocol):
     """The reading side."""
 
-    def login(self, export: Export, last: bool = False) -> str:
+    def login(self, export: Export) -> str:
         """Log in, or find the session that exists, and return the replica's disk.
 
-        :param last: no other path follows this one, see :meth:`set_timeouts`
         :raises errors.LoginRefused: the exporter does not admit us with these credentials
         :raises errors.LoginError: unreachable, no disk in time, or not the export of a replica
         """
@@ -70,11 +69,9 @@ class Initiator(Protocol):
     def logout(self, endpoint: Endpoint) -> None:
         """Log out and forget the endpoint. Absent is success."""
 
-    def set_timeouts(self, endpoint: Endpoint, last: bool) -> None:
-        """Set the timeouts of a session's I/O; absent is success.
-
-        :param last: as the last path of its base it waits for a replica that does not answer. All
-            others fail as soon as a replica is found to be dead, and have to be reinstated later
+    def set_timeouts(self, endpoint: Endpoint) -> None:
+        """Have a session's I/O fail within seconds if its replica does not answer, as a login does;
+        absent is success. The session has to be reinstated where it was used.
         """
 
     def sessions(self) -> list[Session]:

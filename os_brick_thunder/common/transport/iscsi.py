@@ -62,10 +62,9 @@ class _Timeouts:
         }
 
 
-#: Another path with the same bytes follows: after two seconds I/O goes there.
-_FAILOVER = _Timeouts(ping=1, pong=1, recover=0, command=5, abort=1)
-#: Without its last path the base fails, and volumes lose their caches.
-_LAST_PATH = _Timeouts(ping=5, pong=5, recover=120, command=30, abort=15)
+#: Another path with the same bytes follows, or after the last one the volumes' LUNs: after two
+#: seconds I/O goes there. A LUN may be on another storage host than the base's last source.
+_TIMEOUTS = _Timeouts(ping=1, pong=1, recover=0, command=5, abort=1)
 _SETTINGS: Mapping[str, str] = {
     "node.conn[0].timeo.login_timeout": "5",
     "node.session.initial_login_retry_max": "1",
@@ -97,7 +96,7 @@ class IscsiAdm:
         self._run = runner
         self._appear = appear
 
-    def login(self, export: Export, last: bool = False) -> str:
+    def login(self, export: Export) -> str:
         try:
             export = wire.parse(Export, export.to_wire())
         except wire.MalformedValue as error:  # nothing is undone: the name is not ours
@@ -106,14 +105,14 @@ class IscsiAdm:
         target = _node(endpoint)
         try:
             self._run(*target, "--op", "new")
-            self._configure(export, _LAST_PATH if last else _FAILOVER)
+            self._configure(export)
             try:
                 self._run(*target, "--login", timeout=20)
             except errors.ProcessError as error:
                 if error.rc != _SESSION_EXISTS:
                     raise
             device = self._await_device(endpoint)
-            self.set_timeouts(endpoint, last)
+            self.set_timeouts(endpoint)
             return device
         except (errors.ProcessError, OSError) as error:
             self.logout(endpoint)
@@ -136,15 +135,14 @@ class IscsiAdm:
                 if error.rc != _NO_OBJECTS:
                     raise
 
-    def set_timeouts(self, endpoint: Endpoint, last: bool) -> None:
-        timeouts = _LAST_PATH if last else _FAILOVER
+    def set_timeouts(self, endpoint: Endpoint) -> None:
         for entry, session in self._sessions():
             if session.endpoint != endpoint:
                 continue
             with contextlib.suppress(OSError):  # the session may end meanwhile
-                (entry / "recovery_tmo").write_text(str(timeouts.recover))
+                (entry / "recovery_tmo").write_text(str(_TIMEOUTS.recover))
                 for timer in (entry / "device").glob("target*/*:*:*:*/timeout"):
-                    timer.write_text(str(timeouts.command))
+                    timer.write_text(str(_TIMEOUTS.command))
 
     def sessions(self) -> list[Session]:
         return [session for _entry, session in self._sessions()]
@@ -187,10 +185,10 @@ class IscsiAdm:
                 )
             time.sleep(0.02)
 
-    def _configure(self, export: Export, timeouts: _Timeouts) -> None:
+    def _configure(self, export: Export) -> None:
         """Put settings and secrets into the record that iscsiadm has just made."""
         endpoint = Endpoint.of(export)
-        settings = {**_SETTINGS, **timeouts.settings}
+        settings = {**_SETTINGS, **_TIMEOUTS.settings}
         pairs = [word for key, value in settings.items() for word in ("-n", key, "-v", value)]
         self._run(*_node(endpoint), "--op", "update", *pairs)
         # Any user of the host can read argv, so secrets do not go through iscsiadm.

@@ -1,0 +1,190 @@
+"""Bases that change under their readers, and whose pool is opened again: only a kernel can tell, so
+not collected without one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from os_brick_thunder.agent import devices, ports
+from os_brick_thunder.agent.base.devices import BaseDevices
+from os_brick_thunder.agent.mechanism.localpool import LocalPool
+from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
+from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.state import READY, Base, StateFile
+from tests import fakes
+from tests.contract.conftest import MIB, World
+
+SIZE, BLOCK = 16 * MIB, 64 << 10
+#: Every other MiB is a hole.
+ALLOCATED = tuple((at, MIB) for at in range(0, SIZE, 2 * MIB))
+BASE = Base("i", SIZE, ALLOCATED, "l1", thin_id=7, phase=READY)
+NAMES = devnames.ImageNames("i")
+VOL = "thunder-readers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A base that holds all of its image, and a multipath device over it, as volumes have."""
+
+    world: World
+    devices: BaseDevices
+
+    def paths(self) -> list[bool]:
+        """Whether each path of the multipath device works."""
+        return list(dmstatus.paths(self.world.kit.dm.status(VOL)).values())
+
+    def read(self) -> bytes:
+        """Read all, through the page cache and its readahead, none of it cached before."""
+        with open(devnames.path(VOL), "rb", buffering=0) as device:
+            for name in (devnames.path(VOL), devnames.path(NAMES.paths)):
+                fd = os.open(name, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+            os.posix_fadvise(device.fileno(), 0, SIZE, os.POSIX_FADV_WILLNEED)
+            return os.pread(device.fileno(), SIZE, 0)
+
+
+@pytest.fixture
+def filled(world: World, tmp_path: Path) -> Iterator[Filled]:
+    kit = world.kit
+    with open(world.disk, "r+b") as disk:
+        disk.write(expected())
+        os.fsync(disk.fileno())
+    topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
+    host = ports.Host(kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
+    built = BaseDevices(host, "127.0.0.1:3260")
+    with UndoStack("the test") as undo:
+        built.build(BASE, (world.disk,), undo, new_thin=True)
+        undo.keep()
+    with open(devnames.path(NAMES.base), "r+b", buffering=0) as base:
+        for at, length in ALLOCATED:
+            os.pwrite(base.fileno(), expected()[at : at + length], at)
+        os.fsync(base.fileno())
+    table = Table.of((SIZE // 512, dmtable.Multipath((devnames.path(NAMES.base), world.disk))))
+    kit.dm.create(VOL, table, readonly=True)
+    yield Filled(world, built)
+    kit.dm.resume(NAMES.source)
+    kit.dm.remove(VOL)
+    devices.dismantle(kit, layout.base_devices(BASE, "iqn.2026-11.org.thunder:here:i"), "a base")
+
+
+def expected() -> bytes:
+    return b"".join(bytes([65 + at // MIB]) * MIB + bytes(MIB) for at in range(0, SIZE, 2 * MIB))
+
+
+def test_readers_do_not_notice_that_a_complete_base_is_detached_from_its_sources(
+    filled: Filled,
+) -> None:
+    """What changes is below the loop device, from which a complete base reads nothing."""
+    done, wrong = threading.Event(), []
+
+    def reader() -> None:
+        while not done.is_set():
+            if filled.read() != expected():
+                wrong.append(True)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    for _ in range(10):
+        filled.devices.detach_sources(dataclasses.replace(BASE, complete=True))
+    done.set()
+    thread.join(60)
+    assert wrong == []
+    assert filled.paths() == [True, True]
+    assert filled.world.kit.dm.table(NAMES.paths) == Table.of((SIZE // 512, dmtable.Error()))
+    filled.world.kit.dm.suspend(NAMES.paths)  # as for a moment while its table is swapped
+    assert filled.read() == expected()
+    filled.world.kit.dm.resume(NAMES.paths)
+    assert filled.paths() == [True, True]
+
+
+def test_readahead_that_meets_a_suspended_device_above_the_loop_fails_its_path(
+    filled: Filled,
+) -> None:
+    """Why a base's source keeps its table: readahead over holes goes there."""
+    filled.world.kit.dm.suspend(NAMES.source)
+    assert filled.read() == expected()  # over the other path
+    filled.world.kit.dm.resume(NAMES.source)
+    assert filled.paths() == [False, True]
+
+
+def test_a_block_that_a_complete_base_lacks_is_an_error(filled: Filled) -> None:
+    """The pool may have rolled back; zeroes would be wrong bytes."""
+    kit = filled.world.kit
+    kit.dm.remove(VOL)
+    kit.targets.unexport("iqn.2026-11.org.thunder:here:i")
+    kit.dm.remove(NAMES.export)
+    kit.dm.remove(NAMES.base)
+    kit.pool.delete_thin(BASE.thin_id)
+    kit.pool.create_thin(BASE.thin_id)
+    kit.dm.create(NAMES.base, layout.thin_table(SIZE, BASE.thin_id, devnames.path(NAMES.source)))
+    filled.devices.detach_sources(dataclasses.replace(BASE, complete=True))
+    with open(devnames.path(NAMES.paths), "rb") as paths:
+        os.posix_fadvise(paths.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with open(devnames.path(NAMES.base), "rb", buffering=0) as base:
+        assert os.pread(base.fileno(), 4096, MIB) == bytes(4096)  # a hole
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(base.fileno(), 4096, 0)
+    kit.dm.create(VOL, Table.of((8, dmtable.Zero())))  # for the fixture to remove
+
+
+def test_reads_that_fail_during_a_swap_without_flush_are_made_over_the_new_paths(
+    world: World,
+) -> None:
+    """As where the session to the only replica ends while the base gets another one."""
+    kit, sectors = world.kit, 8 * MIB // 512
+    with open(world.disk, "r+b") as disk:
+        disk.write(b"D" * 8 * MIB)
+        os.fsync(disk.fileno())
+    kit.dm.create("thunder-silent", Table.of((sectors, dmtable.Linear(world.disk))))
+    paths = layout.paths_table((devnames.path("thunder-silent"),), 8 * MIB)
+    kit.dm.create("thunder-m", paths, readonly=True)
+    kit.dm.suspend("thunder-silent")
+    found: list[bytes] = []
+
+    def read() -> None:
+        with open(devnames.path("thunder-m"), "rb", buffering=0) as device:
+            found.append(os.pread(device.fileno(), 4096, MIB))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not kit.blocks.in_flight(devnames.path("thunder-m")):
+        assert reader.is_alive()
+    over = layout.paths_table((world.disk,), 8 * MIB)
+    swap = threading.Thread(target=kit.dm.reload_noflush, args=("thunder-m", over, True))
+    swap.start()
+    swap.join(1)
+    assert swap.is_alive()  # it waits for what the silent path still has
+    kit.dm.wipe("thunder-silent")
+    kit.dm.resume("thunder-silent")
+    swap.join(30)
+    reader.join(30)
+    assert found == [b"D" * 4096]
+    kit.dm.remove("thunder-m")
+    kit.dm.remove("thunder-silent")
+
+
+def test_a_pool_that_is_opened_again_has_its_identity(world: World) -> None:
+    (table,) = [world.kit.dm.table(name) for name in (devnames.POOL_DATA,)]
+    assert table is not None
+    number = table.devices[0]
+    device = os.path.realpath(f"/dev/block/{number}")
+    pool = LocalPool(DmIoctl())
+    pool.open(device, BLOCK)
+    assert (pool.identity, pool.assembled) == ("", False)
+    pool.identify("one-of-its-own")
+    pool.close()
+    again = LocalPool(DmIoctl())
+    again.open(device, BLOCK)
+    assert (again.identity, again.assembled) == ("one-of-its-own", True)
