@@ -62,6 +62,7 @@ def report(outcome: Outcome, seconds: float) -> None:
     print(f"steps {sum(outcome.done.values())} in {seconds:.0f} s: {_counts(outcome.done)}")
     slow = {kind: f"{total / outcome.done[kind]:.1f}" for kind, total in outcome.seconds.items()}
     print(f"seconds a step: {', '.join(f'{kind} {each}' for kind, each in sorted(slow.items()))}")
+    print(f"attached: {_counts(outcome.attached)}")
     print(f"faults {sum(outcome.faults.values())}: {_counts(outcome.faults)}")
     print(
         f"wrong bytes {outcome.wrong}, lost flushed writes {outcome.lost}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bench.modelling.api import Cinder
 from bench.modelling.contents import Contents, Image
@@ -27,6 +28,7 @@ class Life:
         hosts: Hosts,
         guests: Guests,
         world: World,
+        outcome: Outcome,
         images: Sequence[tuple[Image, str]],
     ) -> None:
         self.volumes: dict[int, str] = {}  # number → id
@@ -35,6 +37,7 @@ class Life:
         self._hosts = hosts
         self._guests = guests
         self._world = world
+        self._outcome = outcome
         self._images = images
         self.verbs: Mapping[str, Callable[[Step], None]] = {
             **dict.fromkeys(("create", "clone", "restore"), self._create),
@@ -98,8 +101,7 @@ class Life:
 
     def _attach(self, step: Step) -> None:
         """Also to a second host, for a migration."""
-        path = self._connect(step.node, "attach", step.volume)["path"]
-        self._guests.paths[step.volume, step.node] = path
+        self._open(step.volume, step.node, "attach")
         self._world.apply(step)
         self._guests.check(step.volume, step.node)
 
@@ -117,25 +119,29 @@ class Life:
 
     def reconnect(self, number: int, node: str) -> None:
         """What Nova does for a volume after a reboot of its host."""
-        path = self._connect(node, "reconnect", number)["path"]
-        self._guests.paths[number, node] = path
+        self._open(number, node, "reconnect")
         volume = self._world.volumes[number]
         if not volume.handed or node == volume.hosts[0]:
             self._guests.check(number, node)
 
-    def _connect(self, node: str, what: str, number: int) -> Mapping[str, str]:
+    def _open(self, number: int, node: str, how: str) -> None:
+        answer = self._connect(node, how, number)
+        self._guests.paths[number, node] = answer["path"]
+        self._outcome.opened(answer["path"], answer["cached"])
+
+    def _connect(self, node: str, what: str, number: int) -> Mapping[str, Any]:
         found = self.volumes[number]
-        answer: Mapping[str, str] = self._hosts.worker(node).ask("connect", what=what, volume=found)
+        answer: Mapping[str, Any] = self._hosts.worker(node).ask("connect", what=what, volume=found)
         return answer
 
-    def clear(self, outcome: Outcome) -> None:
+    def clear(self) -> None:
         """Detach and delete everything; what cannot be is a problem."""
 
         def guarded(action: Callable[[], object]) -> None:
             try:
                 action()
             except LabError as error:
-                outcome.problem("at the end", error)
+                self._outcome.problem("at the end", error)
 
         def detach(number: int) -> None:
             for node in reversed(self._world.volumes[number].hosts):

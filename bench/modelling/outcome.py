@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.modelling.steps import Step
+from os_brick_thunder.common.policy import devnames
 
 
 @dataclass
 class Outcome:
     """Filled by several threads.
 
+    ``attached`` counts the ways in which volumes were attached: cached, direct or plain.
     ``failed`` has the numbers of the steps in which something went wrong, ``seconds`` those of all
     steps of a kind; ``wrong`` and ``lost`` are bytes, ``errors_seen`` calls of guests that had to
     be tried again, ``longest_s`` the longest call.
@@ -22,6 +24,7 @@ class Outcome:
 
     done: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    attached: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     errors_seen: int = 0
     longest_s: float = 0.0
@@ -41,6 +44,12 @@ class Outcome:
         with self._lock:
             self.done[step.kind] += 1
             self.seconds[step.kind] += seconds
+
+    def opened(self, path: str, cached: bool) -> None:
+        """A volume was attached as this device, with a cache at once or not."""
+        accelerated = path.startswith(devnames.path(devnames.PREFIX))
+        with self._lock:
+            self.attached["plain" if not accelerated else "cached" if cached else "direct"] += 1
 
     def fault(self, kind: str) -> None:
         """Something was broken on purpose."""

@@ -41,7 +41,7 @@ class Player:
         self.world = world
         self.outcome = Outcome()
         self._guests = guests = Guests(hosts, world, self.outcome)
-        self._life = life = Life(cinder, hosts, guests, world, images)
+        self._life = life = Life(cinder, hosts, guests, world, self.outcome, images)
         ids = [found for _, found in images]
         chaos = Chaos(journey, hosts, guests, life, world, self.outcome, ids)
         io = dict.fromkeys(IO, self._io)
@@ -79,7 +79,7 @@ class Player:
 
     def clear(self) -> None:
         """Detach and delete everything."""
-        self._life.clear(self.outcome)
+        self._life.clear()
 
 
 def drive(

@@ -114,18 +114,18 @@ def _read(fd: int, buffer: mmap.mmap, first: int, count: int) -> list[sectors.Ru
 # -- as a compute host ---------------------------------------------------------------------------
 
 
-def connect(what: str, volume: str, again: bool = False) -> dict[str, Any]:
-    """A verb of lab/inside/brick.py.
+def connect(what: str, volume: str) -> dict[str, Any]:
+    """A verb of lab/inside/brick.py; the answer also tells whether the volume now has a cache.
 
-    :param what: its name
-    :param again: reconnect with what was stored, as Nova does after a reboot of its host
+    ``reconnect`` uses what an earlier attach has stored, as Nova does after a reboot of its host.
     """
     from lab.inside import brick
 
-    if again:
-        stored = (brick.STATE / f"{volume}.json").read_text()
-        return brick.reconnect(volume, stored)
-    return brick.VERBS[what](volume)
+    stored = {}
+    if what == "reconnect":
+        stored = {"stored": (brick.STATE / f"{volume}.json").read_text()}
+    answer = brick.VERBS[what](volume, **stored)
+    return {**answer, "cached": Path(devnames.path(devnames.VolumeNames(volume).cached)).exists()}
 
 
 def fail_path(volume: str) -> bool:

@@ -181,7 +181,7 @@ class Worker:
             here.remove(volume)
         else:
             here.add(volume)
-        return {"path": volume}
+        return {"path": volume, "cached": True}
 
     def fail_path(self, volume: str) -> bool:
         disk = self._cloud.disks[volume]
