@@ -121,6 +121,7 @@ class Reporter:
                 iqn=iqn_of(name, base.image_id),
                 lun=LUN,
                 source=next((path.host for path in base.paths if path.is_open), None),
+                content=base.content,
             )
         )
 

@@ -74,6 +74,11 @@ class Base:
     fetched: int = 0  # bytes read from replicas until it was complete
     paths: tuple[ReplicaPath, ...] = ()
     used: float = 0.0  # last attach or detach of a volume here, in seconds since 1970
+    content: str = ""  # of the image when it was built: see ImageInfo; empty if it is not known
+
+    def is_of(self, content: str) -> bool:
+        """Whether it is a base of this content; what is not known fits all."""
+        return not content or not self.content or content == self.content
 
     @property
     def extents(self) -> Extents:

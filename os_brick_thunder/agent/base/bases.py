@@ -76,6 +76,10 @@ class Bases:
             base = self._store.bases.get(image.id)
             if base and base.phase != READY:  # it was busy when it was to be removed
                 self._take_down(base)
+            elif base and not base.is_of(image.content):  # the image's id was used again
+                self._check_unused(image.id)
+                self._store.put_removing(base)
+                self._take_down(base)
             elif base:
                 self._availability.draining.discard(base.thin_id)  # it is needed here after all
                 if base.thin_id in self._availability.absent:
@@ -98,6 +102,7 @@ class Bases:
             allocated=image.allocated,
             location_id=location_id,
             thin_id=self._store.new_thin_id(),
+            content=image.content,
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:
@@ -325,6 +330,9 @@ class Bases:
         with self._availability.lock(image_id):
             # Unless an attach was faster, or it was removed.
             if self._current(base) and base.thin_id in self._availability.absent:
+                if plan.image and not base.is_of(plan.image.content):
+                    self.remove(image_id)
+                    return
                 location_id = plan.location_id or base.location_id
                 self._restore(dataclasses.replace(base, location_id=location_id), plan.sources)
 

@@ -137,6 +137,8 @@ class Sources:
             return
         try:
             plan = self._host.tracker.plan_sources(image_id, self._host.topology, exclude)
+            if plan.image and not base.is_of(plan.image.content):
+                raise errors.NoReplica(f"the base is of what image {image_id} was before")
             sources = [source for source in plan.sources if source.host not in exclude]
             if not sources:
                 raise errors.NoReplica(f"image {image_id}: {plan.reason or 'no other source'}")

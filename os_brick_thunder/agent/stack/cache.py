@@ -112,6 +112,7 @@ class CacheBuilder:
         try:
             self._store.put(user)
             plan = self._admission.trial_plan(user)
+            _check_content(self._store.bases[user.origin_image_id], plan)
             admitted = self._admission.admit(plan)
             refused = not self._admission.cached_length(user, admitted)
         except BaseException:
@@ -157,7 +158,10 @@ class CacheBuilder:
     def _with_cache(self, stack: Stack, base: Base, plan: wire.Plan) -> Stack:
         """Record what the cache consists of. The entry stays direct until the cache is in use, so
         that after a crash it is removed.
+
+        :raises errors.NoReplica: the base is not one of the plan's image
         """
+        _check_content(base, plan)
         stack = dataclasses.replace(
             stack,
             base_image_id=base.image_id,
@@ -175,3 +179,9 @@ class CacheBuilder:
         unmodified = Extents.from_wire(plan.unmodified)
         mapped = cachemap.identity_map(unmodified, stack.cached, block)
         return cachemap.metadata_xml(mapped, stack.cached // block, block)
+
+
+def _check_content(base: Base, plan: wire.Plan) -> None:
+    """:raises errors.NoReplica: the base is of what the plan's image was before"""
+    if plan.image and not base.is_of(plan.image.content):
+        raise errors.NoReplica(f"the base is of what image {plan.image.id} was before")
