@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from oslo_log import log as logging
 
 from os_brick_thunder.common import errors, files, wire
+from os_brick_thunder.common.mechanism import blockdev
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.replica import Exporters, log_in
 from os_brick_thunder.common.transport.base import Endpoint, Session
@@ -36,8 +37,18 @@ class LocalInitiator(Protocol):
 class Peers:
     """The masters that one backend reads from others."""
 
-    def __init__(self, exporters: Exporters, initiator: LocalInitiator, folder: Path) -> None:
-        """:param folder: for the notes of this backend"""
+    def __init__(
+        self,
+        exporters: Exporters,
+        initiator: LocalInitiator,
+        folder: Path,
+        holders: Callable[[str], list[str]] = blockdev.holders,
+    ) -> None:
+        """
+        :param folder: for the notes of this backend
+        :param holders: the devices that are built over a device
+        """
+        self._holders = holders
         self._exporters = exporters
         self._initiator = initiator
         self._folder = folder
@@ -90,6 +101,14 @@ class Peers:
                 LOG.warning("A copy of image %s was interrupted: closing its source", note.name)
                 self._close(note)
 
+    def _has_joined(self, endpoint: Endpoint) -> bool:
+        """Whether an agent of this host, which logs in under the same name, uses a session, too."""
+        for session in self._initiator.sessions():
+            if session.endpoint == endpoint and session.device:
+                with contextlib.suppress(errors.DeviceNotFound):
+                    return bool(self._holders(session.device))
+        return False
+
     @staticmethod
     def _write(note: Path, exporter: str, iqn: str, portal: str) -> None:
         found = {"exporter": exporter, "iqn": iqn, "portal": portal}
@@ -100,7 +119,12 @@ class Peers:
         try:
             found = json.loads(note.read_text())
             if found["portal"]:
-                self._initiator.logout(Endpoint(found["iqn"], found["portal"]))
+                endpoint = Endpoint(found["iqn"], found["portal"])
+                if self._has_joined(endpoint):
+                    LOG.info("An agent of this host reads from %s, too, and closes it", endpoint)
+                    note.unlink(missing_ok=True)
+                    return
+                self._initiator.logout(endpoint)
         except Exception:  # the next start tries again
             LOG.exception("Could not log out of the source of image %s", note.name)
             return

@@ -89,12 +89,22 @@ def ensure_unused(device: str) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        holders = sorted(os.listdir(_sysfs(device) / "holders"))
         raise errors.DeviceBusy(
             device,
-            ", ".join(holders) or "a mount or another claim",
+            ", ".join(holders(device)) or "a mount or another claim",
             "Give thunder a device for its exclusive use (option pool_device)",
         ) from error
+
+
+def holders(device: str) -> list[str]:
+    """The devices that are built over a device, by their names in the kernel (``dm-3``).
+
+    :raises errors.DeviceNotFound:
+    """
+    try:
+        return sorted(os.listdir(_sysfs(device) / "holders"))
+    except FileNotFoundError as error:
+        raise errors.DeviceNotFound(device) from error
 
 
 def foreign_signature(device: str, runner: Runner = run) -> str | None:

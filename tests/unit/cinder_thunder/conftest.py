@@ -110,7 +110,7 @@ def network() -> StorageNetwork:
 
 @pytest.fixture
 def peers(tmp_path: Path, network: StorageNetwork) -> Peers:
-    return Peers(network, network, tmp_path / "peers")
+    return Peers(network, network, tmp_path / "peers", lambda device: [])
 
 
 @pytest.fixture

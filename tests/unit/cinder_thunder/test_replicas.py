@@ -47,6 +47,11 @@ class Cloud:
     folder: Path
     glance: Glance = field(default_factory=Glance)
     network: StorageNetwork = field(default_factory=StorageNetwork)
+    joined: list[str] = field(default_factory=list)
+
+    def holders(self, device: str) -> list[str]:
+        """Each of them is an agent of the same host, which reads from it."""
+        return self.joined
 
     def masters(self, host: str) -> Masters:
         rack, zone = PLACES[host]
@@ -54,7 +59,7 @@ class Cloud:
         if host not in self.network.backends:
             self.network.backends[host] = FileVolumes(self.folder / host)
         volumes: Any = self.network.backends[host]
-        peers = Peers(self.network, self.network, self.folder / f"{host}-peers")
+        peers = Peers(self.network, self.network, self.folder / f"{host}-peers", self.holders)
         return Masters(host, self.database, volumes, volumes, "1M", peers)
 
     def ensure(self, host: str, meta: dict[str, Any], gibibytes: int = 1) -> Master:
@@ -258,6 +263,19 @@ def test_a_session_of_another_service_is_used_and_kept(cloud: Cloud, meta: Any) 
     assert cloud.network.logged_in.pop((iqn, "portal")) == device
 
 
+def test_a_session_that_an_agent_has_joined_is_left_to_it(cloud: Cloud, meta: Any) -> None:
+    """It found this session when it logged in itself: it would lose its base's source."""
+    cloud.ensure(NEAR, meta)
+    cloud.joined.append("dm-3")
+    cloud.masters(HERE).replicate(meta["id"])
+    iqn = iqn_of(NEAR, meta["id"])
+    assert [key for key in cloud.network.logged_in if key[0] == iqn]
+    assert cloud.network.admitted
+    assert [*cloud.folder.glob("*-peers/*")] == []
+    cloud.network.logged_in.clear()  # the agent's end of it
+    cloud.network.admitted.clear()
+
+
 def test_a_dead_session_of_another_service_is_left_alone(
     cloud: Cloud, meta: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,7 +314,7 @@ def test_what_a_crash_left_open_is_closed(cloud: Cloud, meta: Any, tmp_path: Pat
         raise Crash
 
     for logged_in in (False, True):
-        peers = Peers(cloud.network, cloud.network, tmp_path / f"{HERE}-peers")
+        peers = Peers(cloud.network, cloud.network, tmp_path / f"{HERE}-peers", lambda device: [])
         cloud.network.fail = None if logged_in else "login"
         peers._close = crash  # type: ignore[method-assign]
         source = wire.Source("l", NEAR, "master", NEAR)
