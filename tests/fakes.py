@@ -6,7 +6,9 @@ and on the kernel: a fake that the kernel would contradict is a bug.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from os_brick_thunder.agent.app import Settings
@@ -64,12 +66,16 @@ class FakeDeviceMapper:
             return
         self._check(name, table)
         self.tables[name] = (table, readonly)
+        self.failed.pop(name, None)
         self.log.append(f"create {name}")
 
     def reload(self, name: str, table: Table, readonly: bool = False) -> None:
         if name not in self.tables:
             raise errors.ProcessError(["dmsetup", "load", name], 1, "No such device or address")
         self._check(name, table)
+        kinds = [{type(s.target) for s in each.segments} for each in (self.tables[name][0], table)]
+        if dmtable.Multipath in kinds[0] and kinds[0] != kinds[1]:  # an immutable target
+            raise errors.ProcessError(["dmsetup", "load", name], 1, "Invalid argument")
         self.tables[name] = (table, readonly)
         self.failed.pop(name, None)
         self.suspended.discard(name)
@@ -123,7 +129,9 @@ class FakeDeviceMapper:
             return f"thin {self.mapped.get(target.id, 0) // 512} 0"
         if isinstance(target, dmtable.Cache):
             return CACHE_STATUS
-        words = ["2", "0", "0", "0", "1", "1"]
+        if not isinstance(target, dmtable.Multipath):
+            return f"{str(target).split()[0]} "
+        words = ["multipath", "2", "0", "0", "0", "1", "1"]
         for path in self.tables[name][0].devices:
             flag = "F" if path in self.failed.get(name, set()) else "A"
             words += ["A", "0", "1", "0", NUMBER + path, flag, "0"]
@@ -315,6 +323,24 @@ class FakeBlocks:
 
 
 @dataclass
+class FakeFailover:
+    absent: bool = False  # no watcher can be run
+    excluded_now: set[str] = field(default_factory=set)
+
+    def ensure(self) -> None:
+        if self.absent:
+            raise errors.WatcherError("the failover watcher has ended")
+
+    @contextlib.contextmanager
+    def excluded(self, volume_id: str) -> Iterator[None]:
+        self.excluded_now.add(volume_id)
+        try:
+            yield
+        finally:
+            self.excluded_now.discard(volume_id)
+
+
+@dataclass
 class FakeTracker:
     """Answers with the plan it was given; ``down`` makes every call fail.
 
@@ -417,5 +443,6 @@ def fake_kit() -> Kit:
         initiator=FakeInitiator(),
         targets=FakeTargets(),
         blocks=FakeBlocks(),
+        failover=FakeFailover(),
         restore_cache=lambda device, xml: None,
     )

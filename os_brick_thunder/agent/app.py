@@ -28,10 +28,10 @@ from os_brick_thunder.agent.stack.admission import Admission
 from os_brick_thunder.agent.stack.cache import CacheBuilder
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.direct import CacheRemover
-from os_brick_thunder.agent.stack.luns import LunWatch
 from os_brick_thunder.agent.stack.recache import Recacher
 from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.stack.stacks import Stacks
+from os_brick_thunder.agent.stack.watch import FailoverWatch
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.iscsinames import portal_of
 
@@ -107,7 +107,7 @@ class App:
     usage: PoolUsage
     guard: PoolGuard
     stack: StackParts
-    luns: LunWatch
+    failover: FailoverWatch
     recacher: Recacher
     heartbeat: Heartbeat
     reaper: Reaper
@@ -135,7 +135,7 @@ def build(host: Host, settings: Settings) -> App:
     stack = _build_stacks(host, settings, bases, usage, on_removed=lambda: heartbeat.release_soon())
     guard = PoolGuard(usage, stack.remover, bases.evict)
     recacher = Recacher(stack.builder, guard.may_build_unasked)
-    luns = LunWatch(host, interval)
+    failover = FailoverWatch(host.kit.failover, stack.remover)
     reaper = Reaper(bases, stack.stacks)
 
     def obey(orders: wire.Orders) -> None:
@@ -145,11 +145,11 @@ def build(host: Host, settings: Settings) -> App:
 
     chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
-    services = (guard, filler, heartbeat, luns, watch, recacher, reaper)
+    services = (failover, guard, filler, heartbeat, watch, recacher, reaper)
     agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
     precacher = Precacher(host, bases, reporter, usage.refusal)
     return App(
-        agent, base, watch, precacher, usage, guard, stack, luns, recacher, heartbeat, reaper
+        agent, base, watch, precacher, usage, guard, stack, failover, recacher, heartbeat, reaper
     )
 
 

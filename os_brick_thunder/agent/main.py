@@ -21,6 +21,7 @@ from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
 from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
 from os_brick_thunder.agent.mechanism import cachemeta, hostlock
+from os_brick_thunder.agent.mechanism.failover import FailoverProcess
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.mechanism.losetup import LoSetup
 from os_brick_thunder.agent.policy import identity
@@ -49,6 +50,7 @@ def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
         initiator=iscsi.IscsiAdm(),
         targets=lio,
         blocks=blockdev,
+        failover=FailoverProcess(),
         restore_cache=cachemeta.restore,
     )
 

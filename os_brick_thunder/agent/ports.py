@@ -6,6 +6,7 @@ the same assertions on both.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +69,13 @@ class Blocks(Protocol):
     def answers(self, device: str) -> bool: ...
 
 
+class Failover(Protocol):
+    """The failover watcher, another process; see :mod:`os_brick_thunder.failover`."""
+
+    def ensure(self) -> None: ...
+    def excluded(self, volume_id: str) -> AbstractContextManager[None]: ...
+
+
 class RestoreCache(Protocol):
     def __call__(self, device: str, xml: str) -> None: ...
 
@@ -96,6 +104,7 @@ class Kit:
     initiator: Initiator
     targets: Targets
     blocks: Blocks
+    failover: Failover
     restore_cache: RestoreCache
 
 

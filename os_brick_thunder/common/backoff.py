@@ -6,6 +6,7 @@ with a clock that tests set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Seconds after the first and later attempts; the last one is repeated.
@@ -19,7 +20,10 @@ class Backoff:
     attempts: int = 0
     due: float = 0.0
 
-    def after_attempt(self, now: float) -> Backoff:
-        """One more attempt has ended at ``now``."""
-        pause = PAUSES[min(self.attempts, len(PAUSES) - 1)]
+    def after_attempt(self, now: float, pauses: Sequence[float] = PAUSES) -> Backoff:
+        """One more attempt has ended at ``now``.
+
+        :param pauses: as :data:`PAUSES`
+        """
+        pause = pauses[min(self.attempts, len(pauses) - 1)]
         return Backoff(self.attempts + 1, now + pause)

@@ -13,6 +13,7 @@ ThunderError
  │   ├─ ForeignData       carries data that is not ours: never overwritten
  │   └─ TableMismatch     the kernel has a device of that name with another table
  ├─ PoolError             the local thin pool is missing, failed or full
+ ├─ WatcherError          the failover watcher does not run, so no volume may have a cache
  ├─ ExportError           LIO refused
  ├─ LoginError            an iSCSI target could not be logged in
  │   └─ LoginRefused      it answered, and does not admit this host
@@ -169,6 +170,10 @@ class TableMismatch(DeviceError):
 
 class PoolError(ThunderError):
     """The local thin pool is missing, failed or full."""
+
+
+class WatcherError(ThunderError):
+    """The failover watcher does not run, so no volume may have a cache."""
 
 
 class ExportError(ThunderError):

@@ -23,11 +23,12 @@ def of_stack(dm: _Kernel, stack: Stack) -> dict[str, Any]:
     """
     names = VolumeNames(stack.volume_id)
     vol = _status(dm, names.vol)
+    paths = dmstatus.paths(_status(dm, names.failover)) or dmstatus.paths(vol)
     cached = _status(dm, names.cached) if vol and stack.base_image_id else ""
     found = dmstatus.cache(cached) if cached else None
     return stack.to_json() | {
         "cache": dataclasses.asdict(found) if found else None,
-        "failed": list(dmstatus.paths(vol).values()).count(False),
+        "failed": list(paths.values()).count(False),
         "present": bool(vol) and bool(cached or not stack.base_image_id),
     }
 

@@ -29,6 +29,7 @@ _KERNEL_ONLY = [
     "test_bases.py",
     "test_bytes.py",
     "test_commit.py",
+    "test_failover.py",
     "test_full_pool.py",
     "test_logins.py",
     "test_lvm.py",

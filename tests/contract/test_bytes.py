@@ -32,11 +32,10 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World, block: in
         os.fsync(local.fileno())
     xml = cachemap.metadata_xml([(0, 10), (20, blocks)], blocks, block)
     kit.restore_cache(devnames.path(names.meta), xml)
-    kit.dm.create(
-        names.cached,
-        layout.cached_table(names, world.disk, cached, 64 * MIB, block, "writethrough"),
-    )
-    kit.dm.create(names.vol, layout.vol_table(names, world.disk, 64 * MIB, direct=False))
+    table = layout.cached_table(names, world.disk, cached, block, "writethrough")
+    kit.dm.create(names.cached, table)
+    kit.dm.create(names.failover, layout.failover_table(names, world.disk, cached))
+    kit.dm.create(names.vol, layout.vol_table(names, world.disk, cached, 64 * MIB))
     with open(devnames.path(names.vol), "r+b", buffering=0) as vol:
         data = os.pread(vol.fileno(), 16 * MIB, 0)
         assert data[: 10 * block] == b"C" * 10 * block
@@ -56,7 +55,7 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World, block: in
     # <promotions> <dirty> …"
     words = kit.dm.status(names.cached).splitlines()[0].split()
     assert words[9:12] == ["0", "0", "0"], words
-    for name in (names.vol, names.cached, names.meta, names.local):
+    for name in (names.vol, names.failover, names.cached, names.meta, names.local):
         kit.dm.remove(name)
 
 

@@ -52,9 +52,10 @@ def build(world: World) -> None:
         kit.dm.create(name, layout.thin_table(length, thin_id, below))
     xml = cachemap.metadata_xml([(0, blocks)], blocks, BLOCK)
     kit.restore_cache(devnames.path(NAMES.meta), xml)
-    table = layout.cached_table(NAMES, world.disk, LENGTH, 64 * MIB, BLOCK, "writethrough")
+    table = layout.cached_table(NAMES, world.disk, LENGTH, BLOCK, "writethrough")
     kit.dm.create(NAMES.cached, table)
-    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, 64 * MIB, direct=False))
+    kit.dm.create(NAMES.failover, layout.failover_table(NAMES, world.disk, LENGTH))
+    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, LENGTH, 64 * MIB))
 
 
 def fill_up(world: World) -> None:
@@ -121,7 +122,7 @@ def waiting_guest(world: World) -> Guest:
 def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, Guest]) -> None:
     (world, guest), kit = full, full[0].kit
     assert dmstatus.mapped(kit.dm.status(NAMES.local)) < LENGTH
-    kit.dm.message(NAMES.vol, f"fail_path {kit.blocks.devnum(devnames.path(NAMES.cached))}")
+    kit.dm.message(NAMES.failover, f"fail_path {kit.blocks.devnum(devnames.path(NAMES.cached))}")
     kit.dm.wipe(NAMES.local)
     kit.dm.wipe(NAMES.meta)
     kit.pool.delete_thin(LOCAL)
@@ -130,8 +131,8 @@ def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, G
     assert not status.full
     assert not guest.waits(20)
     assert guest.errors == []
-    kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, world.disk, 64 * MIB, direct=True))
-    for name in (NAMES.cached, NAMES.meta, NAMES.local):
+    kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, world.disk, 0, 64 * MIB))
+    for name in (NAMES.failover, NAMES.cached, NAMES.meta, NAMES.local):
         kit.dm.remove(name)
     kit.pool.delete_thin(META)
     assert_written()
@@ -153,7 +154,7 @@ def test_writes_that_wait_for_room_go_on_when_there_is_some(full: tuple[World, G
     kit.pool.delete_thin(BALLAST)
     assert not guest.waits(20)
     assert guest.errors == []
-    assert " F " not in kit.dm.status(NAMES.vol)
+    assert " F " not in kit.dm.status(NAMES.failover)
 
 
 class Host:
@@ -209,7 +210,7 @@ def test_a_volume_goes_direct_and_back_while_it_is_written(
     print(f"{len(modes)} times there and back, longest call of the guest {guest.longest:.2f} s")
     assert guest.errors == []
     assert_written()
-    assert " F " not in host.kit.dm.status(NAMES.vol)
+    assert " F " not in host.kit.dm.status(NAMES.failover)
     host.stacks.detach("v")
     host.bases.remove("i")
 

@@ -204,6 +204,7 @@ def test_a_compute_host_has_no_cinder(environment: Path) -> None:
         ("thunder", "--version", "thunder 0.1.0\n"),
         ("thunder", "--help", "usage: thunder "),
         ("thunder-agent", "--help", "usage: thunder-agent "),
+        ("thunder-failover", "--help", "usage: thunder-failover "),
         ("thunder-run", "--help", "usage: thunder-run "),
     ],
 )
@@ -217,7 +218,13 @@ def test_commands(
 def test_every_command_is_tested(environment: Path) -> None:
     (thunder,) = metadata.distributions(name=NAME, path=[str(site_packages(environment))])
     scripts = {entry.name for entry in thunder.entry_points.select(group="console_scripts")}
-    assert scripts == {"thunder", "thunder-agent", "thunder-run", "thunder-status"}
+    assert scripts == {
+        "thunder",
+        "thunder-agent",
+        "thunder-failover",
+        "thunder-run",
+        "thunder-status",
+    }
 
 
 @pytest.mark.parametrize(

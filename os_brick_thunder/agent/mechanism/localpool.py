@@ -134,7 +134,7 @@ class LocalPool:
         assert label is not None  # noqa: S101 - for mypy: an assembled pool without one was refused
         self.block, self.assembled, self._device = label.block, not assembled, device
         for name, table in self._tables(device, label):
-            self._dm.create(name, table)
+            self._create(name, table)
         if self._dm.table(devnames.ZERO) is None:
             with contextlib.suppress(errors.ProcessError):  # it exists since the pool was created
                 self.create_thin(devnames.ZERO_ID)
@@ -165,15 +165,37 @@ class LocalPool:
                 raise
 
     def status(self) -> PoolStatus:
-        return dmstatus.pool(self._dm.status(devnames.POOL), self.block)
+        """A pool whose device has had failed I/O counts as not healthy until an agent starts."""
+        found = dmstatus.pool(self._dm.status(devnames.POOL), self.block)
+        return dataclasses.replace(found, healthy=found.healthy and not any(self._failing()))
 
     def close(self) -> None:
         """Remove the pool's devices; its content stays on the disk."""
         for name in (devnames.ZERO, devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA):
             self._dm.remove(name)
 
+    def _failing(self) -> list[str]:
+        """The devices under the pool that have had failed I/O."""
+        names = (devnames.POOL_METADATA, devnames.POOL_DATA)
+        return [name for name in names if dmstatus.has_failed_io(self._dm.status(name))]
+
+    def _create(self, name: str, table: Table) -> None:
+        """Create a device of the pool, or accept the one that is there.
+
+        An older agent has made linear ones, which stay until the host's next start. One that has
+        had failed I/O is given its table once more, which counts from 0: whoever starts the agent
+        has seen to the disk, or learns by the next error.
+        """
+        found = self._dm.table(name)
+        if found is None or found.length != table.length or name == devnames.POOL:
+            self._dm.create(name, table)
+        elif found.devices != table.resolved(blockdev.devnum).devices:
+            raise errors.TableMismatch(name, str(table), str(found))
+        elif dmstatus.has_failed_io(self._dm.status(name)):
+            self._dm.reload(name, table)
+
     def _half_assembled(self, device: str) -> bool:
-        """Whether an earlier agent died after it had created the pool's linear devices."""
+        """Whether an earlier agent died after it had created the devices under the pool."""
         number = blockdev.devnum(device)
         tables = [self._dm.table(name) for name in (devnames.POOL_METADATA, devnames.POOL_DATA)]
         return any(table is not None and number in table.devices for table in tables)
@@ -184,10 +206,15 @@ class LocalPool:
         blocks = label.data // label.block
         pool = dmtable.ThinPool(metadata, data, sectors(label.block), max(1, blocks // 20))
         return [
-            (devnames.POOL_METADATA, layout.linear_table(device, label.metadata, LABEL_LENGTH)),
+            (
+                devnames.POOL_METADATA,
+                layout.striped_table(device, label.metadata, MIB, LABEL_LENGTH),
+            ),
             (
                 devnames.POOL_DATA,
-                layout.linear_table(device, label.data, LABEL_LENGTH + label.metadata),
+                layout.striped_table(
+                    device, label.data, label.block, LABEL_LENGTH + label.metadata
+                ),
             ),
             (devnames.POOL, Table.of((sectors(label.data), pool))),
         ]

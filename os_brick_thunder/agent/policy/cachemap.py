@@ -26,11 +26,13 @@ def block_size(length: int, block: int) -> int:
 def cached_length(image_size: int, volume_size: int, block: int) -> int:
     """Bytes at the start of a volume that the cache may cover: the image's whole blocks.
 
-    A partial last block and everything after it is read from the LUN.
+    A partial last block and everything after it is read from the LUN. That something is read from
+    the LUN in any case, even if the volume is as large as its image, keeps the LUN open: opening it
+    anew would wait for a LUN that recovers, and fail for one that is gone.
 
     :param block: of the pool, bytes
     """
-    length = min(image_size, volume_size)
+    length = min(image_size, volume_size - 1)
     block = block_size(length, block)
     return length // block * block
 

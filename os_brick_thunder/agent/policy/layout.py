@@ -2,10 +2,13 @@
 
 ::
 
-    thunder-vol-<volume>      multipath: path 1 = cached, path 2 = LUN
-      ├─ thunder-cached-<volume>   cache over the image's blocks, then the LUN alone
-      │    ├─ thunder-meta-<volume>    thin, the cache's metadata
-      │    ├─ thunder-local-<volume>   thin, external origin = base
+    thunder-vol-<volume>      linear: the cached length over failover, the rest over the LUN;
+      │                       direct: all over the LUN
+      ├─ thunder-failover-<volume>   multipath: path 1 = cached, path 2 = LUN
+      │    ├─ thunder-cached-<volume>    cache over the image's blocks
+      │    │    ├─ thunder-meta-<volume>     thin, the cache's metadata
+      │    │    ├─ thunder-local-<volume>    thin, external origin = base
+      │    │    └─ LUN
       │    └─ LUN
       └─ LUN
     thunder-base-<image>      thin, external origin = source
@@ -14,6 +17,12 @@
                                              complete, errors: nothing may be read from there
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
+
+A volume without a cache is its LUN: nothing but the kernel is needed, and errors are those of plain
+iSCSI. With one, the kernel fails over to the LUN by itself, and the failover watcher then has
+``thunder-vol`` map the LUN (:mod:`os_brick_thunder.failover`). The table of ``thunder-failover`` is
+loaded once, when it is created: a new one would know nothing of the failed path, and a cache that
+was left lacks what was written since.
 
 A device is added to a base or a stack by one :class:`DeviceSpec` in :func:`base_devices`,
 :func:`cache_devices` or :func:`stack_devices`. :mod:`os_brick_thunder.agent.devices` builds and
@@ -62,7 +71,6 @@ class DeviceSpec:
     loop: bool = False  # a loop device is attached over it; see :func:`loop_over`
     export: str = ""  # iqn under which other hosts read it
     cache_metadata: bool = False  # the cache map is written to it
-    extends: bool = False  # its table follows the size of the volume's LUN
     #: Whether it is built now. It is removed in any case: it may be left over from before.
     expected: bool = True
 
@@ -121,14 +129,13 @@ def cache_devices(stack: Stack) -> Graph:
         DeviceSpec(
             names.cached,
             lambda inputs: cached_table(
-                names,
-                stack.device,
-                stack.cached,
-                inputs.lun_size,
-                cache_block(stack, inputs),
-                WRITETHROUGH,
+                names, stack.device, stack.cached, cache_block(stack, inputs), WRITETHROUGH
             ),
-            extends=True,
+            expected=stack.local_id is not None,
+        ),
+        DeviceSpec(
+            names.failover,
+            lambda _: failover_table(names, stack.device, stack.cached),
             expected=stack.local_id is not None,
         ),
     )
@@ -141,13 +148,12 @@ def cache_block(stack: Stack, inputs: BuildInputs) -> int:
 
 def stack_devices(stack: Stack) -> Graph:
     """The devices of a stack: those of its cache, and the volume's own."""
-    names, direct = VolumeNames(stack.volume_id), stack.mode == "direct"
+    names = VolumeNames(stack.volume_id)
+    cached = stack.cached if stack.mode == "cached" else 0
     return (
         *cache_devices(stack),
         DeviceSpec(
-            names.vol,
-            lambda inputs: vol_table(names, stack.device, inputs.lun_size, direct),
-            extends=True,
+            names.vol, lambda inputs: vol_table(names, stack.device, cached, inputs.lun_size)
         ),
     )
 
@@ -178,6 +184,15 @@ def thin_table(length: int, thin_id: int, origin: str | None = None) -> Table:
 
 def linear_table(device: str, length: int, offset: int = 0) -> Table:
     return Table.of((sectors(length), dmtable.Linear(device, sectors(offset))))
+
+
+def striped_table(device: str, length: int, chunk: int, offset: int) -> Table:
+    """Like :func:`linear_table`, for a device whose failed I/O must be noticed.
+
+    :param chunk: bytes at which I/O is split; ``length`` is a multiple of it
+    """
+    striped = dmtable.Striped(device, sectors(chunk), sectors(offset))
+    return Table.of((sectors(length), striped))
 
 
 def paths_table(devices: tuple[str, ...], length: int) -> Table:
@@ -212,15 +227,24 @@ def fill_extents(size: int, allocated: Extents, block: int) -> Extents:
     return holes.complement(size)
 
 
-def cached_table(
-    names: VolumeNames, lun: str, cached: int, volume_size: int, block: int, mode: str
-) -> Table:
-    """Cache over the first ``cached`` bytes, then the LUN itself."""
+def cached_table(names: VolumeNames, lun: str, cached: int, block: int, mode: str) -> Table:
     cache = dmtable.Cache(path(names.meta), path(names.local), lun, sectors(block), mode)
+    return Table.of((sectors(cached), cache))
+
+
+def failover_table(names: VolumeNames, lun: str, cached: int) -> Table:
+    return Table.of((sectors(cached), dmtable.Multipath((path(names.cached), lun), queue=True)))
+
+
+def vol_table(names: VolumeNames, lun: str, cached: int, volume_size: int) -> Table:
+    """The first ``cached`` bytes through the failover device; 0 for a volume without a cache."""
     tail = dmtable.Linear(lun, sectors(cached))
-    return Table.of((sectors(cached), cache), (sectors(volume_size - cached), tail))
+    failover = dmtable.Linear(path(names.failover))
+    return Table.of((sectors(cached), failover), (sectors(volume_size - cached), tail))
 
 
-def vol_table(names: VolumeNames, lun: str, volume_size: int, direct: bool) -> Table:
-    paths = (lun,) if direct else (path(names.cached), lun)
-    return Table.of((sectors(volume_size), dmtable.Multipath(paths)))
+def old_vol_table(lun: str, volume_size: int) -> Table:
+    """Of a volume without a cache that an older agent has attached: a multipath device can be given
+    no table of another kind.
+    """
+    return Table.of((sectors(volume_size), dmtable.Multipath((lun,))))

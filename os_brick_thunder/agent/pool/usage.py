@@ -47,7 +47,10 @@ class PoolUsage:
         pool = self.status()
         used, marks = space.level(pool), self.marks(pool)
         if not pool.healthy:
-            return "the local pool takes no writes: see the kernel's log"
+            return (
+                "the local pool takes no writes, or its disk has had errors: see the kernel's log, "
+                "and restart thunder-agent once the disk is good"
+            )
         if used > marks.high:
             return (
                 f"the local pool is {100 * used // pool.total} % full: above "

@@ -21,6 +21,8 @@ from os_brick_thunder.common.state import READY, Base, Stack
 
 LOG = logging.getLogger(__name__)
 
+_OLD = "it was attached by an older agent: it gets a cache when it is attached again"
+
 
 class CacheBuilder:
     """Builds the caches of volumes."""
@@ -48,6 +50,7 @@ class CacheBuilder:
 
         :returns: its entry, which is still to be recorded as ready
         """
+        self._kit.failover.ensure()
         stack = self._with_cache(stack, base, plan)
         cache_map = self._cache_map(stack, plan)
         stack = dataclasses.replace(stack, mode="cached")
@@ -86,8 +89,11 @@ class CacheBuilder:
         stack = self._registry.ready(volume_id)
         if stack.local_id is not None:
             return stack  # it has a cache, or one that is still to be removed
+        if self._devices.is_old(volume_id):
+            return self._stay_direct(stack, _OLD, recache_pending=False)
         if reason := self._admission.misaligned(stack):
             return self._stay_direct(stack, reason, recache_pending=False)
+        self._kit.failover.ensure()
         with self._store.expecting(stack.origin_image_id):
             # Without the volume's lock: a detach must not wait until replicas are opened.
             refused = self._admission.ensure_base(stack.origin_image_id)

@@ -11,12 +11,17 @@ from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.dmtable import Multipath, Table
+from os_brick_thunder.common.policy.failover import Paths
 from os_brick_thunder.common.state import Stack
 
 #: Seconds for which a device may be open without being in use: udev, LVM and monitoring scan all
 #: devices from time to time; and between two checks for that.
 PATIENCE, _POLL = 2.0, 0.1
+#: Attempts at a table that the failover watcher may replace at the same time.
+_RELOADS = 3
 
 
 class StackDevices:
@@ -39,14 +44,67 @@ class StackDevices:
         devices.assemble(self._kit, graph, inputs, undo)
 
     def reload_volume(self, stack: Stack) -> None:
-        """Swap the table of the volume's own device: with its cache or without, by its entry."""
-        self._reload(stack, VolumeNames(stack.volume_id).vol)
+        """Swap the table of the volume's own device: with its cache or without, by its entry, and
+        as large as its LUN.
 
-    def extend_cache(self, stack: Stack) -> None:
-        """Have the devices of a volume's cache follow the size of its LUN."""
-        for spec in layout.cache_devices(stack):
-            if spec.extends:
-                self._reload(stack, spec.name)
+        :raises errors.ThunderError: it has a table as before
+        """
+        name, table = VolumeNames(stack.volume_id).vol, self._vol_table(stack)
+        for _ in range(_RELOADS):  # the watcher may swap in its own, of the old length
+            if self._has(name, table):
+                return
+            self._kit.dm.reload(name, table)
+
+    def _vol_table(self, stack: Stack) -> Table:
+        inputs = self._inputs(stack)
+        if self.is_old(stack.volume_id):
+            return layout.old_vol_table(stack.device, inputs.lun_size)
+        return layout.stack_devices(stack)[-1].table(inputs)
+
+    def _has(self, name: str, table: Table) -> bool:
+        """Whether a table is live, or its device is not there."""
+        found, devnum = self._kit.dm.table(name), self._kit.blocks.devnum
+        return found is None or found.resolved(devnum) == table.resolved(devnum)
+
+    def is_old(self, volume_id: str) -> bool:
+        """Whether a volume was attached by an agent that had it map a multipath device itself."""
+        table = self._kit.dm.table(VolumeNames(volume_id).vol)
+        return table is not None and any(isinstance(s.target, Multipath) for s in table.segments)
+
+    def maps(self, volume_id: str, device: str) -> bool:
+        """Whether the table of a volume's own device refers to another device."""
+        table = self._kit.dm.table(VolumeNames(volume_id).vol)
+        number = self._kit.blocks.devnum(device)
+        return table is not None and number in table.resolved(self._kit.blocks.devnum).devices
+
+    def uses_cache(self, volume_id: str) -> bool:
+        """Whether a volume reads from its cache: it maps its failover device, and the kernel uses
+        the path to the cache.
+
+        :raises errors.ThunderError: it is being built or removed
+        """
+        names = VolumeNames(volume_id)
+        if self.is_old(volume_id):
+            found = dmstatus.paths(self._kit.dm.status(names.vol))
+            return len(found) > 1 and next(iter(found.values()))
+        paths = Paths.of(self._kit.dm.status(names.failover))
+        used = self.maps(volume_id, devnames.path(names.failover))
+        return used and paths is not None and paths.cached.active
+
+    def fail_cache(self, volume_id: str) -> bool:
+        """Have the kernel use the LUN of a volume rather than its cache, at once and for good.
+
+        :returns: False if the path to the LUN has failed
+        :raises errors.ThunderError: it is being built or removed
+        """
+        names = VolumeNames(volume_id)
+        name = names.vol if self.is_old(volume_id) else names.failover
+        paths = Paths.of(self._kit.dm.status(name))
+        if paths is None or not paths.lun.active:
+            return False
+        if paths.cached.active:
+            self._kit.dm.message(name, f"fail_path {paths.cached.number}")
+        return True
 
     def remove(self, stack: Stack) -> None:
         """Remove all devices of a stack that exist, and their thin devices.
@@ -85,20 +143,18 @@ class StackDevices:
 
     @contextlib.contextmanager
     def suspended(self, volume_id: str) -> Iterator[None]:
-        """Suspend a volume until the body has reloaded it, or has failed.
+        """Suspend a volume until the body has reloaded it, or has failed. Nobody else resumes it.
 
         The body ends with :meth:`reload_volume`, which resumes it.
         """
         name = VolumeNames(volume_id).vol
-        try:
-            self._kit.dm.suspend(name)
-            yield
-        except BaseException:
-            self._kit.dm.resume(name)  # before anything else is undone: a guest waits
-            raise
-
-    def _reload(self, stack: Stack, name: str) -> None:
-        devices.reload(self._kit, layout.stack_devices(stack), name, self._inputs(stack))
+        with self._kit.failover.excluded(volume_id):
+            try:
+                self._kit.dm.suspend(name)
+                yield
+            except BaseException:
+                self._kit.dm.resume(name)  # before anything else is undone: a guest waits
+                raise
 
     def _inputs(self, stack: Stack, cache_map: str = "") -> BuildInputs:
         size = self._kit.blocks.size(stack.device)

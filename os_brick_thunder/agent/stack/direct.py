@@ -12,11 +12,13 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.policy import devnames, dmstatus
+from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.state import READY, Stack
 
 LOG = logging.getLogger(__name__)
+
+FAILED = "its cache failed: see the log of thunder-failover"
 
 
 class CacheRemover:
@@ -39,18 +41,12 @@ class CacheRemover:
         stack = self._store.stacks.get(volume_id)
         if stack is None or stack.phase != READY or stack.local_id is None:
             return False
-        names = VolumeNames(volume_id)
         try:
-            paths = dmstatus.paths(self._kit.dm.status(names.vol))
-            if not paths.get(self._kit.blocks.devnum(stack.device)):
-                return False
-            cached = self._kit.blocks.devnum(devnames.path(names.cached))
-            if paths.get(cached):
+            if self._devices.uses_cache(volume_id):
                 self._reasons[volume_id] = reason
-                self._kit.dm.message(names.vol, f"fail_path {cached}")
+            return self._devices.fail_cache(volume_id)
         except (errors.ProcessError, errors.DeviceNotFound):  # it is being removed or reloaded
             return False
-        return True
 
     def cut(self, volume_id: str, reason: str) -> bool:
         """Free the blocks of a volume's cache at once, below its I/O.
@@ -73,9 +69,10 @@ class CacheRemover:
             return False
         return True
 
-    def to_direct(self, volume_id: str, reason: str) -> bool:
+    def to_direct(self, volume_id: str, reason: str, recache_pending: bool = False) -> bool:
         """Remove a volume's cache. Its I/O continues on its LUN.
 
+        :param recache_pending: whether it gets another one without an order
         :returns: False if it has none
         :raises errors.DeviceNotFound: its LUN does not answer: it keeps its cache
         """
@@ -85,7 +82,9 @@ class CacheRemover:
                 return False
             if not self.leave_cache(volume_id, reason) and not self._has_left(stack):
                 raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
-            stack = dataclasses.replace(stack, mode="direct", reason=reason, source="")
+            stack = dataclasses.replace(
+                stack, mode="direct", reason=reason, source="", recache_pending=recache_pending
+            )
             self._store.put(stack)
             self.finish(stack)
         LOG.info("volume %s is direct now: %s", volume_id, reason)
@@ -124,6 +123,8 @@ class CacheRemover:
                     freed.append((volume_id, held))
             except errors.ThunderError as error:
                 LOG.warning("volume %s: %s", volume_id, error)
+            except Exception:  # one volume's trouble keeps none from the others
+                LOG.exception("volume %s: removing its cache", volume_id)
         return freed
 
     def remove_if_left(self, volume_id: str) -> bool:
@@ -136,7 +137,13 @@ class CacheRemover:
             stack = self._store.stacks.get(volume_id)
             if stack is None or not self._has_left(stack):
                 return False
-            return self.to_direct(volume_id, self._reasons.get(volume_id, "its cache failed"))
+            if stack.mode == "direct":  # something was left of it
+                self.finish(stack)
+                return True
+            if reason := self._reasons.get(volume_id):
+                return self.to_direct(volume_id, reason)
+            # It failed: by an error of the LUN, perhaps. That must not cost the cache for good.
+            return self.to_direct(volume_id, FAILED, recache_pending=True)
 
     def held(self) -> dict[str, int]:
         """Bytes that volumes have written to the pool, of each that has or is leaving a cache."""
@@ -158,9 +165,7 @@ class CacheRemover:
             return False
         if stack.mode == "direct":
             return True
-        names = VolumeNames(stack.volume_id)
         try:
-            cached = self._kit.blocks.devnum(devnames.path(names.cached))
-            return not dmstatus.paths(self._kit.dm.status(names.vol)).get(cached, True)
+            return not self._devices.uses_cache(stack.volume_id)
         except (errors.ProcessError, errors.DeviceNotFound):  # it is being removed
             return False

@@ -76,8 +76,8 @@ class Stacks:
 
         A cache that exists already is not used: the volume may have been written on another host
         since. A stack that is not open is built anew; one that is open is handed out again, without
-        its cache. A volume whose plan or base is late, or fails, is handed out direct. In both
-        cases it gets its cache later by :meth:`.CacheBuilder.to_cached`.
+        its cache and over ``device``. A volume whose plan or base is late, or fails, is handed out
+        direct. In both cases it gets its cache later by :meth:`.CacheBuilder.to_cached`.
 
         :param deadline: ``time.monotonic()`` after which the caller no longer waits for the answer:
             the volume is then in use as plain iSCSI, and no stack may be built over it
@@ -89,7 +89,7 @@ class Stacks:
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
             if old and old.phase == READY and self._devices.are_open(old.volume_id):
-                return _answer(self._without_cache(old))
+                return _answer(self._without_cache(dataclasses.replace(old, device=device)))
             if old:
                 self._remove(old)
             stack = self._attach_new(payload, device, deadline)
@@ -168,12 +168,16 @@ class Stacks:
     def _without_cache(self, stack: Stack) -> Stack:
         """An open stack that is attached again, as it may be handed out.
 
-        It may be open because of a guest that has migrated away and is now coming back.
+        It may be open because of a guest that has migrated away and is now coming back. Its LUN may
+        have another device then.
+
+        :raises errors.ThunderError: it cannot be
         """
-        if self._remover.to_direct(stack.volume_id, "it was attached again while in use"):
-            stack = dataclasses.replace(self._store.stacks[stack.volume_id], recache_pending=True)
-            self._store.put(stack)
-        return stack
+        self._store.put(stack)
+        reason = "it was attached again while in use"
+        if not self._remover.to_direct(stack.volume_id, reason, recache_pending=True):
+            self._devices.reload_volume(stack)
+        return self._store.stacks[stack.volume_id]
 
     def detach(self, volume_id: str, deadline: float = math.inf) -> None:
         """Remove a volume's stack; absent is success. Its LUN is left alone.
@@ -234,21 +238,20 @@ class Stacks:
     def extend(self, volume_id: str) -> Attached:
         """Follow the LUN's size after it grew. I/O continues.
 
-        A cache that the volume has left is removed: a new table would have the volume read it
-        again, although it lacks what was written since. No volume leaves its cache while it is
-        suspended, since the kernel then takes no message.
+        Only the table of the volume's own device changes. The failover device keeps its own, and
+        with it a failed path to a cache that lacks what was written since.
 
         :raises errors.InvalidRequest: the volume has no stack here
         """
         with self._registry.lock(volume_id):
             self._remover.remove_if_left(volume_id)
             stack = self._registry.ready(volume_id)
-            if stack.mode == "cached":
-                self._devices.extend_cache(stack)
-            with self._devices.suspended(volume_id):
-                if not self._remover.remove_if_left(volume_id):
-                    self._devices.reload_volume(stack)
-            return _answer(self._registry.ready(volume_id))
+            if stack.mode == "cached" and self._devices.is_old(volume_id):
+                # Its own table has the paths, and a new one would forget which of them has failed.
+                self._remover.to_direct(volume_id, "it was extended")
+                stack = self._registry.ready(volume_id)
+            self._devices.reload_volume(stack)
+            return _answer(stack)
 
     def release_all(self) -> None:
         """Tell the trackers which stacks were removed.

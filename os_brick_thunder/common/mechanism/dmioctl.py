@@ -1,14 +1,15 @@
-"""Device-mapper's ioctl interface, for queries too frequent to start a process for each.
+"""Device-mapper's ioctl interface, for what is too frequent to start a process for each time.
 
-``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. Tables are changed through dmsetup(8),
-which synchronises with udev.
+``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. The agent changes tables through
+dmsetup(8), which synchronises with udev; the failover watcher changes them here, at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import fcntl
 import os
+import select
 import struct
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy.dmtable import Table
 
 CONTROL = "/dev/mapper/control"
+_LIBC = ctypes.CDLL(None, use_errno=True)
 #: struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr,
 #: padding, dev, name, uuid, padding.
 _HEADER = struct.Struct("=3IIIIiIIIQ128s129s7x")
@@ -25,8 +27,12 @@ _VERSION = (4, 0, 0)  # of the interface; all that is used here is in its first 
 _SPEC = struct.Struct("=QQiI16s")
 #: struct dm_target_msg: sector; then the text.
 _MESSAGE = struct.Struct("=Q")
-_TABLE_STATUS, _TARGET_MSG = 12, 14
+#: struct dm_name_list: dev, next; then the name.
+_NAME = struct.Struct("=QI")
+_LIST_DEVICES, _DEV_SUSPEND, _TABLE_LOAD, _TABLE_STATUS, _TARGET_MSG = 2, 6, 9, 12, 14
+_DEV_ARM_POLL = 16
 _STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
+_SKIP_LOCKFS = 1 << 10
 _BUFFER = 16 << 10
 
 
@@ -77,15 +83,77 @@ def message(name: str, text: str) -> str:
     :raises errors.ProcessError: as dmsetup would fail
     """
     payload = _MESSAGE.pack(0) + text.encode() + b"\0"
-    header, data = _call(f"message {text}", _TARGET_MSG, name, payload, 0, _BUFFER)
+    header, data = _call(f"message {text}", _TARGET_MSG, name, payload)
     return _text(data) if header[7] & _DATA_OUT else ""
+
+
+def numbers() -> dict[str, str]:
+    """``major:minor`` of every device by its name, other programs' included."""
+    space = _BUFFER
+    while True:
+        header, data = _call("list", _LIST_DEVICES, "", space=space)
+        if not header[7] & _BUFFER_FULL:
+            break
+        space *= 2
+    found: dict[str, str] = {}
+    at = 0
+    while data:
+        number, following = _NAME.unpack_from(data, at)
+        if name := _text(data[at + _NAME.size :]):
+            # huge_encode_dev() of the kernel is what libc's makedev() gives, too.
+            found[name] = f"{os.major(number)}:{os.minor(number)}"
+        if not following:
+            break
+        at += following
+    return found
+
+
+def load(name: str, table: Table) -> None:
+    """Load a table of one segment, whose devices are given as ``major:minor``, beside the live one.
+
+    :raises errors.ProcessError: as dmsetup would fail
+    """
+    (segment,) = table.segments
+    kind, _, words = str(segment.target).partition(" ")
+    text = words.encode() + b"\0"
+    text = text.ljust(-(-len(text) // 8) * 8, b"\0")
+    spec = _SPEC.pack(0, segment.length, 0, _SPEC.size + len(text), kind.encode())
+    _call("load", _TABLE_LOAD, name, spec + text, targets=1)
+
+
+def resume(name: str, flush: bool = True) -> None:
+    """Swap in the table that is loaded, if one is, after I/O in flight has ended; and resume.
+
+    A signal that ends this process before leaves the device running with its old table.
+
+    :param flush: False: I/O that waits in the device itself is taken over by the new table
+    :raises errors.ProcessError: as dmsetup would fail
+    """
+    _call("resume", _DEV_SUSPEND, name, flags=_SKIP_LOCKFS | (0 if flush else _NOFLUSH))
+
+
+class Events:
+    """Waits for events of any device, through one descriptor."""
+
+    def __init__(self) -> None:
+        self._control = _open()
+        self._poll = select.poll()
+        self._poll.register(self._control, select.POLLIN)
+
+    def arm(self) -> None:
+        """From now on, an event ends :meth:`wait`, be it under way or called later."""
+        _ioctl(self._control, "poll", _DEV_ARM_POLL, "", b"", 0, 0, _BUFFER)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for an event, but not longer than this."""
+        self._poll.poll(seconds * 1000)
 
 
 def _segments(what: str, name: str) -> Iterator[tuple[int, int, str, str]]:
     """For each segment: first sector, length in sectors, target type and its words."""
     flags, space = _STATUS_TABLE if what == "table" else _NOFLUSH, _BUFFER
     while True:
-        header, data = _call(what, _TABLE_STATUS, name, b"", flags, space)
+        header, data = _call(what, _TABLE_STATUS, name, flags=flags, space=space)
         if not header[7] & _BUFFER_FULL:
             break
         space *= 2
@@ -97,24 +165,54 @@ def _segments(what: str, name: str) -> Iterator[tuple[int, int, str, str]]:
 
 
 def _call(
-    what: str, command: int, name: str, payload: bytes, flags: int, space: int
+    what: str,
+    command: int,
+    name: str,
+    payload: bytes = b"",
+    flags: int = 0,
+    targets: int = 0,
+    space: int = _BUFFER,
+) -> tuple[tuple[int, ...], bytes]:
+    control = _open()
+    try:
+        return _ioctl(control, what, command, name, payload, flags, targets, space)
+    finally:
+        os.close(control)
+
+
+def _open() -> int:
+    try:
+        return os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failure(error, CONTROL) from error
+
+
+def _failure(error: OSError, *what: str) -> errors.ProcessError:
+    code = error.errno or errno.EIO
+    return errors.ProcessError(["dm", *what], code, os.strerror(code))
+
+
+def _ioctl(
+    control: int,
+    what: str,
+    command: int,
+    name: str,
+    payload: bytes,
+    flags: int,
+    targets: int,
+    space: int,
 ) -> tuple[tuple[int, ...], bytes]:
     size = _HEADER.size + space
     buffer = bytearray(size)
-    _HEADER.pack_into(
-        buffer, 0, *_VERSION, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name.encode(), b""
-    )
+    given = (*_VERSION, size, _HEADER.size, targets, 0, flags, 0, 0, 0, name.encode(), b"")
+    _HEADER.pack_into(buffer, 0, *given)
     buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
     request = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command  # _IOWR
-    try:
-        control = os.open(CONTROL, os.O_RDWR)
-        try:
-            fcntl.ioctl(control, request, buffer, True)
-        finally:
-            os.close(control)
-    except OSError as error:
-        code = error.errno or errno.EIO
-        raise errors.ProcessError(["dm", name, *what.split()], code, os.strerror(code)) from error
+    # Not fcntl.ioctl(), which keeps other threads from running with a buffer of more than 1024
+    # bytes: a resume takes as long as there is I/O in flight.
+    argument = (ctypes.c_char * size).from_buffer(buffer)
+    if _LIBC.ioctl(control, ctypes.c_ulong(request), argument) < 0:
+        raise _failure(OSError(ctypes.get_errno(), ""), name, *what.split())
     header = _HEADER.unpack_from(buffer)
     return header, bytes(buffer[header[4] : header[3]])
 

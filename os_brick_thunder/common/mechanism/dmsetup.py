@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,13 @@ class DmSetup:
         self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
         # Resuming a device with a loaded table suspends it, swaps the tables and resumes it, in one
         # ioctl: if this process dies, the device is not left suspended.
-        self.resume(name)
+        try:
+            self.resume(name)
+        except BaseException:
+            # A table that is left loaded would be swapped in by whoever resumes the device next.
+            with contextlib.suppress(errors.ProcessError):
+                self._run("dmsetup", "clear", name)
+            raise
 
     def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
         """As :meth:`reload`; what a multipath device has no working path for in the meantime does

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 PREFIX = "thunder-"
 UUID_PREFIX = "THUNDER-"
+VOL_PREFIX = f"{PREFIX}vol-"
+FAILOVER_PREFIX = f"{PREFIX}failover-"
 POOL = "thunder-pool"
 POOL_METADATA = "thunder-pool-metadata"
 POOL_DATA = "thunder-pool-data"
@@ -28,7 +30,11 @@ class VolumeNames:
 
     @property
     def vol(self) -> str:
-        return f"{PREFIX}vol-{self.volume_id}"
+        return f"{VOL_PREFIX}{self.volume_id}"
+
+    @property
+    def failover(self) -> str:
+        return f"{FAILOVER_PREFIX}{self.volume_id}"
 
     @property
     def cached(self) -> str:
@@ -45,7 +51,7 @@ class VolumeNames:
     @property
     def all(self) -> tuple[str, ...]:
         """All devices that a volume may have, each before those that it uses."""
-        return self.vol, self.cached, self.local, self.meta
+        return self.vol, self.failover, self.cached, self.local, self.meta
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The status of caches, multipaths, thin pools and thin devices, as values.
+"""The status of caches, multipaths, stripes, thin pools and thin devices, as values.
 
 https://docs.kernel.org/admin-guide/device-mapper/cache.html#status and
 thin-provisioning.html#status. That of multipath is not documented: see multipath_status() in
@@ -74,7 +74,7 @@ def pool(status: str, block: int) -> PoolStatus:
     return PoolStatus(
         used=data[0] * block,
         total=data[1] * block,
-        healthy="rw" in words,
+        healthy="rw" in words and "needs_check" not in words,
         metadata_used=max(0, metadata[0] - reserve) * _METADATA_BLOCK,
         metadata_total=(metadata[1] - reserve) * _METADATA_BLOCK,
         full="out_of_data_space" in words,
@@ -85,6 +85,11 @@ def held_root(status: str) -> str:
     """The metadata block of a thin pool's metadata snapshot; empty if there is none."""
     root = status.split()[4:5]  # see pool()
     return "" if root in ([], ["-"]) else root[0]
+
+
+def has_failed_io(status: str) -> bool:
+    """Whether a device of one stripe has had failed I/O since its table was loaded."""
+    return status.split()[:1] == ["striped"] and status.split()[-1] == "D"  # "striped 1 8:16 1 A"
 
 
 def mapped(status: str) -> int:
@@ -118,7 +123,12 @@ def cache(status: str) -> CacheStatus | None:
 
 
 def paths(status: str) -> dict[str, bool]:
-    """The paths of a multipath device by ``major:minor``: whether the kernel uses them."""
+    """The paths of a multipath device by ``major:minor``, in order: whether the kernel uses them.
+
+    Empty for any other device.
+    """
+    if not status.startswith("multipath "):
+        return {}
     words = status.split()
     return {
         word: flag == "A"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 SECTOR = 512
@@ -34,6 +34,22 @@ class Linear:
 
     def __str__(self) -> str:
         return f"linear {self.device} {self.offset}"
+
+
+@dataclass(frozen=True)
+class Striped:
+    """One stripe: like :class:`Linear`, but it counts failed I/O and raises an event for it.
+
+    Its status then is "D" instead of "A"; see ``stripe_end_io()`` in drivers/md/dm-stripe.c. I/O is
+    split at every ``chunk`` sectors, of which the length is a multiple.
+    """
+
+    device: str
+    chunk: int
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"striped 1 {self.chunk} {self.device} {self.offset}"
 
 
 @dataclass(frozen=True)
@@ -100,16 +116,22 @@ class Cache:
 
 @dataclass(frozen=True)
 class Multipath:
-    """Bio mode with one priority group for each path, in order: failover only."""
+    """Bio mode with one priority group for each path, in order: failover only.
+
+    :ivar queue: what finds no path waits for one, rather than failing. Messages change it, so
+        tables that differ in it are equal.
+    """
 
     paths: tuple[str, ...]
+    queue: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         groups = " ".join(f"round-robin 0 1 0 {path}" for path in self.paths)
-        return f"multipath 2 queue_mode bio 0 {len(self.paths)} 1 {groups}"
+        features = "3 queue_if_no_path queue_mode bio" if self.queue else "2 queue_mode bio"
+        return f"multipath {features} 0 {len(self.paths)} 1 {groups}"
 
 
-Target = Linear | Zero | Error | ThinPool | Thin | Cache | Multipath
+Target = Linear | Striped | Zero | Error | ThinPool | Thin | Cache | Multipath
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,7 @@ class Table:
                 raise ValueError(f"not a table of thunder's: {line!r}")
             try:
                 segments.append(Segment(int(length), _PARSERS[kind](args)))
-            except (IndexError, TypeError, StopIteration) as error:
+            except (IndexError, TypeError, ValueError, StopIteration) as error:
                 raise ValueError(f"not a table of thunder's: {line!r}") from error
             at += int(length)
         return cls(tuple(segments))
@@ -179,7 +201,7 @@ def _devices(target: Target) -> Iterable[str]:
 
 def _mapped(target: Target, devnum: Callable[[str], str]) -> Target:
     if isinstance(target, Multipath):
-        return Multipath(tuple(map(devnum, target.paths)))
+        return dataclasses.replace(target, paths=tuple(map(devnum, target.paths)))
     present = {name: getattr(target, name, None) for name in _DEVICE_FIELDS}
     changes: dict[str, Any] = {name: devnum(value) for name, value in present.items() if value}
     return dataclasses.replace(target, **changes)
@@ -188,11 +210,10 @@ def _mapped(target: Target, devnum: Callable[[str], str]) -> Target:
 def _parse_multipath(args: list[str]) -> Multipath:
     words = iter(args)
 
-    def skip() -> None:
-        for _ in range(int(next(words))):
-            next(words)
+    def skip() -> list[str]:
+        return [next(words) for _ in range(int(next(words)))]
 
-    skip()  # features
+    features = skip()
     skip()  # hardware handler
     groups, _first = int(next(words)), next(words)
     paths = []
@@ -204,7 +225,7 @@ def _parse_multipath(args: list[str]) -> Multipath:
             paths.append(next(words))
             for _ in range(per_path):
                 next(words)
-    return Multipath(tuple(paths))
+    return Multipath(tuple(paths), queue="queue_if_no_path" in features)
 
 
 def _parse_cache(args: list[str]) -> Cache:
@@ -213,8 +234,16 @@ def _parse_cache(args: list[str]) -> Cache:
     return Cache(args[0], args[1], args[2], int(args[3]), modes[0])
 
 
+def _parse_striped(args: list[str]) -> Striped:
+    count, chunk, device, offset = args
+    if count != "1":
+        raise TypeError(f"{count} stripes")
+    return Striped(device, int(chunk), int(offset))
+
+
 _PARSERS: dict[str, Callable[[list[str]], Target]] = {
     "linear": lambda a: Linear(a[0], int(a[1])),
+    "striped": _parse_striped,
     "zero": lambda a: Zero(),
     "error": lambda a: Error(),
     "thin-pool": lambda a: ThinPool(a[0], a[1], int(a[2]), int(a[3])),

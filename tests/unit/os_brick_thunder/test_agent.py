@@ -20,9 +20,11 @@ from bench import faults
 from os_brick_thunder.agent import app, devices, ports
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, files, wire
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, dmtable
+from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Base, Stack, StateFile
@@ -171,6 +173,7 @@ def test_attach_builds_the_stack_of_the_architecture(host: Host) -> None:
             f"meta-{VOLUME}",
             f"local-{VOLUME}",
             f"cached-{VOLUME}",
+            f"failover-{VOLUME}",
             f"vol-{VOLUME}",
         )
     ]
@@ -595,79 +598,128 @@ def test_a_base_in_use_is_not_removed_an_idle_one_is(host: Host) -> None:
     assert host.tracker.reports[-1].state == "gone"
 
 
-def test_the_lun_is_reinstated_and_the_cache_never(host: Host) -> None:
-    _, stacks, _, _ = host.agent()
-    stacks.attach(PAYLOAD, LUN, soon())
-    vol, cached = f"thunder-vol-{VOLUME}", f"/dev/mapper/thunder-cached-{VOLUME}"
-    host.dm.failed[vol] = {LUN, cached}
-    host.blocks.silent.add(LUN)
-    host.app.luns.check()
-    assert host.dm.failed[vol] == {LUN, cached}
-    host.blocks.silent.clear()
-    host.app.luns.check()
-    assert host.dm.failed[vol] == {cached}
-
-
+@pytest.mark.parametrize("error", [errors.DeviceNotFound(LUN), OSError(5, "Input/output error")])
 def test_a_lun_whose_disk_has_gone_keeps_none_from_the_others(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    _, stacks, _, _ = host.agent()
+    _, stacks, _, store = host.agent()
     host.blocks.sizes["/dev/sdc"] = GIB
     stacks.attach(PAYLOAD, LUN, soon())
     stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
-    devnum = host.blocks.devnum
+    size = host.blocks.size
 
-    def gone(device: str) -> str:
+    def gone(device: str) -> int:
         if device == LUN:
-            raise errors.DeviceNotFound(device)
-        return devnum(device)
+            raise error
+        return size(device)
 
-    monkeypatch.setattr(host.blocks, "devnum", gone)
-    host.dm.failed["thunder-vol-vol-2"] = {"/dev/sdc"}
-    host.app.luns.check()
-    assert host.dm.failed["thunder-vol-vol-2"] == set()
+    monkeypatch.setattr(host.blocks, "size", gone)
+    for volume in (VOLUME, "vol-2"):
+        names = VolumeNames(volume)
+        host.dm.failed[names.failover] = {devnames.path(names.cached)}
+    host.app.failover.check()
+    assert store.stacks["vol-2"].local_id is None
+    assert store.stacks[VOLUME].local_id is not None  # tried again with the next check
+    monkeypatch.undo()
+    host.app.failover.check()
+    assert store.stacks[VOLUME].local_id is None
+    assert host.leftovers(store) == []
 
 
-def test_a_lun_that_hangs_does_not_stop_the_heartbeat(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent, stacks, _, _ = host.agent(heartbeat_interval=0.01)
+def test_what_the_watcher_has_made_direct_is_direct_in_the_state(host: Host) -> None:
+    """It swaps the table of the volume's own device, and nothing else."""
+    _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    host.dm.failed[f"thunder-vol-{VOLUME}"] = {LUN}
-    hangs, goes_on = threading.Event(), threading.Event()
-    beats = threading.Semaphore(0)
+    host.app.failover.check()
+    assert store.stacks[VOLUME].mode == "cached"
+    names = VolumeNames(VOLUME)
+    host.dm.reload(names.vol, layout.vol_table(names, LUN, 0, GIB))
+    host.app.failover.check()
+    assert (store.stacks[VOLUME].mode, store.stacks[VOLUME].local_id) == ("direct", None)
+    assert host.volumes() == {names.vol}
+    assert host.leftovers(store) == []
 
-    def answers(device: str) -> bool:
-        hangs.set()
-        return goes_on.wait(30)
 
-    def heartbeat(topology: wire.Topology) -> wire.Orders:
-        if hangs.is_set():
-            beats.release()
-        return wire.Orders()
+def test_a_volume_that_is_attached_again_has_the_lun_that_was_passed(host: Host) -> None:
+    """As when its session was lost and made anew while something had it open."""
+    _, stacks, _, store = host.agent()
+    for plan in (PLAN, wire.Plan(VOLUME, "direct", "attached on cmp9 too")):
+        host.dm.held.discard(f"thunder-vol-{VOLUME}")
+        host.tracker.plan = plan
+        stacks.attach(PAYLOAD, LUN, soon())
+        host.dm.held.add(f"thunder-vol-{VOLUME}")
+        host.blocks.sizes["/dev/sdz"] = GIB
+        assert stacks.attach(PAYLOAD, "/dev/sdz", soon()).mode == "direct"
+        assert store.stacks[VOLUME].device == "/dev/sdz"
+        table = host.dm.table(f"thunder-vol-{VOLUME}")
+        assert table is not None
+        assert table.devices == ("/dev/sdz",)
+    del host.blocks.sizes["/dev/sdz"]
+    with pytest.raises((errors.ThunderError, KeyError)):
+        stacks.attach(PAYLOAD, "/dev/sdz", soon())
 
-    monkeypatch.setattr(host.blocks, "answers", answers)
-    monkeypatch.setattr(host.tracker, "heartbeat", heartbeat)
-    agent.start()
-    try:
-        for _ in range(3):
-            assert beats.acquire(timeout=10)
-        assert hangs.is_set()
-        assert not goes_on.is_set()
-    finally:
-        goes_on.set()
-        agent.stop()
+
+def test_without_a_watcher_a_volume_is_direct(host: Host) -> None:
+    host.kit.failover.absent = True  # type: ignore[attr-defined]
+    _, stacks, _, store = host.agent()
+    assert "watcher has ended" in direct_for_now(host, stacks, store)
+    assert host.leftovers(store) == []
+    host.kit.failover.absent = False  # type: ignore[attr-defined]
+    gets_its_cache(host, stacks, store)
+
+
+def older(host: Host, paths: tuple[str, ...]) -> None:
+    """Have the volume's own device be what an older agent built."""
+    names = VolumeNames(VOLUME)
+    table, readonly = host.dm.tables[names.vol]
+    old = Table.of((table.length, dmtable.Multipath(paths)))
+    host.dm.tables[names.vol] = (old, readonly)
+    host.dm.remove(names.failover)
+    host.dm.held.add(names.vol)
+
+
+def test_a_volume_of_an_older_agent_leaves_its_cache_and_is_detached(host: Host) -> None:
+    agent, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    names = VolumeNames(VOLUME)
+    older(host, (devnames.path(names.cached), LUN))
+    agent.reconcile()
+    host.app.failover.check()
+    assert store.stacks[VOLUME].mode == "cached"
+    assert host.app.stack.remover.leave_cache(VOLUME, "low")
+    assert host.dm.failed[names.vol] == {devnames.path(names.cached)}
+    host.app.failover.check()
+    assert store.stacks[VOLUME].mode == "direct"
+    table = host.dm.table(names.vol)
+    assert table == Table.of((GIB // 512, dmtable.Multipath((LUN,))))
+    host.dm.held.discard(names.vol)
+    stacks.detach(VOLUME)
+    assert host.volumes() == set()
+    assert host.leftovers(store) == []
+
+
+def test_a_volume_of_an_older_agent_is_extended_without_its_cache(host: Host) -> None:
+    """Its cached path may have failed, and a new table would not know."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    older(host, (devnames.path(VolumeNames(VOLUME).cached), LUN))
+    host.blocks.sizes[LUN] = 2 * GIB
+    assert stacks.extend(VOLUME).mode == "direct"
+    table = host.dm.table(VolumeNames(VOLUME).vol)
+    assert table == Table.of((2 * GIB // 512, dmtable.Multipath((LUN,))))
+    assert host.leftovers(store) == []
 
 
 def test_extend_follows_the_lun(host: Host) -> None:
     _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     host.blocks.sizes[LUN] = 2 * GIB
-    stacks.extend(VOLUME)
-    for name in ("cached", "vol"):
-        table = host.dm.table(f"thunder-{name}-{VOLUME}")
-        assert table is not None
-        assert table.length * 512 == 2 * GIB
+    host.dm.log.clear()
+    assert stacks.extend(VOLUME).mode == "cached"
+    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    assert table is not None
+    assert table.length * 512 == 2 * GIB
+    assert host.dm.log == [f"reload thunder-vol-{VOLUME}"]
     with pytest.raises(errors.InvalidRequest, match="no stack"):
         stacks.extend("other")
 
@@ -677,33 +729,61 @@ def test_extend_does_not_bring_back_a_cache_that_was_left(host: Host, meanwhile:
     """A new table has no failed paths, and the cache lacks what was written past it."""
     _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    host.dm.held.add(f"thunder-vol-{VOLUME}")
+    names = VolumeNames(VOLUME)
+    host.dm.held.add(names.vol)
     host.blocks.sizes[LUN] = 2 * GIB
     reload = host.dm.reload
 
     def leave_meanwhile(name: str, table: Table, readonly: bool = False) -> None:
+        assert host.app.stack.remover.leave_cache(VOLUME, "low")
         reload(name, table, readonly)
-        if name == f"thunder-cached-{VOLUME}":
-            assert host.app.stack.remover.leave_cache(VOLUME, "low")
 
     if meanwhile:
         host.dm.reload = leave_meanwhile  # type: ignore[method-assign]
     else:
         assert host.app.stack.remover.leave_cache(VOLUME, "low")
-    assert (stacks.extend(VOLUME).mode, store.stacks[VOLUME].reason) == ("direct", "low")
-    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    mode = stacks.extend(VOLUME).mode
+    assert f"reload {names.failover}" not in host.dm.log
+    if meanwhile:
+        assert host.dm.failed[names.failover] == {devnames.path(names.cached)}
+        host.dm.reload = reload  # type: ignore[method-assign]
+        host.app.failover.check()
+    else:
+        assert mode == "direct"
+    assert (store.stacks[VOLUME].mode, store.stacks[VOLUME].reason) == ("direct", "low")
+    table = host.dm.table(names.vol)
     assert table is not None
     assert (table.devices, table.length * 512) == ((LUN,), 2 * GIB)
     assert host.dm.suspended == set()
-    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+    assert host.volumes() == {names.vol}
 
 
-def test_no_volume_leaves_its_cache_while_it_is_suspended(host: Host) -> None:
+def test_extend_tries_again_if_the_watcher_swaps_the_table_meanwhile(host: Host) -> None:
+    """The watcher's table has the length that the volume had."""
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    names, reload = VolumeNames(VOLUME), host.dm.reload
+    swapped: list[str] = []
+
+    def swap(name: str, table: Table, readonly: bool = False) -> None:
+        reload(name, table, readonly)
+        if not swapped:
+            swapped.append(name)
+            reload(name, layout.vol_table(names, LUN, 0, GIB))
+
+    host.dm.reload = swap  # type: ignore[method-assign]
+    host.blocks.sizes[LUN] = 2 * GIB
+    stacks.extend(VOLUME)
+    table = host.dm.table(names.vol)
+    assert table is not None
+    assert table.length * 512 == 2 * GIB
+    assert swapped == [names.vol]
+
+
+def test_a_volume_leaves_its_cache_even_while_it_is_suspended(host: Host) -> None:
     _, stacks, _, _ = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     host.dm.suspend(f"thunder-vol-{VOLUME}")
-    assert not host.app.stack.remover.leave_cache(VOLUME, "low")
-    host.dm.resume(f"thunder-vol-{VOLUME}")
     assert host.app.stack.remover.leave_cache(VOLUME, "low")
 
 

@@ -44,8 +44,16 @@ def test_what_was_started_is_stopped(tmp_path: Path) -> None:
     agent = built(tmp_path, fakes.SETTINGS).agent
     agent.start()
     started = {thread.name for thread in set(threading.enumerate()) - before}
-    expected = {"heartbeat", "luns", "pool-poll", "pool-space", "reaper", "recache", "watch"}
-    assert started == expected
+    assert started == {
+        "failover",
+        "heartbeat",
+        "left-caches",
+        "pool-poll",
+        "pool-space",
+        "reaper",
+        "recache",
+        "watch",
+    }
     agent.stop()
     for thread in set(threading.enumerate()) - before:
         thread.join(10)

@@ -50,9 +50,9 @@ def test_a_base_keeps_its_devices_when_it_is_complete() -> None:
 
 
 def test_a_stack_has_a_cache_while_it_has_thin_ids_for_it() -> None:
-    assert _names(layout.stack_devices(CACHED)) == ["meta", "local", "cached", "vol"]
+    assert _names(layout.stack_devices(CACHED)) == ["meta", "local", "cached", "failover", "vol"]
     leaving = dataclasses.replace(CACHED, mode="direct")
-    assert _names(layout.stack_devices(leaving)) == ["meta", "local", "cached", "vol"]
+    assert _names(layout.stack_devices(leaving)) == ["meta", "local", "cached", "failover", "vol"]
     direct = dataclasses.replace(leaving, base_image_id=None, local_id=None, meta_id=None)
     assert _names(layout.stack_devices(direct)) == ["vol"]
 
@@ -62,7 +62,7 @@ def test_what_is_expected_of_a_host() -> None:
     assert found.names == {
         *(f"thunder-{what}" for what in ("pool", "pool-metadata", "pool-data", "zero")),
         *(f"thunder-{what}-{IMAGE}" for what in ("paths", "source", "base", "export")),
-        *(f"thunder-{what}-{VOLUME}" for what in ("meta", "local", "cached", "vol")),
+        *(f"thunder-{what}-{VOLUME}" for what in ("meta", "local", "cached", "failover", "vol")),
     }
     assert found.thin_ids == {devnames.ZERO_ID, 1, 2, 3}
     assert found.loops == {f"/dev/mapper/thunder-paths-{IMAGE}"}

@@ -119,17 +119,18 @@ def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
 
 def test_a_volume_reads_its_cache_first_then_its_lun() -> None:
     names = VolumeNames("v")
-    assert str(layout.vol_table(names, "/dev/sdb", MIB, direct=False)) == (
-        "0 2048 multipath 2 queue_mode bio 0 2 1 round-robin 0 1 0 "
+    assert str(layout.failover_table(names, "/dev/sdb", MIB)) == (
+        "0 2048 multipath 3 queue_if_no_path queue_mode bio 0 2 1 round-robin 0 1 0 "
         "/dev/mapper/thunder-cached-v round-robin 0 1 0 /dev/sdb"
     )
-    assert "cached" not in str(layout.vol_table(names, "/dev/sdb", MIB, direct=True))
-
-
-def test_after_the_image_a_volume_reads_its_lun() -> None:
-    table = layout.cached_table(VolumeNames("v"), "/dev/sdb", MIB, 4 * MIB, BLOCK, "writethrough")
-    cache, tail = table.segments
+    (cache,) = layout.cached_table(names, "/dev/sdb", MIB, BLOCK, "writethrough").segments
     assert isinstance(cache.target, dmtable.Cache)
     assert cache.length == 2048
-    assert tail.target == dmtable.Linear("/dev/sdb", 2048)
-    assert tail.length == 3 * 2048
+
+
+def test_after_the_image_and_without_a_cache_a_volume_is_its_lun() -> None:
+    names = VolumeNames("v")
+    assert str(layout.vol_table(names, "/dev/sdb", MIB, 4 * MIB)) == (
+        "0 2048 linear /dev/mapper/thunder-failover-v 0\n2048 6144 linear /dev/sdb 2048"
+    )
+    assert str(layout.vol_table(names, "/dev/sdb", 0, 4 * MIB)) == "0 8192 linear /dev/sdb 0"

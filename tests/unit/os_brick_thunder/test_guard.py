@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent.pool.guard import PoolGuard
+from os_brick_thunder.agent.stack import direct
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
@@ -27,6 +28,7 @@ from tests.unit.os_brick_thunder.test_agent import (
 )
 
 CACHED = devnames.path(VolumeNames(VOLUME).cached)
+FAILOVER = VolumeNames(VOLUME).failover
 
 
 class World:
@@ -98,7 +100,7 @@ def test_a_volume_goes_direct_under_its_guest(world: World) -> None:
 
 def test_a_volume_whose_lun_is_away_keeps_its_cache(world: World) -> None:
     volume = world.attach(1)
-    world.host.dm.failed[VolumeNames(volume).vol] = {"/dev/sdc"}
+    world.host.dm.failed[VolumeNames(volume).failover] = {"/dev/sdc"}
     with pytest.raises(errors.DeviceNotFound, match="LUN does not answer"):
         world.host.app.stack.remover.to_direct(volume, "low")
     assert not world.host.app.stack.remover.cut(volume, "low")
@@ -110,10 +112,12 @@ def test_a_cache_that_failed_is_taken_down(world: World) -> None:
     volume, other = world.attach(1), world.attach(2)
     world.write(volume, 7)
     assert world.host.app.stack.remover.remove_failed() == []
-    world.host.dm.failed[VolumeNames(volume).vol] = {devnames.path(VolumeNames(volume).cached)}
+    names = VolumeNames(volume)
+    world.host.dm.failed[names.failover] = {devnames.path(names.cached)}
     assert world.host.app.stack.remover.remove_failed() == [(volume, 7 * MIB)]
     assert world.modes() == {volume: "direct", other: "cached"}
-    assert world.store.stacks[volume].reason == "its cache failed"
+    assert world.store.stacks[volume].reason == direct.FAILED
+    assert world.store.stacks[volume].recache_pending
     assert world.leftovers() == []
 
 
@@ -144,7 +148,7 @@ def test_what_cannot_be_given_up_is_left_alone_for_a_while(world: World) -> None
     large, small = world.attach(1), world.attach(2)
     world.write(large, 600)
     world.write(small, 300)
-    world.host.dm.failed[VolumeNames(large).vol] = {"/dev/sdc"}  # its storage host is away
+    world.host.dm.failed[VolumeNames(large).failover] = {"/dev/sdc"}  # its storage host is away
     assert world.guard.make_space()
     assert world.given_up() == []
     assert world.guard.make_space()
@@ -160,7 +164,7 @@ def test_a_volume_that_writes_too_fast_leaves_its_cache_at_once(world: World) ->
     world.write(fast, 80)  # of 1024, within no time
     world.guard.poll()
     assert world.host.dm.failed == {
-        VolumeNames(fast).vol: {devnames.path(VolumeNames(fast).cached)},
+        VolumeNames(fast).failover: {devnames.path(VolumeNames(fast).cached)},
     }
     assert world.guard.make_space()
     assert world.modes() == {calm: "cached", fast: "direct"}
@@ -296,7 +300,7 @@ def test_wherever_a_swap_ends_it_is_finished_later(tmp_path: Path, crash: bool) 
         if at:  # the guest was off its cache from the first step on
             table = host.dm.table(vol)
             assert table is not None
-            assert table.devices == (LUN,) or CACHED in host.dm.failed[vol], where
+            assert table.devices == (LUN,) or CACHED in host.dm.failed[FAILOVER], where
         host.app.stack.remover.remove_failed()
         _swap(host)
         store = (
@@ -326,7 +330,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     assert world.host.dm.suspended == set()
     table = world.host.dm.table(VolumeNames(volume).vol)
     assert table is not None
-    assert table.devices == (devnames.path(VolumeNames(volume).cached), "/dev/sdc")
+    assert table.devices == (devnames.path(VolumeNames(volume).failover), "/dev/sdc")
     stack = world.store.stacks[volume]
     assert (stack.mode, stack.reason, stack.base_image_id) == ("cached", "", IMAGE)
     assert world.host.app.stack.remover.remove_failed() == []
@@ -384,7 +388,7 @@ def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, cra
             )
             assert host.volumes() == {vol}, where
         else:
-            assert table.devices == (CACHED, LUN), where
+            assert table.devices == (devnames.path(FAILOVER), LUN), where
         assert host.leftovers(store) == [], where
         tripwire.at = -1
         assert host.app.stack.builder.to_cached(VOLUME).mode == "cached", where

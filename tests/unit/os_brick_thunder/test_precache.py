@@ -105,9 +105,10 @@ def test_figures_of_a_stack(host: Host) -> None:
     for name, thin_id, length in ((names.meta, 1, MIB), (names.local, 2, 512 * MIB)):
         dm.thin_ids.add(thin_id)
         dm.create(name, layout.thin_table(length, thin_id))
-    table = layout.cached_table(names, "/dev/sdb", 512 * MIB, 1 << 30, 64 << 10, "writethrough")
+    table = layout.cached_table(names, "/dev/sdb", 512 * MIB, 64 << 10, "writethrough")
     dm.create(names.cached, table)
-    dm.create(names.vol, layout.vol_table(names, "/dev/sdb", 1 << 30, direct=False))
+    dm.create(names.failover, layout.failover_table(names, "/dev/sdb", 512 * MIB))
+    dm.create(names.vol, layout.vol_table(names, "/dev/sdb", 512 * MIB, 1 << 30))
     entry = figures.of_stack(dm, stack)
     assert (entry["present"], entry["failed"], entry["volume_id"]) == (True, 0, VOLUME)
     cache = entry["cache"]

@@ -14,8 +14,9 @@ import pytest
 from os_brick_thunder.agent.app import App
 from os_brick_thunder.agent.stack.recache import Recacher
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.state import Stack, StateFile
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
@@ -33,6 +34,7 @@ from tests.unit.os_brick_thunder.test_guard import World
 
 VOL = VolumeNames(VOLUME).vol
 CACHED = devnames.path(VolumeNames(VOLUME).cached)
+FAILOVER = devnames.path(VolumeNames(VOLUME).failover)
 ELSEWHERE = wire.Plan(VOLUME, "direct", "the volume is attached to cmp9 too")
 ANOTHER = dataclasses.replace(PAYLOAD, volume_id="vol-2")
 
@@ -102,7 +104,7 @@ def test_an_order_is_carried_out(host: Host) -> None:
     assert not recacher.attempt()
     recacher.obey([VOLUME, "vol-that-is-not-here"])
     assert recacher.attempt()
-    assert devices(host) == (CACHED, LUN)
+    assert devices(host) == (FAILOVER, LUN)
     assert (stack_of(host).mode, stack_of(host).reason) == ("cached", "")
     assert host.tracker.modes == {VOLUME: "cached"}
     assert not recacher.attempt()
@@ -145,7 +147,7 @@ def test_an_agent_that_stops_leaves_no_volume_suspended(host: Host) -> None:
     assert host.dm.suspended == {VOL}
     recacher.stop()
     assert host.dm.suspended == set()
-    assert devices(host) == (CACHED, LUN)
+    assert devices(host) == (FAILOVER, LUN)
 
 
 def test_a_volume_stays_direct_if_a_migration_begins_meanwhile(host: Host) -> None:
@@ -167,6 +169,63 @@ def test_a_volume_stays_direct_if_a_migration_begins_meanwhile(host: Host) -> No
     recacher.obey([VOLUME])  # when the migration is over
     assert recacher.attempt()
     assert stack_of(host).mode == "cached"
+
+
+def test_an_error_of_the_lun_costs_the_cache_for_a_while_only(host: Host) -> None:
+    """And for longer each time: a bad sector that is read again and again."""
+    app, clock = migrated(host), Clock()
+    recacher = Recacher(app.stack.builder, clock=clock)
+    recacher.obey([VOLUME])
+    assert recacher.attempt()
+    for pause in (5, 60, 300):
+        assert stack_of(host).mode == "cached"
+        host.dm.failed[VolumeNames(VOLUME).failover] = {CACHED}
+        app.failover.check()
+        assert (stack_of(host).mode, stack_of(host).recache_pending) == ("direct", True)
+        assert "its cache failed" in stack_of(host).reason
+        assert devices(host) == (LUN,)
+        assert host.volumes() == {VOL}
+        clock.now += pause - 1
+        assert not recacher.attempt()
+        clock.now += 1
+        assert recacher.attempt()
+
+
+def test_no_volume_gets_a_cache_without_a_watcher(host: Host) -> None:
+    app = migrated(host)
+    host.kit.failover.absent = True  # type: ignore[attr-defined]
+    with pytest.raises(errors.WatcherError):
+        app.stack.builder.to_cached(VOLUME)
+    assert host.dm.suspended == set()
+    assert devices(host) == (LUN,)
+
+
+def test_the_watcher_resumes_no_volume_whose_map_is_being_made(host: Host) -> None:
+    """Something could be written after the map was made, and the cache would hide it."""
+    app, excluded = migrated(host), []
+    plan_attach = host.tracker.plan_attach
+
+    def plan(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+        if VOL in host.dm.suspended:
+            excluded.append(VOLUME in host.kit.failover.excluded_now)  # type: ignore[attr-defined]
+        return plan_attach(server, volume_id, topology)
+
+    host.tracker.plan_attach = plan  # type: ignore[method-assign]
+    app.stack.builder.to_cached(VOLUME)
+    assert excluded == [True]
+    assert host.kit.failover.excluded_now == set()  # type: ignore[attr-defined]
+
+
+def test_a_volume_of_an_older_agent_gets_no_cache(host: Host) -> None:
+    """Its own device is a multipath, which can be given no table of another kind."""
+    app = migrated(host)
+    table, readonly = host.dm.tables[VOL]
+    old = Table.of((table.length, dmtable.Multipath((LUN,))))
+    host.dm.tables[VOL] = (old, readonly)
+    found = app.stack.builder.to_cached(VOLUME)
+    assert (found.mode, found.recache_pending) == ("direct", False)
+    assert "older agent" in found.reason
+    assert host.dm.tables[VOL] == (old, readonly)
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -401,7 +460,7 @@ def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
         if error is _crash or not survived:
             if error is not _crash:  # the agent lives on: no volume may stay suspended
                 assert host.dm.suspended == set(), where
-                assert devices(host) in ((LUN,), (CACHED, LUN)), where
+                assert devices(host) in ((LUN,), (FAILOVER, LUN)), where
             agent, *_ = host.agent()
             app = host.app
             agent.reconcile()
@@ -410,7 +469,7 @@ def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
         store = app.stack.stacks._store
         if not survived:
             mode = store.stacks[VOLUME].mode
-            assert devices(host) == ((CACHED, LUN) if mode == "cached" else (LUN,)), where
+            assert devices(host) == ((FAILOVER, LUN) if mode == "cached" else (LUN,)), where
         if counting.steps[at] == "tracker.close_export":
             host.tracker.admitted.clear()
         assert host.leftovers(store) == [], where
@@ -422,6 +481,6 @@ def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
         recacher.attempt()
         assert store.stacks[VOLUME].mode == "cached", where
         assert not store.stacks[VOLUME].recache_pending, where
-        assert devices(host) == (CACHED, LUN), where
+        assert devices(host) == (FAILOVER, LUN), where
         assert host.tracker.modes[VOLUME] == "cached", where
         assert host.leftovers(store) == [], where

@@ -1,0 +1,47 @@
+"""What the agent does about failovers, which kernel and failover watcher make without it."""
+
+from __future__ import annotations
+
+import logging
+
+from os_brick_thunder.agent.ports import Failover
+from os_brick_thunder.agent.stack.direct import CacheRemover
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.periodic import PeriodicThread, Task
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds between two checks.
+_INTERVAL = 2.0
+
+
+class FailoverWatch:
+    """Has the failover watcher run, and removes the caches that volumes have left.
+
+    The removal of a cache may wait for a LUN, so the two have threads of their own.
+    """
+
+    def __init__(self, failover: Failover, remover: CacheRemover) -> None:
+        self._failover = failover
+        self._remover = remover
+        self._watcher = PeriodicThread(Task("failover", _INTERVAL, self._ensure, at_once=True))
+        self._caches = PeriodicThread(Task("left-caches", _INTERVAL, self.check, at_once=True))
+
+    def start(self) -> None:
+        self._watcher.start()
+        self._caches.start()
+
+    def stop(self) -> None:
+        """The watcher stays; a removal that hangs is not waited for."""
+        self._watcher.stop()
+        self._caches.stop()
+
+    def check(self) -> None:
+        """Remove the caches that volumes have left."""
+        self._remover.remove_failed()
+
+    def _ensure(self) -> None:
+        try:
+            self._failover.ensure()
+        except errors.WatcherError as error:
+            LOG.error("%s: no volume gets a cache until it does", error)

@@ -1,0 +1,88 @@
+"""Locks between the agent and the failover watcher, in a folder that neither of them removes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Not in the agent's own folder, which systemd may remove when the agent stops.
+FOLDER = Path("/run/thunder-failover")
+#: struct flock: l_type, l_whence, l_start, l_len, l_pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """A watcher that runs."""
+
+    pid: int
+    version: int
+
+
+def watcher_file(folder: Path = FOLDER) -> Path:
+    """The file that the watcher has locked while it runs."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / "watcher"
+
+
+def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> bool:
+    """Become the watcher of this host, until this process ends.
+
+    :param patience: seconds; :func:`running` holds the lock for a moment
+    :returns: False if there is one
+    """
+    fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + patience
+    while not _locked(fd):
+        if time.monotonic() > until:
+            os.close(fd)
+            return False
+        time.sleep(0.05)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{watcher.pid} {watcher.version}\n".encode(), 0)
+    return True  # the descriptor stays open
+
+
+def running(folder: Path = FOLDER) -> Watcher | None:
+    """The watcher of this host, if one runs."""
+    fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if _locked(fd):
+            return None
+        pid, _, version = os.pread(fd, 64, 0).decode().strip().partition(" ")
+        return Watcher(int(pid or 0), int(version or 0))
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def volume(volume_id: str, folder: Path = FOLDER) -> Iterator[None]:
+    """Held while the table of a volume's device is swapped, or must not be: by one at a time.
+
+    All volumes share one file, and each has a byte in it; that two have the same is rare and
+    harmless. The lock belongs to the open file, so threads exclude each other, too.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / "volumes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        byte = zlib.crc32(volume_id.encode())
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, wanted)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

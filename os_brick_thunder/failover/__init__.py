@@ -1,0 +1,1 @@
+"""The failover watcher: a small process beside the agent; see :mod:`.watcher`."""
