@@ -25,6 +25,7 @@ from lab.errors import LabError
 from lab.nodes.node import Node
 from lab.nodes.services import Service, serves
 from lab.pace import deadline, stretch
+from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.rpc import RpcTracker
 
 #: The stand-ins for nova-compute, with Thunder's connector and without: name → command.
@@ -435,7 +436,7 @@ class Journey:
         return self.cluster.network.call(count)
 
 
-_PER_VOLUME = ("thunder-vol-", "thunder-cached-", "thunder-meta-", "thunder-local-")
+_PER_VOLUME = tuple(name.removesuffix("*") for name in VolumeNames("*").all)
 _POOL_DEVICES = ("thunder-pool", "thunder-pool-metadata", "thunder-pool-data", "thunder-zero")
 _TABLES = (
     "thunder_images",

@@ -41,7 +41,7 @@ def test_a_parent_that_dies_costs_no_error(scene: Scene) -> None:
     scene.restart_parent()
     scene.below_again()  # it came back with new credentials, and can be read from again
     assert scene.sources(scene.child)[0] == scene.parent.name
-    status = scene.child.run(f"dmsetup status thunder-vol-{scene.volume}").stdout
+    status = scene.child.run(f"dmsetup status thunder-failover-{scene.volume}").stdout
     assert " F " not in status, status
 
 
