@@ -11,6 +11,7 @@ from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
+from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Multipath, Table
@@ -71,24 +72,25 @@ class StackDevices:
         table = self._kit.dm.table(VolumeNames(volume_id).vol)
         return table is not None and any(isinstance(s.target, Multipath) for s in table.segments)
 
-    def maps(self, volume_id: str, device: str) -> bool:
-        """Whether the table of a volume's own device refers to another device."""
-        table = self._kit.dm.table(VolumeNames(volume_id).vol)
-        number = self._kit.blocks.devnum(device)
-        return table is not None and number in table.resolved(self._kit.blocks.devnum).devices
-
     def uses_cache(self, volume_id: str) -> bool:
         """Whether a volume reads from its cache: it maps its failover device, and the kernel uses
         the path to the cache.
 
-        :raises errors.ThunderError: it is being built or removed
+        :raises errors.DeviceNotFound: it is being removed
         """
-        names = VolumeNames(volume_id)
+        names, devnum = VolumeNames(volume_id), self._kit.blocks.devnum
+        table = self._kit.dm.table(names.vol)
+        if table is None:
+            raise errors.DeviceNotFound(devnames.path(names.vol))
         if self.is_old(volume_id):
             found = dmstatus.paths(self._kit.dm.status(names.vol))
             return len(found) > 1 and next(iter(found.values()))
-        paths = Paths.of(self._kit.dm.status(names.failover))
-        used = self.maps(volume_id, devnames.path(names.failover))
+        try:
+            number = devnum(devnames.path(names.failover))
+            paths = Paths.of(self._kit.dm.status(names.failover))
+        except (errors.ProcessError, errors.DeviceNotFound):
+            return False
+        used = number in table.resolved(devnum).devices
         return used and paths is not None and paths.cached.active
 
     def fail_cache(self, volume_id: str) -> bool:
