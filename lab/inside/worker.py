@@ -139,9 +139,7 @@ def fail_path(volume: str) -> bool:
         return False
     device = os.stat(cached).st_rdev
     path = f"fail_path {os.major(device)}:{os.minor(device)}"
-    failover = f"{devnames.PREFIX}failover-{volume}"
-    has_failover = Path(devnames.path(failover)).exists()
-    _dmsetup("message", failover if has_failover else names.vol, "0", path)
+    _dmsetup("message", names.failover, "0", path)
     return True
 
 

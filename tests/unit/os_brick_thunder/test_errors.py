@@ -13,6 +13,7 @@ COMPOSED: list[errors.ThunderError] = [
     errors.ProcessError(["dmsetup", "remove", "a b"], 1, "Device busy\n"),
     errors.ProcessTimeout(["lvs"], -9, "killed after 60 s"),
     errors.UnknownVersion("2", 1),
+    errors.HostConflict("cmp1 at 192.0.2.1", "cmp1 at 192.0.2.2"),
     errors.DeviceNotFound("/dev/sdx"),
     errors.DeviceNotFound("/dev/sdx", "it is a file of another kind"),
     errors.DeviceBusy("/dev/sdx", "a mount", "Give thunder a device of its own"),
