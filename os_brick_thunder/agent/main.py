@@ -37,7 +37,8 @@ from os_brick_thunder.common.state import StateFile
 from os_brick_thunder.common.transport import iscsi, lio
 
 LOG = logging.getLogger(__name__)
-_THREADS = 16
+#: Threads of the API. Attaches that wait for each other must not keep detaches from being answered.
+_THREADS = 64
 
 
 def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:

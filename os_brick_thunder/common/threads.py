@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from os_brick_thunder.common import errors
 
 LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+
+class Lock(Protocol):
+    """A lock or a reentrant lock."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
 
 
 def within(seconds: float, call: Callable[[], _T], name: str) -> _T:
@@ -35,6 +44,23 @@ def within(seconds: float, call: Callable[[], _T], name: str) -> _T:
 
     threading.Thread(target=work, name=name, daemon=True).start()
     return result.result(max(0.0, seconds))
+
+
+@contextlib.contextmanager
+def held(lock: Lock, deadline: float, busy: str) -> Iterator[None]:
+    """Hold a lock while the body runs.
+
+    :param deadline: ``time.monotonic()`` until which the lock is waited for
+    :param busy: what is being waited for, for the message
+    :raises errors.AgentUnavailable: it was not free in time
+    """
+    seconds = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+    if not lock.acquire(timeout=seconds):
+        raise errors.AgentUnavailable(f"{busy}: another operation on it has not ended in time")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Jobs:

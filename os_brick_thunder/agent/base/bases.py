@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 
 from os_brick_thunder.agent.availability import Availability
@@ -22,6 +23,7 @@ from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import READY, REMOVING, Base
+from os_brick_thunder.common.threads import held
 
 LOG = logging.getLogger(__name__)
 
@@ -57,9 +59,13 @@ class Bases:
         return self._availability.is_ready(image_id)
 
     @contextlib.contextmanager
-    def steady(self, image_id: str) -> Iterator[None]:
-        """While the body runs, the base does not change its tables: a stack is being built."""
-        with self._availability.lock(image_id):
+    def steady(self, image_id: str, deadline: float = math.inf) -> Iterator[None]:
+        """While the body runs, the base does not change its tables: a stack is being built.
+
+        :param deadline: ``time.monotonic()`` until which others who change it are waited for
+        :raises errors.AgentUnavailable: one of them takes longer
+        """
+        with held(self._availability.lock(image_id), deadline, f"the base of image {image_id}"):
             yield
 
     # -- building ---------------------------------------------------------------------------

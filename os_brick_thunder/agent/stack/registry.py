@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from contextlib import AbstractContextManager
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.state import READY, Stack, StateFile
+from os_brick_thunder.common.threads import held
 
 
 class StackRegistry:
@@ -19,6 +21,13 @@ class StackRegistry:
     def lock(self, volume_id: str) -> threading.RLock:
         """Held while the stack of a volume is built, changed or removed."""
         return self._locks[volume_id]
+
+    def held(self, volume_id: str, deadline: float) -> AbstractContextManager[None]:
+        """The same lock, for a caller who waits until ``deadline`` (``time.monotonic()``) only.
+
+        :raises errors.AgentUnavailable: it was not free in time
+        """
+        return held(self.lock(volume_id), deadline, f"volume {volume_id}")
 
     def ready(self, volume_id: str) -> Stack:
         """The entry of a volume whose stack is whole.

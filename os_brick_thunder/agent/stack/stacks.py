@@ -31,6 +31,9 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds after an attach within which an order to drop the volume is older than the attach.
 _JUST_NOW = 60.0
+#: The share of the time left within which the base must be free; after that the volume is attached
+#: without a cache for now.
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Stacks:
         """
         if payload.version != wire.PAYLOAD_VERSION:
             raise errors.UnknownVersion(payload.version, wire.PAYLOAD_VERSION)
-        with self._registry.lock(payload.volume_id):
+        with self._registry.held(payload.volume_id, deadline):
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
             if old and old.phase == READY and self._devices.are_open(old.volume_id):
@@ -148,9 +151,10 @@ class Stacks:
         # From here on the base is in use and is not removed.
         stack = dataclasses.replace(stack, base_image_id=image_id)
         self._store.put(stack)
+        patience = (deadline - time.monotonic()) * _PATIENCE
         with (
             UndoStack(f"cache of volume {stack.volume_id}") as undo,
-            self._bases.steady(image_id),
+            self._bases.steady(image_id, time.monotonic() + patience),
         ):
             base = self._admission.present_base(image_id)
             stack = self._builder.build_stack(stack, base, plan, undo)
@@ -189,7 +193,7 @@ class Stacks:
         :raises errors.DeviceBusy: the volume is open; nothing was changed
         :raises errors.AgentUnavailable: it is too late; nothing was changed
         """
-        with self._registry.lock(volume_id):
+        with self._registry.held(volume_id, deadline):
             stack = self._store.stacks.get(volume_id)
             if stack is None:
                 return
@@ -222,17 +226,24 @@ class Stacks:
             self.detach(volume_id)
 
     def unfinished(self) -> list[str]:
-        """Volumes whose stacks were to be removed, which has failed."""
-        return [s.volume_id for s in self._store.stacks.values() if s.phase == REMOVING]
+        """Volumes whose stacks are to be removed: that has failed, or the connector, which did not
+        wait for this agent, has begun it.
+        """
+        return [s.volume_id for s in self._store.stacks.values() if self._is_unfinished(s)]
+
+    def _is_unfinished(self, stack: Stack) -> bool:
+        if stack.phase == READY:
+            return self._kit.dm.table(VolumeNames(stack.volume_id).vol) is None
+        return stack.phase == REMOVING
 
     def finish_removal(self, volume_id: str) -> None:
-        """Try to remove a stack again.
+        """Remove what is left of a stack.
 
         :raises errors.UndoFailed: with everything that still could not be removed
         """
         with self._registry.lock(volume_id):
             stack = self._store.stacks.get(volume_id)
-            if stack and stack.phase == REMOVING:
+            if stack and self._is_unfinished(stack):
                 self._remove(stack)
 
     def extend(self, volume_id: str) -> Attached:
