@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.errors import LabError
 from lab.nodes.node import Node
 from lab.play import audit
 from lab.play.journey import Journey
+from lab.shell import wait_for
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -89,3 +92,25 @@ def test_a_volume_in_use_is_kept(journey: Journey, image: str) -> None:
     journey.detach(node, volume)
     journey.delete_volumes([volume])
     assert audit.settle(journey.cluster, node) == []
+
+
+@pytest.mark.long
+def test_a_nova_compute_without_the_connector_leaves_nothing_for_good(
+    journey: Journey, image: str
+) -> None:
+    """os-brick's own connector takes the devices for a multipath, cannot flush it, and logs out
+    below them when it is forced to; the tracker then has the agent remove them.
+    """
+    node = journey.cluster.of_kind("compute")[0]
+    volume = journey.create_volume("plain", 1, "--image", image)
+    attached = journey.attach_cached(node, volume)
+    journey.write(node, attached.path, volume, OFFSETS)
+    with contextlib.suppress(LabError):  # in a forced disconnect it raises what it has ignored
+        journey.host_only(node, "disconnect", volume, plain=True, force=True)
+    journey.host_only(node, "forget", volume)
+    wait_for("the agent has removed it", lambda: journey.leftovers(node) == [], timeout=450)
+    assert audit.settle(journey.cluster, node) == []
+    again = journey.attach_cached(node, volume)
+    assert journey.differing(node, again.path, volume, OFFSETS) == ""
+    journey.detach(node, volume)
+    journey.delete_volumes([volume])
