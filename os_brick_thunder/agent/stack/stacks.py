@@ -216,12 +216,16 @@ class Stacks:
     def drop(self, volume_id: str) -> None:
         """Remove the stack of a volume that Cinder no longer has on this host.
 
-        One that was attached just now is not meant: Cinder was asked before that.
+        One that was attached just now is not meant: Cinder was asked before that. If there is none,
+        the tracker is told, which has a row for it.
 
         :raises errors.DeviceBusy: the volume is open; nothing was changed
+        :raises errors.TrackerUnavailable: it is ordered again
         """
         stack = self._store.stacks.get(volume_id)
-        if stack and stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
+        if stack is None:
+            self._host.tracker.release(volume_id, self._host.topology.host)
+        elif stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
             LOG.warning("volume %s is no longer attached to this host", volume_id)
             self.detach(volume_id)
 

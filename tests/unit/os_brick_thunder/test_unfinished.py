@@ -366,10 +366,12 @@ def test_a_volume_that_cinder_no_longer_has_here_is_dropped(
         stacks.drop(VOLUME)
     assert store.stacks[VOLUME].phase == READY
     host.dm.held.clear()
+    host.tracker.stacks.add("vol-unknown")
     host.app.reaper.drop([VOLUME, "vol-unknown"])
     host.app.reaper._jobs.join(10)
     assert store.stacks == {}
     assert host.volumes() == set()
+    assert "vol-unknown" not in host.tracker.stacks
 
 
 def test_the_second_base_of_an_image_keeps_the_sources_that_it_shares(host: Host) -> None:
