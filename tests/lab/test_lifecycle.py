@@ -296,37 +296,36 @@ def test_retype(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     assert life.wrong(volume) == []
 
 
-@pytest.fixture
-def plain_backend(journey: Journey) -> Iterator[None]:
-    """Cinder's LVM driver in another volume group of every storage host."""
-    nodes = journey.cluster.of_kind("storage")
-    for node in nodes:
-        node.catalog["cinder-volume-plain"] = control.plain_volume(node.spec)
-        node.service_start("cinder-volume-plain")
-    yield
-    for node in nodes:
+@contextlib.contextmanager
+def plain_backend(node: Node) -> Iterator[None]:
+    """Cinder's LVM driver in another volume group of a storage host."""
+    node.catalog["cinder-volume-plain"] = control.plain_volume(node.spec)
+    node.service_start("cinder-volume-plain")
+    try:
+        yield
+    finally:
         node.service_stop("cinder-volume-plain")
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("plain_backend")
 def test_retype_to_cinders_lvm_driver_and_back(
     life: LifeCycle, nodes: list[Node], volume: Volume
 ) -> None:
     """Within a storage host, from one volume group to the other, without iSCSI."""
     life.detach(volume)
-    here = life.lv(volume)[0].name
-    for number, backend in enumerate(("lvm", "thunder")):
-        group = "plain-volumes" if backend == "lvm" else "cinder-volumes"
-        place = {"location_info": f"LVMVolumeDriver:{here}:{group}:thin:0"}
-        made = life.type(f"life-{backend}", {"volume_backend_name": backend, **place})
-        body = {"new_type": made, "migration_policy": "on-demand"}
-        life.move(volume, "os-retype", body, f"{here}@{backend}")
-        assert life.wrong(volume, whole=True) == []
-        life.attach(volume, nodes[number], "plain")
-        life.write(volume, f"moved-{number}")
-        assert life.wrong(volume) == []
-        life.detach(volume)
+    here = life.lv(volume)[0]
+    with plain_backend(here):
+        for number, backend in enumerate((config.PLAIN, config.BACKEND)):
+            group = config.VOLUME_GROUP if number else config.PLAIN_GROUP
+            place = {"location_info": f"LVMVolumeDriver:{here.name}:{group}:thin:0"}
+            made = life.type(f"life-{backend}", {"volume_backend_name": backend, **place})
+            body = {"new_type": made, "migration_policy": "on-demand"}
+            life.move(volume, "os-retype", body, f"{here.name}@{backend}")
+            assert life.wrong(volume, whole=True) == []
+            life.attach(volume, nodes[number], "plain")
+            life.write(volume, f"moved-{number}")
+            assert life.wrong(volume) == []
+            life.detach(volume)
 
 
 @pytest.mark.long
