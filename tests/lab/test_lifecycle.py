@@ -274,7 +274,7 @@ def test_migration_there_and_back(life: LifeCycle, nodes: list[Node], volume: Vo
 def test_retype(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     """On its host while it is attached: it stays cached. Then to another storage host."""
     backend = {"volume_backend_name": "thunder"}
-    same = life.type("life-same", {**backend, "life": "same"})
+    same = life.type("life-same", {**backend, "lab:kind": "same"})
     body = {"new_type": same, "migration_policy": "never"}
     life.act(volume, "os-retype", body, "in-use")
     assert life.show(volume)["volume_type"] == "life-same"
