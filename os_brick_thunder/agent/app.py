@@ -9,6 +9,7 @@ from typing import Any
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.completion import Completion
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.agent.base.filler import Filler
@@ -80,6 +81,7 @@ class BaseParts:
     """What a host's bases consist of."""
 
     bases: Bases
+    completion: Completion
     sources: Sources
     health: PathHealth
     exports: Exports
@@ -126,7 +128,7 @@ def build(host: Host, settings: Settings) -> App:
     watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(
         host,
-        bases.complete,
+        base.completion.complete,
         watch.on_wrong_bytes,
         usage.may_fill,
         settings.fill_workers,
@@ -162,8 +164,9 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
     sources = Sources(host, availability, paths, replicas, reporter)
     exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
     devices = BaseDevices(host, portal)
-    bases = Bases(host, availability, devices, sources, exports, reporter, on_ready)
-    return BaseParts(bases, sources, PathHealth(host, paths), exports, reporter)
+    completion = Completion(host, availability, devices, sources, reporter)
+    bases = Bases(host, availability, devices, sources, exports, completion, reporter, on_ready)
+    return BaseParts(bases, completion, sources, PathHealth(host, paths), exports, reporter)
 
 
 def _build_stacks(

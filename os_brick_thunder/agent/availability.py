@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 
-from os_brick_thunder.common.state import READY, StateFile
+from os_brick_thunder.common.state import READY, Base, StateFile
 
 
 class Availability:
@@ -24,6 +24,11 @@ class Availability:
     def lock(self, image_id: str) -> threading.RLock:
         """Held by whoever changes the base of an image."""
         return self._locks[image_id]
+
+    def current(self, base: Base) -> Base | None:
+        """The entry of this very base now; None if it was removed, or is about to be."""
+        found = self._store.bases.get(base.image_id)
+        return found if found and found.thin_id == base.thin_id and found.phase == READY else None
 
     def is_ready(self, image_id: str) -> bool:
         """Whether there is a base of this image to read from, and it is to stay."""

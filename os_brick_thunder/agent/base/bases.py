@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base import paths as replica_paths
+from os_brick_thunder.agent.base.completion import Completion
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.agent.base.sources import Sources
-from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.agent.undo import UndoStack
@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Bases:
-    """The life of the bases of one host: built, completed, restored after a reboot, removed."""
+    """The life of the bases of one host: built, restored after a reboot, removed."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Bases:
         devices: BaseDevices,
         sources: Sources,
         exports: Exports,
+        completion: Completion,
         reporter: Reporter,
         on_ready: Callable[[], None],
     ) -> None:
@@ -49,6 +50,7 @@ class Bases:
         self._devices = devices
         self._sources = sources
         self._exports = exports
+        self._completion = completion
         self._reporter = reporter
         self._on_ready = on_ready
         #: Thin ids of bases that could not be reconciled when the agent started.
@@ -130,54 +132,6 @@ class Bases:
         if not self._devices.are_left(entry) and not self._sources.are_logged_in(entry):
             self._store.drop_base(base.image_id)
 
-    # -- completing -------------------------------------------------------------------------
-
-    def complete(self, base: Base) -> None:
-        """A base holds all of its image: detach it from its sources. Reads go on meanwhile.
-
-        :param base: the one that was filled; another one that has taken its place is left alone
-        :raises errors.PoolError: the pool does not hold all of it
-        """
-        with self._availability.lock(base.image_id):
-            found = self._current(base)
-            if found is None or found.complete:
-                return
-            if not self._is_full(found):
-                raise errors.PoolError(f"the pool lacks blocks of the base of {base.image_id}")
-            fetched = self._reporter.from_network(found)
-            done = dataclasses.replace(found, complete=True, fetched=fetched)
-            self._store.put(done)
-        try:
-            self._detach_sources(done)
-        except errors.ThunderError as error:
-            LOG.warning("base of image %s keeps its sources for now: %s", base.image_id, error)
-        self._reporter.report(dataclasses.replace(done, paths=()))
-
-    def _is_full(self, base: Base) -> bool:
-        """Whether the pool holds all of a base's image: only its mapping proves it."""
-        kit = self._kit
-        needed = layout.fill_extents(base.size, base.extents, kit.pool.block)
-        held = kit.metadata.mapped(base.thin_id).intersection(needed)
-        return held.length == needed.length
-
-    def _detach_sources(self, base: Base) -> None:
-        """Nothing is read from a complete base's sources any longer: log out, tell their exporters.
-
-        :raises errors.ThunderError: it is tried again by :meth:`finish`
-        """
-        with self._availability.lock(base.image_id):
-            found = self._current(base)
-            if found is None:
-                return
-            self._devices.detach_sources(found)
-        self._sources.log_out(found)
-        self._sources.close_stale(base.image_id)
-
-    def _current(self, base: Base) -> Base | None:
-        """The entry of this very base now; None if it was removed, or is about to be."""
-        found = self._store.bases.get(base.image_id)
-        return found if found and found.thin_id == base.thin_id and found.phase == READY else None
-
     # -- removing ---------------------------------------------------------------------------
 
     def evict(self, image_id: str, force: bool = False) -> None:
@@ -203,7 +157,7 @@ class Bases:
             self._remove_drained(base, force)
         except BaseException:
             draining.discard(base.thin_id)
-            if self._current(base):
+            if self._availability.current(base):
                 self._reporter.report(base)
             raise
         finally:
@@ -288,7 +242,7 @@ class Bases:
         else:
             self._availability.absent.add(base.thin_id)
             self._devices.remove(base)  # the agent may have died while it restored the base
-            if base.complete and not self._is_full(base):
+            if base.complete and not self._completion.is_full(base):
                 LOG.error("the pool lacks blocks of the base of image %s", base.image_id)
                 base = dataclasses.replace(base, complete=False)
                 self._store.put(base)
@@ -326,7 +280,7 @@ class Bases:
                 self._reconcile_one(found, present, self._thin_ids())
             self._unreconciled.discard(found.thin_id)
         if found.complete and found.paths:
-            self._detach_sources(found)
+            self._completion.detach_sources(found)
         elif found.thin_id in self._availability.absent and not found.complete:
             self._restore_planned(found)
 
@@ -335,7 +289,7 @@ class Bases:
         plan = self._host.tracker.plan_sources(image_id, self._host.topology)
         with self._availability.lock(image_id):
             # Unless an attach was faster, or it was removed.
-            if self._current(base) and base.thin_id in self._availability.absent:
+            if self._availability.current(base) and base.thin_id in self._availability.absent:
                 if plan.image and not base.is_of(plan.image.content):
                     self.remove(image_id)
                     return

@@ -116,7 +116,7 @@ class Host:
         """The base of the image is filled."""
         base = self.store.bases[IMAGE]
         self.fill(base)
-        self.app.base.bases.complete(base)
+        self.app.base.completion.complete(base)
 
     def volumes(self) -> set[str]:
         return {name for name in self.dm.tables if VOLUME in name}

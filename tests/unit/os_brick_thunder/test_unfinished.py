@@ -48,7 +48,7 @@ def second_image(host: Host) -> None:
     host.app.stack.stacks.attach(payload, "/dev/sdc", soon())
     base = host.store.bases[OTHER]
     host.fill(base)
-    host.app.base.bases.complete(base)
+    host.app.base.completion.complete(base)
 
 
 # -- one base of an image is not the next ----------------------------------------------------
@@ -63,7 +63,7 @@ def test_the_next_base_of_an_image_is_not_taken_for_the_one_that_was_filled(host
     bases.evict(IMAGE)
     stacks.attach(PAYLOAD, LUN, soon())
     before = len(host.tracker.reports)
-    bases.complete(old)
+    host.app.base.completion.complete(old)
     assert store.bases[IMAGE].thin_id != old.thin_id
     assert not store.bases[IMAGE].complete
     assert len(host.initiator.logged_in) == 2
@@ -71,13 +71,13 @@ def test_the_next_base_of_an_image_is_not_taken_for_the_one_that_was_filled(host
 
 
 def test_a_base_is_complete_only_if_the_pool_says_so(host: Host) -> None:
-    _, stacks, bases, store = host.agent()
+    _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     base = store.bases[IMAGE]
     metadata = host.kit.metadata
     metadata.filled[base.thin_id] = Extents.of([(0, 50 * MIB)])  # type: ignore[attr-defined]
     with pytest.raises(errors.PoolError, match="lacks blocks"):
-        bases.complete(base)
+        host.app.base.completion.complete(base)
     assert not store.bases[IMAGE].complete
     assert len(host.initiator.logged_in) == 2
     host.complete()
