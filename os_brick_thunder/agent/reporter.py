@@ -10,7 +10,7 @@ from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
 from os_brick_thunder.common.state import READY, Base
@@ -31,12 +31,15 @@ class Reporter:
     # -- figures ----------------------------------------------------------------------------
 
     def filled(self, base: Base) -> int:
-        """Bytes of its image that a base holds."""
+        """Bytes of its image that a base holds. No disk is read: heartbeats must not hang."""
         kit = self._host.kit
-        needed = layout.fill_extents(base.size, base.extents, kit.pool.block)
+        needed = layout.fill_extents(base.size, base.extents, kit.pool.block).length
         if base.complete:
-            return needed.length
-        return kit.metadata.mapped(base.thin_id).intersection(needed).length
+            return needed
+        try:
+            return min(needed, dmstatus.mapped(kit.dm.status(ImageNames(base.image_id).base)))
+        except errors.ProcessError:  # it is absent since a reboot
+            return 0
 
     def from_network(self, base: Base) -> int:
         """Image bytes that a base has read from replicas since it was built or restored."""

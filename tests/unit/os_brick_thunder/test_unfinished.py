@@ -223,15 +223,34 @@ def test_a_base_that_cannot_be_reported_does_not_keep_the_others_from_it(
 ) -> None:
     host.agent()[1].attach(PAYLOAD, LUN, soon())
     second_image(host)
+    report = host.tracker.report
 
-    def broken(thin_id: int) -> Extents:
-        raise errors.ProcessError(["thin_dump"], 1, "metadata contains errors")
+    def refuse(said: wire.LocationReport) -> None:
+        if said.image_id == IMAGE:
+            raise errors.ThunderError("DBError")
+        report(said)
 
-    monkeypatch.setattr(host.kit.metadata, "mapped", broken)
+    monkeypatch.setattr(host.tracker, "report", refuse)
     before = len(host.tracker.reports)
     host.app.heartbeat.beat()
     found = [(report.image_id, report.state) for report in host.tracker.reports[before:]]
     assert found == [(OTHER, "complete")]
+
+
+def test_a_heartbeat_does_not_read_the_pools_metadata(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs would have this host taken for dead."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.dm.mapped[store.bases[IMAGE].thin_id] = 50 * MIB
+
+    def hangs(thin_id: int) -> Extents:
+        raise AssertionError("thin_dump was started")
+
+    monkeypatch.setattr(host.kit.metadata, "mapped", hangs)
+    host.app.heartbeat.beat()
+    assert host.tracker.reports[-1].filled == 50 * MIB
 
 
 # -- removals --------------------------------------------------------------------------------
