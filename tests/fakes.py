@@ -358,6 +358,7 @@ class FakeTracker:
     locations: set[str] = field(default_factory=set)
     stacks: set[str] = field(default_factory=set)
     modes: dict[str, str] = field(default_factory=dict)  # in the rows of ``stacks``
+    stack_ids: dict[str, str] = field(default_factory=dict)
     admitted: set[str] = field(default_factory=set)  # exporters at which the host is
     passwords: dict[str, str] = field(default_factory=dict)  # by host, of the next export only
 
@@ -369,11 +370,14 @@ class FakeTracker:
         self._check()
         return self.orders
 
-    def plan_attach(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def plan_attach(
+        self, server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
         self._check()
         time.sleep(self.delay)
         assert self.plan is not None
         self.stacks.add(volume_id)
+        self.stack_ids[volume_id] = stack_id
         self.modes[volume_id] = self.plan.mode
         if self.plan.image:
             self.locations.add(self.plan.image.id)
@@ -393,9 +397,11 @@ class FakeTracker:
         self._check()
         raise errors.NoReplica(f"there is no manifest of image {image_id}")
 
-    def release(self, volume_id: str, host: str) -> None:
+    def release(self, volume_id: str, host: str, stack_id: str = "") -> None:
         self._check()
         self.released.append(volume_id)
+        if stack_id and self.stack_ids.get(volume_id) not in ("", stack_id):
+            return  # that of a newer stack stays
         self.stacks.discard(volume_id)
         self.modes.pop(volume_id, None)
 

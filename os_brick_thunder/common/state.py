@@ -117,6 +117,7 @@ class Stack:
     recache_pending: bool = False
     attached_at: float = 0.0  # when the attach was answered, seconds since 1970
     cached_at: float = 0.0  # when its cache came into use; 0 while it has none
+    stack_id: str = ""  # as trackers know it: another one for each attach; older stacks have none
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Stack:
@@ -152,6 +153,8 @@ class _Document:
     pool: str = ""
     #: volume → tracker: removed stacks that have not been reported to the tracker yet.
     releases: dict[str, str] = field(default_factory=dict)
+    #: volume → ids of these stacks; missing for those of older agents, which have none.
+    released_ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: image → location: removed bases that have not been reported to the trackers yet.
     withdrawals: dict[str, str] = field(default_factory=dict)
 
@@ -182,6 +185,13 @@ class StateFile:
     def releases(self) -> dict[str, str]:
         with self._lock:
             return dict(self._doc.releases)
+
+    @property
+    def stacks_to_release(self) -> list[tuple[str, str]]:
+        """Volume and id of each removed stack that is to be reported; an older one has no id."""
+        with self._lock:
+            ids = self._doc.released_ids
+            return [(v, found) for v in self._doc.releases for found in ids.get(v, ("",))]
 
     @property
     def withdrawals(self) -> dict[str, str]:
@@ -231,12 +241,19 @@ class StateFile:
         """Remove a stack, and record that its tracker has to be told."""
         with self._change(required=False) as doc:
             if stack := doc.stacks.pop(volume_id, None):
+                due = doc.released_ids.get(volume_id, ("",) if volume_id in doc.releases else ())
+                doc.released_ids[volume_id] = (*due, stack.stack_id)
                 doc.releases[volume_id] = stack.tracker
 
-    def released(self, volume_id: str) -> None:
+    def released(self, volume_id: str, stack_id: str = "") -> None:
         """The tracker has been told."""
         with self._change(required=False) as doc:
-            doc.releases.pop(volume_id, None)
+            due = doc.released_ids.pop(volume_id, ())
+            left = tuple(found for found in due if found != stack_id)
+            if left:
+                doc.released_ids[volume_id] = left
+            else:
+                doc.releases.pop(volume_id, None)
 
     def withdrawal(self, image_id: str) -> str | None:
         """The location of a removed base; None if the trackers need not be told."""
@@ -325,6 +342,7 @@ class StateFile:
                 bases=dict(old.bases),
                 stacks=dict(old.stacks),
                 releases=dict(old.releases),
+                released_ids=dict(old.released_ids),
                 withdrawals=dict(old.withdrawals),
             )
             yield doc
@@ -353,6 +371,7 @@ class StateFile:
                 next_thin_id=raw["next_thin_id"],
                 pool=raw.get("pool", ""),
                 releases=raw["releases"],
+                released_ids={v: tuple(ids) for v, ids in raw.get("released_ids", {}).items()},
                 withdrawals=raw.get("withdrawals", {}),
             )
         except FileNotFoundError:
@@ -373,6 +392,7 @@ class StateFile:
             "next_thin_id": json.dumps(document.next_thin_id),
             "pool": json.dumps(document.pool),
             "releases": json.dumps(document.releases),
+            "released_ids": json.dumps(document.released_ids),
             "withdrawals": json.dumps(document.withdrawals),
         }
         text = ", ".join(f'"{name}": {part}' for name, part in parts.items())

@@ -173,7 +173,9 @@ class Host:
         self.app = app.build(here, fakes.SETTINGS)
         self.bases, self.stacks = self.app.base.bases, self.app.stack.stacks
 
-    def plan(self, server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def plan(
+        self, server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
         """Compute the map from the volume's disk: the blocks that equal the image now."""
         image = wire.ImageInfo("i", LENGTH, ((0, LENGTH),))
         sources = (wire.Source("l0", "stor1", "master", "stor1@thunder"),)

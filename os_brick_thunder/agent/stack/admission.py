@@ -78,7 +78,9 @@ class Admission:
         :raises errors.TrackerUnavailable:
         """
         topology = self._host.topology
-        return self._host.tracker.plan_attach(stack.tracker, stack.volume_id, topology)
+        return self._host.tracker.plan_attach(
+            stack.tracker, stack.volume_id, topology, stack.stack_id
+        )
 
     def trial_plan(self, stack: Stack) -> wire.Plan:
         """A plan for a volume in use, before its guest has to wait for one: it tells whether the

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,6 +107,7 @@ class Stacks:
             device,
             mode="direct",
             origin_image_id=payload.image_id,
+            stack_id=str(uuid.uuid4()),
         )
         self._store.put(stack)
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:
@@ -217,15 +219,16 @@ class Stacks:
         """Remove the stack of a volume that Cinder no longer has on this host.
 
         One that was attached just now is not meant: Cinder was asked before that. If there is none,
-        the tracker is told, which has a row for it.
+        the tracker is told so: the state file was lost, or a plan was recorded after its release.
 
         :raises errors.DeviceBusy: the volume is open; nothing was changed
-        :raises errors.TrackerUnavailable: it is ordered again
+        :raises errors.TrackerUnavailable: the order is repeated
         """
-        stack = self._store.stacks.get(volume_id)
-        if stack is None:
-            self._host.tracker.release(volume_id, self._host.topology.host)
-        elif stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
+        with self._registry.lock(volume_id):  # no attach may come between
+            stack = self._store.stacks.get(volume_id)
+            if stack is None and volume_id not in self._store.releases:
+                self._host.tracker.release(volume_id, self._host.topology.host)
+        if stack and stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
             LOG.warning("volume %s is no longer attached to this host", volume_id)
             self.detach(volume_id)
 
@@ -273,10 +276,10 @@ class Stacks:
 
         :raises errors.TrackerUnavailable: none answers: the others would not be told either
         """
-        for volume_id in self._store.releases:
+        for volume_id, stack_id in self._store.stacks_to_release:
             try:
-                self._host.tracker.release(volume_id, self._host.topology.host)
-                self._store.released(volume_id)
+                self._host.tracker.release(volume_id, self._host.topology.host, stack_id)
+                self._store.released(volume_id, stack_id)
             except errors.TrackerUnavailable:
                 raise
             except errors.ThunderError as error:

@@ -439,6 +439,24 @@ def test_releases_wait_for_the_tracker(host: Host) -> None:
     assert store.releases == {}
 
 
+def test_a_late_release_leaves_the_next_stack_alone(host: Host) -> None:
+    """Its row is the only guard where Cinder does not list the host."""
+    _, stacks, _, store = host.agent()
+    for _ in range(2):
+        stacks.attach(PAYLOAD, LUN, soon())
+        stacks.detach(VOLUME)
+    stacks.attach(PAYLOAD, LUN, soon())
+    _, stacks, _, store = host.agent()  # also after a restart
+    assert host.tracker.stack_ids == {VOLUME: store.stacks[VOLUME].stack_id}
+    stacks.release_all()
+    assert host.tracker.released == [VOLUME] * 2  # one for each stack: any may be in the row
+    assert host.tracker.stacks == {VOLUME}
+    assert store.releases == {}
+    stacks.detach(VOLUME)
+    stacks.release_all()
+    assert host.tracker.stacks == set()
+
+
 @contextlib.contextmanager
 def occupied(lock: Any) -> Iterator[None]:
     """Somebody else holds a lock while the body runs."""
@@ -506,7 +524,7 @@ def test_a_detach_waits_for_no_tracker(host: Host, monkeypatch: pytest.MonkeyPat
     release = host.tracker.release
     callers: list[str] = []
 
-    def slow(volume_id: str, host_name: str) -> None:
+    def slow(volume_id: str, host_name: str, stack_id: str) -> None:
         callers.append(threading.current_thread().name)
         told.set()
         assert answers.wait(30)
@@ -537,7 +555,7 @@ def test_a_tracker_that_is_down_costs_one_timeout_for_all_releases(
         store.drop_stack(f"vol-{number}")
     tries: list[str] = []
 
-    def down(volume_id: str, host_name: str) -> None:
+    def down(volume_id: str, host_name: str, stack_id: str) -> None:
         tries.append(volume_id)
         raise errors.TrackerUnavailable("thunder-tracker did not answer")
 

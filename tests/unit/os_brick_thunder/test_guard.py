@@ -320,9 +320,11 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     asked: list[bool] = []
     plan = world.host.tracker.plan_attach
 
-    def plan_attach(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def plan_attach(
+        server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
         asked.append(VolumeNames(volume).vol in world.host.dm.suspended)
-        return plan(server, volume_id, topology)
+        return plan(server, volume_id, topology, stack_id)
 
     world.host.tracker.plan_attach = plan_attach  # type: ignore[method-assign]
     assert world.host.app.stack.builder.to_cached(volume).mode == "cached"

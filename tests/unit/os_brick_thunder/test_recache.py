@@ -86,13 +86,15 @@ def answers(host: Host, *results: wire.Plan | Exception) -> list[bool]:
     waited: list[bool] = []
     plan_attach, left = host.tracker.plan_attach, list(results)
 
-    def answer(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def answer(
+        server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
         waited.append(VOL in host.dm.suspended)
         result = left.pop(0)
         if isinstance(result, Exception):
             raise result
         host.tracker.plan = result
-        return plan_attach(server, volume_id, topology)
+        return plan_attach(server, volume_id, topology, stack_id)
 
     host.tracker.plan_attach = answer  # type: ignore[method-assign]
     return waited
@@ -205,10 +207,10 @@ def test_the_watcher_resumes_no_volume_whose_map_is_being_made(host: Host) -> No
     app, excluded = migrated(host), []
     plan_attach = host.tracker.plan_attach
 
-    def plan(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def plan(server: str, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
         if VOL in host.dm.suspended:
             excluded.append(VOLUME in host.kit.failover.excluded_now)  # type: ignore[attr-defined]
-        return plan_attach(server, volume_id, topology)
+        return plan_attach(server, volume_id, topology, stack_id)
 
     host.tracker.plan_attach = plan  # type: ignore[method-assign]
     app.stack.builder.to_cached(VOLUME)
@@ -392,10 +394,12 @@ def test_a_base_is_not_removed_while_a_plan_depends_on_it(host: Host) -> None:
     app = host.app
     plan_attach, ensure_base = host.tracker.plan_attach, app.stack.admission.ensure_base
 
-    def while_planned(server: str, volume_id: str, topology: wire.Topology) -> wire.Plan:
+    def while_planned(
+        server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
+    ) -> wire.Plan:
         with pytest.raises(errors.DeviceBusy):
             bases.remove(IMAGE)
-        return plan_attach(server, volume_id, topology)
+        return plan_attach(server, volume_id, topology, stack_id)
 
     def after_it_was_built(image_id: str) -> str:
         reason = ensure_base(image_id)

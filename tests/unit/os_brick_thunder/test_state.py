@@ -57,7 +57,7 @@ def test_the_keys_of_a_stack_in_the_file_stay_as_they_were(tmp_path: Path) -> No
         "volume_id": "v", "tracker": "stor1@thunder", "device": "/dev/sdb", "mode": "cached",
         "image_id": "img-1", "local_id": 1, "meta_id": 2, "cached": 4096, "reason": "",
         "source": "cmp2", "phase": "ready", "image": "img-2", "wanted": True,
-        "attached_at": 1.0, "cached_at": 2.0,
+        "attached_at": 1.0, "cached_at": 2.0, "stack_id": "s",
     }  # fmt: skip
     file = tmp_path / "state.json"
     document = {"version": 1, "bases": [], "stacks": [entry], "next_thin_id": 3, "releases": {}}
@@ -104,6 +104,7 @@ def test_the_file_always_has_the_newest_of_every_entry(tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     assert [base["image_id"] for base in written["bases"]] == ["img-2"]
     assert (written["stacks"], written["releases"]) == ([], {"vol-1": "stor1@thunder"})
+    assert StateFile(file).stacks_to_release == store.stacks_to_release == [("vol-1", "")]
     assert written["withdrawals"] == {"img-1": "l1"}
 
 
@@ -185,3 +186,24 @@ def test_a_thin_id_is_given_out_once(tmp_path: Path) -> None:
         store.drop_base("img-1")
     assert given == sorted(set(given))
     assert len(given) == 6
+
+
+def test_each_removed_stack_of_a_volume_is_released(tmp_path: Path) -> None:
+    """The tracker's row may be of any of them."""
+    file = tmp_path / "state.json"
+    old = {
+        "version": 1, "bases": [], "stacks": [], "next_thin_id": 4,
+        "releases": {"vol-1": "stor1@thunder"},
+    }  # fmt: skip
+    file.write_text(json.dumps(old))
+    store, stack = StateFile(file), Stack("vol-1", "stor1@thunder", "/dev/sdb", "direct")
+    for stack_id in ("s1", "s2"):
+        store.put(dataclasses.replace(stack, stack_id=stack_id))
+        store.drop_stack("vol-1")
+    expected = [("vol-1", ""), ("vol-1", "s1"), ("vol-1", "s2")]
+    for volume_id, stack_id in expected:
+        store = StateFile(file)
+        assert store.stacks_to_release[0] == (volume_id, stack_id)
+        assert store.releases == {"vol-1": "stor1@thunder"}
+        store.released(volume_id, stack_id)
+    assert (store.stacks_to_release, store.releases) == ([], {})
