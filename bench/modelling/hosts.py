@@ -115,25 +115,19 @@ class Hosts:
     def running(self) -> Iterator[Hosts]:
         """With workers, and with agents that keep little, so that a pool is soon full."""
         marks = {"pool_low_percent": LOW, "pool_high_percent": HIGH}
-        compute = self.cluster.of_kind("compute")
-        options = {node.name: agent_options(node, **marks) for node in compute}
+        stacks = {name: contextlib.ExitStack() for name in self.cluster.nodes}
 
         def enter(node: Node) -> None:
             self._work(node)
-            if node.name in options:
-                options[node.name].__enter__()
-
-        def leave(node: Node) -> None:
-            if worker := self._workers.pop(node.name, None):
-                worker.close()
-            if node.name in options:
-                options[node.name].__exit__(None, None, None)
+            stacks[node.name].callback(lambda: self._workers.pop(node.name).close())
+            if node.spec.kind == "compute":
+                stacks[node.name].enter_context(agent_options(node, **marks))
 
         try:
             self.on_each(enter)
             yield self
         finally:
-            self.on_each(leave)
+            self.on_each(lambda node: stacks[node.name].close())
 
     def on_each(self, action: Callable[[Node], object]) -> None:
         """Do something on all nodes at once; the first error is raised when all are done."""
