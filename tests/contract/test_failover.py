@@ -287,6 +287,16 @@ def test_a_failed_commit_of_the_pools_metadata_takes_nothing_back(
     assert not scene.kit.pool.status().healthy
 
 
+def test_the_kernel_takes_back_what_it_could_not_commit(scene: Scene) -> None:
+    """Without a watcher: what the test above is about."""
+    write(4 * MIB, b"new.")
+    metadata = (LABEL_LENGTH, 4 * MIB)
+    scene.pool.break_at(metadata, target="flakey {disk} {offset} 0 600 1 error_writes")
+    wait_for(lambda: " ro " in scene.kit.dm.status(devnames.POOL))
+    assert read(4 * MIB) != b"new." * 1024
+    assert read(4 * MIB, scene.disk) == b"new." * 1024
+
+
 def test_no_new_table_brings_a_failed_cache_back(scene: Scene) -> None:
     """An extension, say, before anybody has noticed the failure."""
     write(0, b"old.")
