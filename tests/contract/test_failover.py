@@ -259,7 +259,7 @@ def test_an_error_of_the_local_disk_takes_all_caches_from_it(
     scene: Scene, watcher: FailoverProcess
 ) -> None:
     with Guest() as guest:
-        scene.pool.break_at((LABEL_LENGTH + 8 * MIB, 400 * MIB))  # all of the data
+        scene.pool.break_at((LABEL_LENGTH + 4 * MIB, 400 * MIB))  # all of its data
         wait_for(direct)
     assert guest.errors == []
     assert not scene.kit.pool.status().healthy
@@ -276,22 +276,23 @@ def test_a_failed_commit_of_the_pools_metadata_takes_nothing_back(
     """The kernel then forgets the blocks that were mapped since the last commit, up to a second
     before; reads of these would return the image's bytes.
     """
-    write(0, b"old.")
-    time.sleep(2)  # committed
-    write(4 * MIB, b"new.")  # a block that local gets now
     metadata = (LABEL_LENGTH, 4 * MIB)
     scene.pool.break_at(metadata, target="flakey {disk} {offset} 0 600 1 error_writes")
-    wait_for(direct)
-    assert read(4 * MIB) == b"new." * 1024
-    assert read(0) == b"old." * 1024
+    blocks = iter(range(0, MAPPED, BLOCK))
+    written = []
+    while not direct():
+        written.append(next(blocks))  # one that local gets now
+        write(written[-1], b"new.")
+        time.sleep(0.02)
+    assert [each for each in written if read(each) != b"new." * 1024] == []
     assert not scene.kit.pool.status().healthy
 
 
 def test_the_kernel_takes_back_what_it_could_not_commit(scene: Scene) -> None:
     """Without a watcher: what the test above is about."""
-    write(4 * MIB, b"new.")
     metadata = (LABEL_LENGTH, 4 * MIB)
     scene.pool.break_at(metadata, target="flakey {disk} {offset} 0 600 1 error_writes")
+    write(4 * MIB, b"new.")
     wait_for(lambda: " ro " in scene.kit.dm.status(devnames.POOL))
     assert read(4 * MIB) != b"new." * 1024
     assert read(4 * MIB, scene.disk) == b"new." * 1024
@@ -327,7 +328,7 @@ def test_a_watcher_that_was_killed_is_waited_for(scene: Scene, watcher: Failover
         assert not direct()
         watcher.ensure()
         thread.join(20)
-        assert direct()
+        wait_for(direct)
     assert isinstance(result[0], OSError)
     assert guest.errors == []
 
@@ -337,10 +338,8 @@ def test_without_a_watcher_that_follows_nothing_waits_for_ever(
 ) -> None:
     scene.lun.break_at((BAD_INSIDE, PAGE))
     stop_watcher()
-    began = time.monotonic()
     with pytest.raises(OSError, match="Input/output error"):
         read(BAD_INSIDE)
-    assert time.monotonic() - began > 5
     watcher.ensure()  # the next one makes good what is left
     wait_for(direct)
     read(0)
