@@ -5,6 +5,7 @@ not collected without one.
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -154,8 +155,11 @@ def test_reads_that_fail_during_a_swap_without_flush_are_made_over_the_new_paths
     found: list[bytes] = []
 
     def read() -> None:
-        with open(devnames.path("thunder-m"), "rb", buffering=0) as device:
-            found.append(os.pread(device.fileno(), 4096, MIB))
+        fd = os.open(devnames.path("thunder-m"), os.O_RDONLY | os.O_DIRECT)  # readahead would fail
+        with mmap.mmap(-1, 4096) as buffer:
+            os.preadv(fd, [buffer], MIB)
+            found.append(buffer[:])
+        os.close(fd)
 
     reader = threading.Thread(target=read)
     reader.start()
