@@ -26,6 +26,7 @@ from cinder_thunder.mechanism.thinpool import NOT_ZEROED, StoragePool
 from cinder_thunder.mechanism.thintools import ToolTrial
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import MasterTargets
+from cinder_thunder.tracker.reaper import INTERVAL, Reaper
 from cinder_thunder.tracker.server import Server
 from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import errors, wire
@@ -213,6 +214,7 @@ def tasks(
     yield Task("thunder-activate", ACTIVATE_INTERVAL, masters.activate, initialized)
     cleaner = Cleaner(host, database, glance.present, exporter.evict)
     yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
+    yield Task("thunder-reap", INTERVAL, Reaper(host, database, volumes.is_on).run, initialized)
     minimum = options.thunder_min_replicas
     if minimum > 1:
         grace = options.thunder_replica_grace

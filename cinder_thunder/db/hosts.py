@@ -107,6 +107,14 @@ class HostTable:
                 for row in rows
             ]
 
+    @retried
+    def forget(self, host: str, silent: float) -> None:
+        """Delete the row of a host that has been silent for ``silent`` seconds, and still is."""
+        since = self._transactions.now() - timedelta(seconds=silent)
+        row = models.HostRow
+        with self._transactions.write() as session:
+            session.execute(sa.delete(row).where(row.host == host, row.heartbeat_at <= since))
+
     @staticmethod
     def _recent_rival(row: models.HostRow, now: datetime) -> str:
         if row.rival is None or row.rival_at is None:

@@ -54,6 +54,16 @@ class LeaseTable:
             )
 
     @retried
+    def reap(self, left: float) -> int:
+        """Delete leases that expired ``left`` seconds ago; returns how many."""
+        since = self._transactions.now() - timedelta(seconds=left)
+        with self._transactions.write() as session:
+            done = session.execute(
+                sa.delete(models.LeaseRow).where(models.LeaseRow.expires_at < since)
+            )
+            return int(done.rowcount)
+
+    @retried
     def release_all(self, owner: str) -> None:
         """Give back whatever ``owner`` had before it was restarted."""
         with self._transactions.write() as session:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -175,6 +175,37 @@ class LocationTable:
             lock_tree(session, image_id)
             row = location_on(session, image_id, host)
             if row is not None:
+                delete_location(session, row)
+
+    def images_on(self, host: str) -> list[str]:
+        """Images of which a host has, or is to have, a replica."""
+        row = models.LocationRow
+        with self._transactions.read() as session:
+            return list(session.scalars(sa.select(row.image_id).where(row.host == host)))
+
+    def reap(self, left: float) -> int:
+        """Delete bases that were planned ``left`` seconds ago, and never reported.
+
+        :returns: how many
+        """
+        row = models.LocationRow
+        since = self._transactions.now() - timedelta(seconds=left)
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(row.image_id, row.host).where(
+                    row.state == ranking.CREATING, row.updated_at < since
+                )
+            ).all()
+        for image_id, host in found:
+            self._drop_unreported(image_id, host, since)
+        return len(found)
+
+    @retried
+    def _drop_unreported(self, image_id: str, host: str, since: datetime) -> None:
+        with self._transactions.write() as session:
+            lock_tree(session, image_id)
+            row = location_on(session, image_id, host)
+            if row is not None and row.state == ranking.CREATING and row.updated_at < since:
                 delete_location(session, row)
 
     def orders(self, host: str) -> wire.Orders:

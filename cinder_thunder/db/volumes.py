@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -129,6 +130,26 @@ class VolumeTable:
                 return
             session.execute(sa.update(row).where(*mine).values(unlisted_at=None))
             session.execute(sa.update(row).where(*mine, row.mode == DETACHED).values(mode="direct"))
+
+    @retried
+    def reap_stacks(self, left: float) -> int:
+        """Delete the rows of stacks that Cinder has not listed for ``left`` seconds: the order to
+        drop them was not carried out, by an older agent or by none.
+
+        :returns: how many
+        """
+        since = self._transactions.now() - timedelta(seconds=left)
+        with self._transactions.write() as session:
+            done = session.execute(
+                sa.delete(models.StackRow).where(models.StackRow.unlisted_at < since)
+            )
+            return int(done.rowcount)
+
+    @retried
+    def drop_stacks_on(self, host: str) -> None:
+        """Forget all stacks of a host that is gone for good."""
+        with self._transactions.write() as session:
+            session.execute(sa.delete(models.StackRow).where(models.StackRow.host == host))
 
     @retried
     def detach_stack(self, volume_id: str, host: str) -> None:

@@ -364,6 +364,7 @@ def test_background_work_waits_for_cinders_start(
         assert [(task.name, task.interval) for task in found] == [
             ("thunder-activate", 30.0),
             ("thunder-clean", 7.0),
+            ("thunder-reap", 600.0),
             ("thunder-replicas", 30.0),
         ]
         assert not any(task.ready() for task in found)
@@ -374,7 +375,8 @@ def test_background_work_waits_for_cinders_start(
     finally:
         for option in ("thunder_clean_interval", "thunder_min_replicas"):
             cinder_conf.clear_override(option, group=configuration.SHARED_CONF_GROUP)
-    assert [task.name for task in tasks()] == ["thunder-activate", "thunder-clean"]
+    names = [task.name for task in tasks()]
+    assert names == ["thunder-activate", "thunder-clean", "thunder-reap"]
 
 
 @pytest.fixture
