@@ -52,6 +52,7 @@ class Chaos:
             "fill pool": self._fill,
             "evict": self._evict,
             "kill agent": self._kill_agent,
+            "kill watcher": self._kill_watcher,
             "kill node": self._kill_node,
             "restart volume": self._restart,
         }
@@ -98,8 +99,15 @@ class Chaos:
                 self._outcome.fault("evict")
 
     def _kill_agent(self, step: Step) -> None:
+        if step.how:
+            self._kill_watcher(step)
         self._hosts.kill_agent(step.node)
-        self._outcome.fault("kill agent")
+        self._outcome.fault(f"{step.kind} {step.how}".strip())
+
+    def _kill_watcher(self, step: Step) -> None:
+        """The agent starts another one."""
+        if self._hosts.worker(step.node).ask("kill_watcher") and step.kind == "kill watcher":
+            self._outcome.fault(step.kind)
 
     def _restart(self, step: Step) -> None:
         self._hosts.restart_volume(step.node)

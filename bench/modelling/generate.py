@@ -15,7 +15,7 @@ WEIGHTS: Mapping[str, float] = {
     "revert": 1.5, "extend": 1, "attach": 20, "detach": 6, "migrate": 5,
     "hand over": 10, "leave": 6,
     "fail path": 6, "fail lun": 5, "fill pool": 2, "evict": 4,
-    "kill agent": 3, "kill node": 1, "restart volume": 0.7,
+    "kill agent": 3, "kill watcher": 2, "kill node": 1, "restart volume": 0.7,
 }  # fmt: skip
 #: Numbers of steps begin here: smaller ones are tokens of images.
 FIRST = 100
@@ -84,7 +84,9 @@ class Generator:
                 return Step(number, kind, volume, node)
             case "evict":
                 return Step(number, kind, node=node, other=image)
-            case "kill agent" | "kill node" | "fill pool":
+            case "kill agent":
+                return Step(number, kind, node=node, how=choice(("", "", "and watcher")))
+            case "kill watcher" | "kill node" | "fill pool":
                 return Step(number, kind, node=node)
             case "restart volume":
                 return Step(number, kind, node=choice(self._world.storage))

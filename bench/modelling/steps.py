@@ -13,7 +13,8 @@ LIFE = (
     "attach", "detach", "migrate", "hand over", "leave",
 )  # fmt: skip
 FAULTS = (
-    "fail path", "fail lun", "fill pool", "evict", "kill agent", "kill node", "restart volume",
+    "fail path", "fail lun", "fill pool", "evict", "kill agent", "kill watcher", "kill node",
+    "restart volume",
 )  # fmt: skip
 #: How a LUN fails: all of it, a few sectors of it, or the network to it.
 LUN_FAULTS = ("error", "sector", "cut")
@@ -108,7 +109,7 @@ class World:
         volume = self.volumes.get(step.volume)
         if step.kind in ("create", "clone", "restore"):
             return volume is None and len(self.volumes) < self.most and self._has_source(step)
-        if step.kind in ("evict", "fill pool", "kill agent", "kill node", "restart volume"):
+        if step.kind in FAULTS and not step.kind.startswith("fail"):
             return True
         if step.kind == "forget":
             return step.other in self.snapshots
@@ -196,7 +197,7 @@ class World:
                 return Uses(frozenset({f"agent {step.node}"}), frozenset(hosts))
             case "restart volume":
                 return Uses(frozenset({"cinder"}))
-            case "evict":
+            case "evict" | "kill watcher":
                 return Uses(frozenset(), frozenset(hosts))
             case "clone":
                 alone.add(f"volume {step.other}")

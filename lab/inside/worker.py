@@ -143,6 +143,12 @@ def fail_path(volume: str) -> bool:
     return True
 
 
+def kill_watcher() -> bool:
+    """SIGKILL for the process that switches volumes to their LUNs; returns whether it ran."""
+    command = ["pkill", "-KILL", "-f", "os_brick_thunder.failover.main"]
+    return subprocess.run(command).returncode == 0
+
+
 def cut(address: str, seconds: float) -> None:
     """Drop all that this host sends to an address, for a while."""
     route = ["blackhole", f"{address}/32"]
@@ -245,7 +251,8 @@ def _dmsetup(*arguments: str, input: str | None = None) -> str:
 # -- requests --------------------------------------------------------------------------------------
 
 _VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (io, connect, fail_path, cut, fill, break_lun, whole)
+    verb.__name__: verb
+    for verb in (io, connect, fail_path, kill_watcher, cut, fill, break_lun, whole)
 }
 
 

@@ -77,7 +77,7 @@ def test_a_seed_determines_steps_that_are_all_allowed(world: World, seed: int) -
 def test_every_kind_of_step_happens(world: World) -> None:
     names = (3, world.compute, world.storage)
     steps = [
-        step for seed in range(4) for step in Generator(seed, World(*names), IMAGES).steps(1000)
+        step for seed in range(10) for step in Generator(seed, World(*names), IMAGES).steps(1000)
     ]
     assert {step.kind for step in steps} == WEIGHTS.keys() == {*IO, *LIFE, *FAULTS}
 
