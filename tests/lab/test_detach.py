@@ -108,9 +108,15 @@ def test_a_nova_compute_without_the_connector_leaves_nothing_for_good(
     with contextlib.suppress(LabError):  # in a forced disconnect it raises what it has ignored
         journey.host_only(node, "disconnect", volume, plain=True, force=True)
     journey.host_only(node, "forget", volume)
-    wait_for("the agent has removed it", lambda: journey.leftovers(node) == [], timeout=450)
+
+    def devices() -> list[str]:
+        # Where multipathd is not installed, os-brick fails before it logs out of the session.
+        return [name for name in journey.leftovers(node) if not name.startswith("iqn.")]
+
+    wait_for("the agent has removed its devices", lambda: devices() == [], timeout=450)
     assert audit.settle(journey.cluster, node) == []
     again = journey.attach_cached(node, volume)
     assert journey.differing(node, again.path, volume, OFFSETS) == ""
     journey.detach(node, volume)
     journey.delete_volumes([volume])
+    assert journey.leftovers(node) == []
