@@ -60,6 +60,14 @@ class Bases:
         """Whether there is a base of this image to read from, and it is to stay."""
         return self._availability.is_ready(image_id)
 
+    def check_readable(self, image_id: str) -> None:
+        """Check that a base can be read everywhere: it is complete, or one of its sources works.
+
+        :raises errors.NoReplica: it cannot: a cache over it would fail at the first such block
+        """
+        if not self._sources.work(image_id):
+            raise errors.NoReplica(f"no source of the base of image {image_id} works now")
+
     @contextlib.contextmanager
     def steady(self, image_id: str, deadline: float = math.inf) -> Iterator[None]:
         """While the body runs, the base does not change its tables: a stack is being built.

@@ -101,6 +101,11 @@ class Sources:
             if found := self._same(base):
                 self._record(found, (), ())
 
+    def work(self, image_id: str) -> bool:
+        """Whether a base needs no source, or reads through at least one."""
+        base = self._paths.reading(image_id)
+        return base is None or bool(self._paths.working(base))
+
     def are_logged_in(self, base: Base) -> bool:
         """Whether there is a session to any source of a base."""
         return bool(self._paths.sessions(base))

@@ -99,6 +99,8 @@ class CacheBuilder:
             refused = self._admission.ensure_base(stack.origin_image_id)
             if not refused and not self._kit.blocks.answers(stack.device):
                 raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
+            if not refused:
+                self._bases.check_readable(stack.origin_image_id)
             with self._registry.lock(volume_id):
                 stack = self._registry.ready(volume_id)
                 if stack.local_id is not None:

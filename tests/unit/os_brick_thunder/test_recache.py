@@ -488,3 +488,17 @@ def test_whichever_step_fails_the_volume_is_whole_and_gets_its_cache_later(
         assert devices(host) == (FAILOVER, LUN), where
         assert host.tracker.modes[VOLUME] == "cached", where
         assert host.leftovers(store) == [], where
+
+
+def test_no_cache_is_built_over_a_base_whose_sources_are_all_dead(host: Host) -> None:
+    """It would fail with its first block, and its guest would have waited for it."""
+    app = migrated(host, base=True)
+    suspended = host.dm.suspend
+    host.dm.suspend = lambda name: pytest.fail("the guest waits")  # type: ignore[method-assign]
+    host.initiator.unreachable |= {"cmp2:3260", "stor1:3260"}
+    with pytest.raises(errors.NoReplica, match="no source of the base of image img-1 works"):
+        app.stack.builder.to_cached(VOLUME)
+    assert app.stack.builder.candidates({VOLUME}) == {VOLUME}
+    host.dm.suspend = suspended  # type: ignore[method-assign]
+    host.initiator.unreachable.clear()
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
