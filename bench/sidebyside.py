@@ -41,7 +41,9 @@ MIB, PAGE = 1 << 20, 4096
 IMAGE = 64 * MIB
 #: Within the image, but not in the cache: written before the volume is attached.
 BAD = 40 * MIB
-OWN, NEW = (48 * MIB, 49 * MIB), (256 * MIB, 768 * MIB)
+OWN = (48 * MIB, 49 * MIB)
+#: Where the n-th run of a failure writes to new blocks.
+NEW = tuple((start * MIB, (start + 256) * MIB) for start in (256, 512, 768))
 KINDS = ("plain", "cached", "direct")
 AGENTS = ("alive", "hung", "stopped")
 #: Seconds before a failure, and after it, and of a host that comes back.
@@ -145,7 +147,7 @@ def agent_in(state: str, node: Node) -> Iterator[None]:
 class Failure:
     """A failure of the storage host.
 
-    :ivar meets: the streams that meet it
+    :ivar meets: the stream that meets it, in each of up to three runs
     :ivar body: makes it and, in the end, unmakes it; the guests run until this returns
     """
 
@@ -205,8 +207,8 @@ def away(seconds: float) -> Callable[[Volumes], None]:
 
 
 FAILURES = (
-    Failure("bad sector", (f"meets:read:{BAD}:{BAD + PAGE}",), bad_sector),
-    Failure("full storage pool", (f"meets:new:{NEW[0]}:{NEW[1]}",), full_pool),
+    Failure("bad sector", (f"meets:read:{BAD}:{BAD + PAGE}",) * 3, bad_sector),
+    Failure("full storage pool", tuple(f"meets:new:{a}:{b}" for a, b in NEW), full_pool),
     Failure(f"storage host dead {_AWAY:.0f} s", (), away(_AWAY)),
     Failure("storage host dead for good", (), away(_DEAD)),
 )
@@ -217,7 +219,8 @@ def measure(volumes: Volumes, failure: Failure, agent: str) -> list[Seen]:
     stop = f"/run/side-{re.sub('[^a-z]', '-', failure.name)}-{agent}"
     volumes.node.run(["rm", "-f", stop])
     with agent_in(agent, volumes.node), ThreadPoolExecutor(1) as threads:
-        guests = threads.submit(volumes.watch, 1800, stop, failure.meets)
+        meets = failure.meets[AGENTS.index(agent) :][:1]
+        guests = threads.submit(volumes.watch, 1800, stop, meets)
         time.sleep(_BEFORE)
         try:
             failure.body(volumes)

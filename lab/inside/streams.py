@@ -21,9 +21,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-PAGE, APART = 4096, 1 << 20
-#: Seconds between two calls of a stream.
-_PAUSE = 0.02
+PAGE, APART = 4096, 64 << 10
+#: Seconds between two calls of a stream; those to new blocks use up space.
+_PAUSE, _NEW_PAUSE = 0.02, 0.1
 
 
 def offsets(kind: str, begin: int, end: int) -> Iterator[int]:
@@ -73,7 +73,7 @@ class Stream:
                         self._first = round(time.monotonic() - began, 1)
                 self._calls += 1
                 self._longest = max(self._longest, time.monotonic() - call)
-                time.sleep(_PAUSE)
+                time.sleep(_NEW_PAUSE if self._kind == "new" else _PAUSE)
         os.close(fd)
 
 
