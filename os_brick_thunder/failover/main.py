@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("thunder-failover works on devices: run it as root", file=sys.stderr)
         return 1
-    if not failoverlocks.claim(failoverlocks.Watcher(os.getpid(), VERSION)):
+    claim = failoverlocks.claim(failoverlocks.Watcher(os.getpid(), VERSION))
+    if claim is None:
         print(f"thunder-failover runs already: {failoverlocks.running()}", file=sys.stderr)
         return 1
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         events.arm()
         watcher.start()
         LOG.info("watches")
-        _watch(watcher, events)
+        _watch(watcher, events, claim)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         watcher.stop()
@@ -71,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _watch(watcher: Watcher, events: dmioctl.Events) -> None:
+def _watch(watcher: Watcher, events: dmioctl.Events, claim: int) -> None:
     while True:
+        failoverlocks.beat(claim)
         events.arm()  # first: what happens during the check is seen after it
         try:
             watcher.check()

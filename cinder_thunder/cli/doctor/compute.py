@@ -82,6 +82,7 @@ class ComputeHost:
             "address": self.address,
             "local pool": self.pool,
             "devices": self.devices,
+            "failover": self.failover,
             "agent": self.agent,
             "RPC": self.rpc,
             "clock": self.clock,
@@ -149,6 +150,11 @@ class ComputeHost:
                 f"device {devnames.POOL} is not there", "start thunder-agent: it assembles the pool"
             )
         check_pool_health(pool, device)
+        if failed := self._host.pool_io_failed():
+            raise Fault(
+                f"I/O of {' and '.join(failed)} has failed; no volume gets a cache",
+                f"see dmesg and replace {device} if it is bad; then restart thunder-agent",
+            )
         return check_pool_usage(pool, self._mine.pool_high_percent)
 
     def devices(self) -> str:
@@ -161,6 +167,17 @@ class ComputeHost:
                 "restart thunder-agent: it resumes suspended devices",
             )
         return "none is suspended"
+
+    def failover(self) -> str:
+        self._for_root()
+        process = self._host.watcher()
+        if not process:
+            raise Fault(
+                "thunder-failover is not running: no volume gets a cache, and one whose cache and "
+                "LUN have failed gets I/O errors until it does",
+                "restart thunder-agent, which starts it; journalctl -u thunder-agent",
+            )
+        return f"process {process}"
 
     def agent(self) -> str:
         path = self._mine.socket
@@ -191,8 +208,8 @@ class ComputeHost:
         if failed:
             raise Fault(
                 f"volumes with a failed path: {', '.join(failed)}",
-                "see thunder stack list; a volume that left its cache gets a new one at its next "
-                "attach, one whose LUN is unavailable waits for its storage host",
+                "see thunder stack list; a volume that has left its cache gets a new one later, "
+                "one whose LUN is unavailable waits for its storage host",
             )
         return f"answers; {len(bases)} base(s), {len(stacks)} stack(s)"
 

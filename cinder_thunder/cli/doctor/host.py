@@ -17,7 +17,7 @@ from cinder_thunder.cli.doctor import checks
 from cinder_thunder.mechanism import thintools
 from os_brick_thunder.client import AgentClient
 from os_brick_thunder.common import errors, rpc
-from os_brick_thunder.common.mechanism import blockdev
+from os_brick_thunder.common.mechanism import blockdev, failoverlocks
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.dmtable import SECTOR, ThinPool
@@ -86,6 +86,21 @@ class ThisHost:
 
     def suspended(self) -> list[str]:
         return [device.name for device in self._dm.devices() if device.suspended]
+
+    def pool_io_failed(self) -> list[str]:
+        """The devices under the local pool that have had failed I/O."""
+        names = (devnames.POOL_METADATA, devnames.POOL_DATA)
+        present = {device.name for device in self._dm.devices()}
+        return [
+            name
+            for name in names
+            if name in present and dmstatus.has_failed_io(self._dm.status(name))
+        ]
+
+    def watcher(self) -> int:
+        """The process of the failover watcher; 0 if none runs."""
+        found = failoverlocks.running()
+        return found.pid if found else 0
 
     def socket_mode(self, path: str) -> int | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -21,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds within which a watcher runs that was started.
 _START = 20.0
+#: Seconds after which a watcher that is not seen at work is taken for hung.
+_SILENCE = 30.0
 
 
 class FailoverProcess:
@@ -45,12 +48,12 @@ class FailoverProcess:
             if self._child is not None:
                 self._child.poll()  # or it remains a zombie
             found = failoverlocks.running(self._folder)
-            if found and found.version == VERSION:
+            if found and _is_good(found):
                 return
             if found:
-                LOG.warning("the failover watcher is of version %d: replaced", found.version)
+                LOG.warning("replacing the failover watcher, which is hung or outdated: %s", found)
                 # Not SIGTERM: it would have I/O fail that finds no path until the next one runs.
-                os.kill(found.pid, signal.SIGKILL)
+                _kill(found.pid)
             self._start()
 
     def excluded(self, volume_id: str) -> AbstractContextManager[None]:
@@ -68,7 +71,7 @@ class FailoverProcess:
         until = time.monotonic() + _START
         while time.monotonic() < until:
             found = failoverlocks.running(self._folder)
-            if found and found.version == VERSION:
+            if found and _is_good(found):
                 LOG.info("started the failover watcher, process %d", found.pid)
                 return
             if self._child.poll() is not None:
@@ -77,3 +80,14 @@ class FailoverProcess:
         raise errors.WatcherError(
             f"the failover watcher has ended, or does not run after {_START:.0f} s: see its log"
         )
+
+
+def _kill(pid: int) -> None:
+    if pid <= 0:  # it has not written it yet; 0 would be our own group
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_good(watcher: failoverlocks.Watcher) -> bool:
+    return watcher.version == VERSION and watcher.silent < _SILENCE

@@ -14,16 +14,18 @@ from pathlib import Path
 
 #: Not in the agent's own folder, which systemd may remove when the agent stops.
 FOLDER = Path("/run/thunder-failover")
+_LINE = 64
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("hhqqi4x")
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """A watcher that runs."""
+    """A watcher that runs; ``silent``: seconds since it was last seen at work."""
 
     pid: int
     version: int
+    silent: float = 0.0
 
 
 def watcher_file(folder: Path = FOLDER) -> Path:
@@ -32,22 +34,26 @@ def watcher_file(folder: Path = FOLDER) -> Path:
     return folder / "watcher"
 
 
-def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> bool:
+def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> int | None:
     """Become the watcher of this host, until this process ends.
 
     :param patience: seconds; :func:`running` holds the lock for a moment
-    :returns: False if there is one
+    :returns: a descriptor for :func:`beat`, which must stay open; None if there is one already
     """
     fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + patience
     while not _locked(fd):
         if time.monotonic() > until:
             os.close(fd)
-            return False
+            return None
         time.sleep(0.05)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{watcher.pid} {watcher.version}\n".encode(), 0)
-    return True  # the descriptor stays open
+    os.pwrite(fd, f"{watcher.pid} {watcher.version}".ljust(_LINE).encode(), 0)
+    return fd
+
+
+def beat(descriptor: int) -> None:
+    """The watcher is at work."""
+    os.utime(descriptor)
 
 
 def running(folder: Path = FOLDER) -> Watcher | None:
@@ -56,8 +62,9 @@ def running(folder: Path = FOLDER) -> Watcher | None:
     try:
         if _locked(fd):
             return None
-        pid, _, version = os.pread(fd, 64, 0).decode().strip().partition(" ")
-        return Watcher(int(pid or 0), int(version or 0))
+        pid, _, version = os.pread(fd, _LINE, 0).decode().strip().partition(" ")
+        silent = max(0.0, time.time() - os.fstat(fd).st_mtime)
+        return Watcher(int(pid or 0), int(version or 0), silent)
     finally:
         os.close(fd)
 

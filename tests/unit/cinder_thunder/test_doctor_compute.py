@@ -42,6 +42,8 @@ class FakeHost:
         self.devices = {"/dev/vdb"}
         self.status: PoolStatus | None = PoolStatus(GIB, 8 * GIB, True, MIB, 64 * MIB)
         self.left_suspended: list[str] = []
+        self.io_failed: list[str] = []
+        self.watching = 77
         self.mode: int | None = 0o600
         self.says: Mapping[str, Any] | Exception = {"bases": [{}], "stacks": []}
         self.tracker: float | Exception = 0.0  # seconds that it is ahead
@@ -83,6 +85,12 @@ class FakeHost:
     def suspended(self) -> list[str]:
         return self.left_suspended
 
+    def pool_io_failed(self) -> list[str]:
+        return self.io_failed
+
+    def watcher(self) -> int:
+        return self.watching
+
     def socket_mode(self, path: str) -> int | None:
         return self.mode
 
@@ -121,6 +129,7 @@ def test_a_healthy_host(tmp_path: Path) -> None:
         "address": "10.0.0.1",
         "local pool": "12 % of 8192 MiB in use, 1 % of its metadata",
         "devices": "none is suspended",
+        "failover": "process 77",
         "agent": "answers; 1 base(s), 0 stack(s)",
         "RPC": "a tracker answers",
         "clock": "within 5 s of the tracker's",
@@ -218,6 +227,16 @@ FAULTS: list[tuple[Callable[[FakeHost], object], str, str, str]] = [
         "restart thunder-agent: it resumes",
     ),
     (
+        lambda h: h.io_failed.append("thunder-pool-data"),
+        *("local pool", "I/O of thunder-pool-data has failed; no volume gets a cache"),
+        "see dmesg and replace /dev/vdb if it is bad",
+    ),
+    (
+        lambda h: setattr(h, "watching", 0),
+        *("failover", "thunder-failover is not running: no volume gets a cache, and one whose"),
+        "restart thunder-agent, which starts it",
+    ),
+    (
         lambda h: setattr(h, "mode", None),
         *("agent", "thunder-agent is not running: there is no /run/thunder/agent.sock"),
         "systemctl start thunder-agent",
@@ -278,7 +297,7 @@ def test_without_root(tmp_path: Path) -> None:
     assert checks["rights"].result == FAIL
     assert checks["rights"].remedy == "run it as root"
     skipped = {check.name for check in checks.values() if check.result == SKIP}
-    assert skipped == {"iSCSI initiator", "local pool", "devices", "agent"}
+    assert skipped == {"iSCSI initiator", "local pool", "devices", "failover", "agent"}
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ PROCESS = """
 import os, sys, time
 from pathlib import Path
 from os_brick_thunder.common.mechanism import failoverlocks
-if not failoverlocks.claim(failoverlocks.Watcher(os.getpid(), {version}), Path({folder!r})):
+if failoverlocks.claim(failoverlocks.Watcher(os.getpid(), {version}), Path({folder!r})) is None:
     sys.exit(1)
 time.sleep(60)
 """
@@ -389,7 +389,7 @@ def test_one_watcher_runs_whoever_starts_it(
     pid = running(tmp_path).pid
     first.ensure()
     process(failover.VERSION).ensure()  # of the next agent
-    assert running(tmp_path) == failoverlocks.Watcher(pid, failover.VERSION)
+    assert (running(tmp_path).pid, running(tmp_path).version) == (pid, failover.VERSION)
     assert os.getsid(pid) == pid  # what ends the agent's processes does not end it
 
 
@@ -403,6 +403,18 @@ def test_a_watcher_that_died_is_replaced(
     until = time.monotonic() + 10
     while failoverlocks.running(tmp_path) and time.monotonic() < until:
         time.sleep(0.01)
+    starter.ensure()
+    assert running(tmp_path).pid != pid
+
+
+def test_a_watcher_that_hangs_is_replaced(
+    process: Callable[[int], FailoverProcess], tmp_path: Path
+) -> None:
+    starter = process(failover.VERSION)
+    starter.ensure()
+    pid = running(tmp_path).pid
+    long_ago = time.time() - 60
+    os.utime(failoverlocks.watcher_file(tmp_path), (long_ago, long_ago))
     starter.ensure()
     assert running(tmp_path).pid != pid
 
