@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -128,10 +129,12 @@ def _cluster(name: str) -> Iterator[Cluster]:
         cluster.down()
 
 
-def play(scene: Scene, steps: Sequence[Step], options: argparse.Namespace, name: str) -> bool:
+def play(
+    scene: Scene, steps: Sequence[Step], options: argparse.Namespace, name: str, until: float
+) -> bool:
     """One run, and what follows from a failure."""
     began = time.monotonic()
-    outcome = scene.run(steps)
+    outcome = scene.run(steps, until)
     report(outcome, time.monotonic() - began)
     if outcome.is_good:
         return True
@@ -152,14 +155,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1000, metavar="N")
     parser.add_argument("--minutes", type=float, default=0, metavar="M",
-                        help="go on with the next seeds for so long")  # fmt: skip
+                        help="go on with the next seeds, and end after so long")  # fmt: skip
     parser.add_argument("--shrink", type=float, default=900, metavar="SECONDS",
                         help="look for fewer steps that fail, for so long")  # fmt: skip
     parser.add_argument("--replay", type=Path, metavar="FILE", help="steps that were saved")
     parser.add_argument("--output", default=".", metavar="FOLDER", help="for steps that fail")
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     options = parser.parse_args()
-    until, seed, good = time.monotonic() + options.minutes * 60, options.seed, True
+    until = time.monotonic() + (options.minutes * 60 or math.inf)
+    seed, good = options.seed, True
     with _cluster(options.lab) as cluster, scene_in(cluster) as scene:
         while good:
             if options.replay:
@@ -168,9 +172,9 @@ def main() -> int:
                 generator = Generator(seed, world(Journey(cluster)), IMAGES)
                 steps, name = generator.steps(options.steps), f"seed-{seed}"
             print(f"{name}: {len(steps)} steps", flush=True)
-            good = play(scene, steps, options, name)
+            good = play(scene, steps, options, name, until)
             seed += 1
-            if options.replay or time.monotonic() > until:
+            if options.replay or not options.minutes or time.monotonic() > until:
                 break
         left = scene.close()
         print(f"left at the end: {'; '.join(left) or 'nothing'}", flush=True)

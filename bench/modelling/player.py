@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -83,19 +84,26 @@ class Player:
 
 
 def drive(
-    player: Player, steps: Sequence[Step], progress: Callable[[int, int, Outcome], None]
+    player: Player,
+    steps: Sequence[Step],
+    progress: Callable[[int, int, Outcome], None],
+    until: float = math.inf,
 ) -> None:
     """Do the steps, several at once, each after those that it depends on.
 
-    After a problem no further one is begun.
+    After a problem, and after the time ``until`` (monotonic), no further one is begun.
     """
+
+    def goes_on() -> bool:
+        return not player.outcome.failed and time.monotonic() < until
+
     after = order(steps, copy.deepcopy(player.world))
     todo = list(range(len(steps)))
     running: dict[Future[None], int] = {}
     unfinished = set(todo)
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        while running or (todo and not player.outcome.failed):
-            if not player.outcome.failed:
+        while running or (todo and goes_on()):
+            if goes_on():
                 free = _AT_ONCE - len(running)
                 ready = [i for i in todo[:_AHEAD] if not after[i] & unfinished][:free]
                 for index in ready:

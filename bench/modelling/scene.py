@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,16 +75,18 @@ class Scene:
         self._journey.cluster.ask(lambda cloud: [cloud.image.delete_image(each) for each in images])
         return self._await_nothing(lambda line: True)
 
-    def run(self, steps: Sequence[Step]) -> Outcome:
+    def run(self, steps: Sequence[Step], until: float = math.inf) -> Outcome:
         """Do the steps that are allowed, compare everything, and remove all volumes.
 
         Replicas of the images stay for the next run.
+
+        :param until: the (monotonic) time after which no step is begun
         """
         steps = list(valid(steps, world(self._journey)))
         pairs = list(zip(IMAGES, self._images, strict=True))
         cinder = Cinder(self._journey.cluster)
         player = Player(self._journey, cinder, self._hosts, pairs, world(self._journey))
-        drive(player, steps, self._progress)
+        drive(player, steps, self._progress, until)
         if not player.outcome.failed:
             player.compare_all()
         player.clear()

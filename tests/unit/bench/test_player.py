@@ -6,6 +6,7 @@ import errno
 import itertools
 import random
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -257,3 +258,20 @@ def test_a_step_that_fails_ends_the_run() -> None:
     assert "busy" in outcome.problems[0]
     assert sum(outcome.done.values()) < len(steps)
     assert next(step for step in steps if step.number == number).kind in ("detach", "leave")
+
+
+def test_a_limit_of_time_ends_with_everything_compared_and_removed() -> None:
+    cloud: Any = Cloud()
+    images = [(image, str(number)) for number, image in enumerate(IMAGES)]
+    player = Player(cloud, cloud, cloud, images, World(len(IMAGES), *HOSTS))
+    steps = generate(226, 200)
+
+    def progress(done: int, of: int, outcome: Outcome) -> None:
+        assert done <= of == 200
+
+    drive(player, steps, progress, until=time.monotonic() + 0.2)
+    player.compare_all()
+    player.clear()
+    assert player.outcome.is_good
+    assert 0 < sum(player.outcome.done.values()) < 200
+    assert not cloud.disks
