@@ -19,7 +19,8 @@ STORAGE = "stor1@thunder"
 
 
 def topology(host: str, kind: str = "compute") -> wire.Topology:
-    return wire.Topology(host, "10.0.0.1", "r1", "z1", f"iqn.2026-11.org.example:{host}", kind)
+    initiator = f"iqn.2026-11.org.example:{host}" if kind == "compute" else ""
+    return wire.Topology(host, "10.0.0.1", "r1", "z1", initiator, kind)
 
 
 @pytest.fixture
