@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.state import READY, Stack
@@ -31,6 +33,8 @@ class CacheRemover:
         self._devices = devices
         #: Why volumes have left their caches, while these are still there.
         self._reasons: dict[str, str] = {}
+        self._clock = time.monotonic
+        self._retries: dict[str, Backoff] = {}  # removals that have failed
 
     def leave_cache(self, volume_id: str, reason: str) -> bool:
         """Have a volume use its LUN alone from now on, at once. Its cache keeps its blocks until
@@ -109,6 +113,19 @@ class CacheRemover:
     def forget(self, volume_id: str) -> None:
         """The volume's cache was removed."""
         self._reasons.pop(volume_id, None)
+        self._retries.pop(volume_id, None)
+
+    def left(self) -> list[str]:
+        """Volumes that have left their caches, which are to be removed now: one that could not be,
+        from a pool that takes no writes, say, is tried again less and less often.
+        """
+        now = self._clock()
+        found = [s.volume_id for s in self._store.stacks.values() if self._has_left(s)]
+        due = [each for each in found if self._retries.get(each, Backoff()).due <= now]
+        for volume_id in due:  # forgotten once it has been removed
+            tried = self._retries.get(volume_id, Backoff())
+            self._retries[volume_id] = tried.after_attempt(now)
+        return due
 
     def remove_failed(self) -> list[tuple[str, int]]:
         """Remove the caches that their volumes have left: they are never used again.
@@ -116,7 +133,7 @@ class CacheRemover:
         :returns: volume and bytes that this freed, of each
         """
         freed = []
-        for volume_id in [s.volume_id for s in self._store.stacks.values() if self._has_left(s)]:
+        for volume_id in self.left():
             held = self._written(volume_id)
             try:
                 if self.remove_if_left(volume_id):

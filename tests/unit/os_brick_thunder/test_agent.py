@@ -635,11 +635,39 @@ def test_a_lun_whose_disk_has_gone_keeps_none_from_the_others(
     for volume in (VOLUME, "vol-2"):
         names = VolumeNames(volume)
         host.dm.failed[names.failover] = {devnames.path(names.cached)}
-    host.app.failover.check()
+    host.app.failover.check(10)
     assert store.stacks["vol-2"].local_id is None
-    assert store.stacks[VOLUME].local_id is not None  # tried again with the next check
+    assert store.stacks[VOLUME].local_id is not None
     monkeypatch.undo()
-    host.app.failover.check()
+    host.app.failover.check(10)
+    assert store.stacks[VOLUME].local_id is not None  # a while later
+    host.app.stack.remover._clock = lambda: time.monotonic() + 5
+    host.app.failover.check(10)
+    assert store.stacks[VOLUME].local_id is None
+    assert host.leftovers(store) == []
+
+
+def test_a_cache_whose_removal_hangs_keeps_none_from_the_others(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    host.blocks.sizes["/dev/sdc"] = GIB
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
+    for volume in (VOLUME, "vol-2"):
+        names = VolumeNames(volume)
+        host.dm.failed[names.failover] = {devnames.path(names.cached)}
+    reload, goes_on = host.dm.reload, threading.Event()
+
+    def hang(name: str, table: Table, readonly: bool = False) -> None:
+        if name == VolumeNames(VOLUME).vol:
+            assert goes_on.wait(30)
+        reload(name, table, readonly)
+
+    host.dm.reload = hang  # type: ignore[method-assign]
+    host.app.failover.check(0.5)
+    assert store.stacks["vol-2"].local_id is None
+    assert store.stacks[VOLUME].local_id is not None
+    goes_on.set()
+    host.app.failover.check(10)
     assert store.stacks[VOLUME].local_id is None
     assert host.leftovers(store) == []
 
@@ -648,11 +676,11 @@ def test_what_the_watcher_has_made_direct_is_direct_in_the_state(host: Host) -> 
     """It swaps the table of the volume's own device, and nothing else."""
     _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
-    host.app.failover.check()
+    host.app.failover.check(10)
     assert store.stacks[VOLUME].mode == "cached"
     names = VolumeNames(VOLUME)
     host.dm.reload(names.vol, layout.vol_table(names, LUN, 0, GIB))
-    host.app.failover.check()
+    host.app.failover.check(10)
     assert (store.stacks[VOLUME].mode, store.stacks[VOLUME].local_id) == ("direct", None)
     assert host.volumes() == {names.vol}
     assert host.leftovers(store) == []
@@ -702,11 +730,11 @@ def test_a_volume_of_an_older_agent_leaves_its_cache_and_is_detached(host: Host)
     names = VolumeNames(VOLUME)
     older(host, (devnames.path(names.cached), LUN))
     agent.reconcile()
-    host.app.failover.check()
+    host.app.failover.check(10)
     assert store.stacks[VOLUME].mode == "cached"
     assert host.app.stack.remover.leave_cache(VOLUME, "low")
     assert host.dm.failed[names.vol] == {devnames.path(names.cached)}
-    host.app.failover.check()
+    host.app.failover.check(10)
     assert store.stacks[VOLUME].mode == "direct"
     table = host.dm.table(names.vol)
     assert table == Table.of((GIB // 512, dmtable.Multipath((LUN,))))
@@ -765,7 +793,7 @@ def test_extend_does_not_bring_back_a_cache_that_was_left(host: Host, meanwhile:
     if meanwhile:
         assert host.dm.failed[names.failover] == {devnames.path(names.cached)}
         host.dm.reload = reload  # type: ignore[method-assign]
-        host.app.failover.check()
+        host.app.failover.check(10)
     else:
         assert mode == "direct"
     assert (store.stacks[VOLUME].mode, store.stacks[VOLUME].reason) == ("direct", "low")

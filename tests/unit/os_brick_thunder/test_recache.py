@@ -182,7 +182,7 @@ def test_an_error_of_the_lun_costs_the_cache_for_a_while_only(host: Host) -> Non
     for pause in (5, 60, 300):
         assert stack_of(host).mode == "cached"
         host.dm.failed[VolumeNames(VOLUME).failover] = {CACHED}
-        app.failover.check()
+        app.failover.check(10)
         assert (stack_of(host).mode, stack_of(host).recache_pending) == ("direct", True)
         assert "its cache failed" in stack_of(host).reason
         assert devices(host) == (LUN,)
