@@ -104,6 +104,7 @@ class MetadataSnapshot:
         self._changed = threading.Condition()
         self._held = False  # by a closed batch, until all of its members have left
         self._open = _Batch()  # the one that the next caller joins
+        self._unreleased = ""  # the root of a snapshot of ours that could not be released
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Callable[[], bool]]:
@@ -156,8 +157,8 @@ class MetadataSnapshot:
             else:
                 self._reservation.begin()
                 self._reserve_shared()
+            self._unreleased = batch.root = self._root()
             batch.reserved = True
-            batch.root = self._root()
         except BaseException as error:
             batch.error = error
         with self._changed:
@@ -178,8 +179,12 @@ class MetadataSnapshot:
                 self._dm.message(self._pool, RESERVE)
                 return
             except errors.ProcessError as error:
-                if not self._root():
+                root = self._root()
+                if not root:
                     raise
+                if root == self._unreleased:
+                    self._release(root)
+                    continue
                 if time.monotonic() >= until:
                     raise errors.DeviceBusy(
                         f"the metadata snapshot of {self._pool}",
@@ -195,14 +200,20 @@ class MetadataSnapshot:
             if batch.members or batch is self._open:
                 return
         try:
-            if batch.reserved and (self._reservation is None or self._root() == batch.root):
-                self._dm.message(self._pool, RELEASE)
+            if batch.reserved:
+                self._release(batch.root)
             if self._reservation is not None:
                 self._reservation.end()
         finally:
             with self._changed:
                 self._held = False
                 self._changed.notify_all()
+
+    def _release(self, root: str) -> None:
+        """Release our snapshot, unless another program has done it."""
+        if self._reservation is None or self._root() == root:
+            self._dm.message(self._pool, RELEASE)
+        self._unreleased = ""
 
 
 class ThinMetadata:

@@ -288,6 +288,20 @@ def test_a_pool_that_refuses_says_so_at_once(pool: Pool, shared: MetadataSnapsho
     assert pool.said == [RESERVE]
 
 
+def test_ours_that_could_not_be_released_is_released_later(
+    pool: Pool, shared: MetadataSnapshot
+) -> None:
+    """Else all plans would wait for a program that there is not."""
+    with pytest.raises(errors.ProcessError), shared():
+        pool.refused = {RELEASE}
+    assert pool.snapshot == 0
+    pool.refused = set()
+    pool.written = 1
+    with shared():
+        assert pool.snapshot == 1
+    assert pool.snapshot is None
+
+
 @pytest.mark.parametrize(
     ("left", "ours"), [(None, False), ("free", False), ("held", True), ("boot", True), ("", True)]
 )
