@@ -386,7 +386,8 @@ def test_a_volume_that_cinder_no_longer_has_here_is_dropped(
     assert store.stacks[VOLUME].phase == READY
     host.dm.held.clear()
     host.tracker.stacks.add("vol-unknown")
-    host.app.reaper.drop([VOLUME, "vol-unknown"])
+    host.tracker.orders = wire.Orders(drop=(VOLUME, "vol-unknown"))
+    host.app.heartbeat.beat()
     host.app.reaper._jobs.join(10)
     assert store.stacks == {}
     assert host.volumes() == set()
