@@ -178,6 +178,7 @@ def cinder(state: Path, address: str, extra: Sections | None = None) -> str:
         "enable_force_upload": True,
         "backup_driver": "cinder.backup.drivers.posix.PosixBackupDriver",
         "backup_posix_path": state / "backup",
+        "backup_file_size": 32 << 20,  # read into memory as a whole; the default is 2 GB
         # Cinder's three defaults, and one that lets a test exclude a backend.
         "scheduler_default_filters": "AvailabilityZoneFilter,CapacityFilter,CapabilitiesFilter,"
         "DifferentBackendFilter",
