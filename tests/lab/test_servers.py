@@ -31,8 +31,9 @@ from lab.progress import Steps
 from lab.shell import wait_for
 
 PROMPT = "tiny login:"
-#: Seconds for a guest to reach its prompt, and for the next output of its checker.
-BOOT, HEARD = 600, 60  # seconds: limits, not expectations; a guest is emulated on a busy core
+#: Seconds for a guest to reach its prompt, and for the next output of its checker. Limits, not
+#: expectations: guests are emulated, on a core that others use too.
+BOOT, HEARD = 600, 60
 
 
 @pytest.fixture(scope="module")
