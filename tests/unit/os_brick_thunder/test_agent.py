@@ -357,10 +357,10 @@ def test_a_tracker_that_does_not_answer_costs_the_cache_for_a_while(host: Host) 
 def test_a_late_plan_is_dropped_and_its_base_is_kept(host: Host) -> None:
     """The volume may be written from the answer on: the map of that plan is old when it comes."""
     _, stacks, bases, store = host.agent()
-    host.tracker.delay = 0.6
+    host.tracker.delay = 2.0
     began = time.monotonic()
     answer = stacks.attach(PAYLOAD, LUN, began + 0.8)
-    assert time.monotonic() - began < 0.6
+    assert time.monotonic() - began < 2.0  # it did not wait for the plan
     assert (answer.mode, answer.reason) == (
         "direct",
         "its plan and base were not there within 0.4 s",
