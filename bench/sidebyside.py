@@ -279,7 +279,7 @@ def main() -> int:
     parsed = parser.parse_args()
     console, seen = Console(width=None if sys.stdout.isatty() else 150), list[Seen]()
     # A small disk: the storage pool is filled.
-    cluster = Cluster(parsed.name, Topology.standard(storage=1, compute=1, disk=3))
+    cluster = Cluster(parsed.name, Topology.standard(storage=1, compute=1, disk=2))
     cluster.up(Steps(), bound=True)
     try:
         storage, node = cluster.node("stor1"), cluster.node("cmp1")
