@@ -144,12 +144,15 @@ function start_thunder {
 # unstack, clean
 # --------------
 
-# The agent leaves its devices to the guests that use them, but after unstack there are no guests.
+# The agent leaves its devices, and the watcher over them, to the guests that use them, but after
+# unstack there are no guests.
 # --deferred removes a device that another one uses as soon as that one is removed.
 function remove_thunder_devices {
     local name loop below
     sudo "$(thunder_python)" -c '
+from os_brick_thunder.common.mechanism import failoverlocks
 from os_brick_thunder.common.transport import lio
+failoverlocks.end()
 for target in lio.targets(lio.IQN_PREFIX):
     lio.unexport(target.iqn)'
     for name in $(sudo dmsetup ls | awk '/^thunder-/ { print $1 }'); do

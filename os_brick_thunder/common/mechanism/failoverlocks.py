@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import struct
 import time
 import zlib
@@ -67,6 +68,14 @@ def running(folder: Path = FOLDER) -> Watcher | None:
         return Watcher(int(pid or 0), int(version or 0), silent)
     finally:
         os.close(fd)
+
+
+def end(folder: Path = FOLDER) -> None:
+    """Have the watcher of this host stop; absent is success. For a host that has no volumes."""
+    found = running(folder)
+    if found and found.pid > 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found.pid, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -432,6 +432,16 @@ def test_a_watcher_of_another_version_is_replaced(
     assert other.wait(10) == -signal.SIGKILL
 
 
+def test_a_watcher_can_be_ended(process: Callable[[int], FailoverProcess], tmp_path: Path) -> None:
+    failoverlocks.end(tmp_path)  # absent is success
+    process(failover.VERSION).ensure()
+    failoverlocks.end(tmp_path)
+    until = time.monotonic() + 10
+    while failoverlocks.running(tmp_path) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert failoverlocks.running(tmp_path) is None
+
+
 @pytest.mark.parametrize("command", [("/nowhere/thunder-failover",), ("false",)])
 def test_a_watcher_that_cannot_run_is_an_error(tmp_path: Path, command: tuple[str, ...]) -> None:
     with pytest.raises(errors.WatcherError, match="the failover watcher"):
