@@ -212,7 +212,7 @@ def cinder_volume(spec: NodeSpec, driver: str, *, plain: bool = False) -> Servic
     return Service(
         "cinder-volume",
         (f"{sys.prefix}/bin/cinder-volume", "--config-file", str(conf)),
-        # After a reboot the group exists, and nothing activates it: that is the driver's business.
+        # After a reboot the group exists. Whatever of it udev has not activated, the driver does.
         before=f"mkdir -p {state}/conversion {state}/locks\n"
         f"vgs {group} > /dev/null 2>&1 || vgcreate -q {group} /dev/ubdb",
         ready=logged("Driver post RPC initialization completed successfully"),
