@@ -113,6 +113,7 @@ def test_the_death_of_another_storage_host_costs_seconds(
         lambda: _sources(journey, slow, image) not in ([], [dying.name]),
         timeout=60,
     )
+    journey.await_cached(slow, volume)  # again
     wait_for("the killed host to be off", lambda: not dying.running(), timeout=10)
     dying.start()
     dying.service_start("cinder-volume")
