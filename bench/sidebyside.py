@@ -28,6 +28,7 @@ from rich.table import Table
 
 from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import Cluster
+from lab.errors import LabError
 from lab.inside import blocks
 from lab.nodes.net import tap_name
 from lab.nodes.node import Node
@@ -185,7 +186,8 @@ def full_pool(volumes: Volumes) -> None:
     pool = storage.run(
         f"lvs --noheadings -o lv_name -S segtype=thin-pool {VOLUME_GROUP}"
     ).stdout.strip()
-    storage.run(f"lvchange -q --errorwhenfull y {VOLUME_GROUP}/{pool}")
+    # It fails if that is set already.
+    storage.run(f"lvchange -q --errorwhenfull y {VOLUME_GROUP}/{pool}", check=False)
     storage.run(f"lvcreate -q --thin --virtualsize 20g --name side-ballast {VOLUME_GROUP}/{pool}")
     storage.run(f"dd if=/dev/zero of=/dev/{ballast} bs=1M oflag=direct", check=False, timeout=900)
     time.sleep(_AFTER)
@@ -277,7 +279,8 @@ def main() -> int:
     parser.add_argument("--agent", action="append", choices=AGENTS, help="states of the agent")
     parser.add_argument("--name", default="side", help="name of the lab")
     parsed = parser.parse_args()
-    console, seen = Console(width=None if sys.stdout.isatty() else 150), list[Seen]()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    seen, broken = list[Seen](), 0
     # A small disk: the storage pool is filled.
     cluster = Cluster(parsed.name, Topology.standard(storage=1, compute=1, disk=2))
     cluster.up(Steps(), bound=True)
@@ -291,13 +294,19 @@ def main() -> int:
             if parsed.only and failure.name not in parsed.only:
                 continue
             for agent in parsed.agent or AGENTS:
-                seen += measure(volumes, failure, agent)
-                show(seen[-len(KINDS) :], console)
-                volumes.restore()
+                try:
+                    seen += measure(volumes, failure, agent)
+                    show(seen[-len(KINDS) :], console)
+                    volumes.restore()
+                except LabError as error:
+                    console.print(f"{failure.name}, agent {agent}: {error}")
+                    broken += 1
     finally:
         cluster.down()
         show(seen, console)
-    return 1 if any(worse(seen)) else 0
+    for line in worse(seen):
+        console.print(f"worse than plain iSCSI: {line}")
+    return 1 if broken or any(worse(seen)) else 0
 
 
 def worse(seen: list[Seen]) -> Iterator[str]:
