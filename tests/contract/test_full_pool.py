@@ -157,13 +157,24 @@ def test_writes_that_wait_for_room_go_on_when_there_is_some(full: tuple[World, G
     assert " F " not in kit.dm.status(NAMES.failover)
 
 
+class OneDisk(fakes.FakeInitiator):
+    """Every session is to the same disk."""
+
+    def __init__(self, disk: str) -> None:
+        super().__init__()
+        self._disk = disk
+
+    def login(self, export: wire.Export) -> str:
+        self.logged_in[export.iqn, export.portal] = self._disk
+        return self._disk
+
+
 class Host:
     """The agent's services over the kernel, with a tracker that examines the disks themselves."""
 
     def __init__(self, world: World, source: str, folder: Path) -> None:
         self.world, self.source = world, source
-        initiator, targets = fakes.FakeInitiator(), fakes.FakeTargets()
-        initiator.login = lambda export: source  # type: ignore[method-assign]
+        initiator, targets = OneDisk(source), fakes.FakeTargets()
         self.kit = dataclasses.replace(world.kit, initiator=initiator, targets=targets)
         self.tracker = fakes.FakeTracker()
         self.tracker.plan_attach = self.plan  # type: ignore[method-assign]
