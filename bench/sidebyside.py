@@ -30,7 +30,7 @@ from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import Cluster
 from lab.errors import LabError
 from lab.inside import blocks
-from lab.nodes.net import tap_name
+from lab.nodes.net import BRIDGE, tap_name
 from lab.nodes.node import Node
 from lab.nodes.topology import Topology
 from lab.play.journey import Journey
@@ -200,9 +200,10 @@ def away(seconds: float) -> Callable[[Volumes], None]:
     def body(volumes: Volumes) -> None:
         network = volumes.journey.cluster.network
         tap = tap_name(volumes.storage.name)
-        run_here(network.command(["ip", "link", "set", tap, "down"]))
+        # Not "down": a node does not survive that its tap is.
+        run_here(network.command(["ip", "link", "set", tap, "nomaster"]))
         time.sleep(seconds)
-        run_here(network.command(["ip", "link", "set", tap, "up"]))
+        run_here(network.command(["ip", "link", "set", tap, "master", BRIDGE]))
         time.sleep(_AFTER)
 
     return body
