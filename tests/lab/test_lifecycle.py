@@ -104,6 +104,7 @@ def test_revert_to_a_snapshot(life: LifeCycle, nodes: list[Node], volume: Volume
     assert life.wrong(volume) == []
 
 
+@pytest.mark.long
 def test_extend(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     """Attached, then detached, with zeros where the volume has grown."""
     life.act(volume, "os-extend", {"new_size": 2}, "in-use")
@@ -121,6 +122,7 @@ def test_extend(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     assert life.wrong(volume) == []
 
 
+@pytest.mark.long
 def test_transfer(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     life.detach(volume)
     life.transfer_there_and_back(volume)
