@@ -22,6 +22,7 @@ from cinder_thunder.db.locations import (
 from cinder_thunder.db.values import Image, Master, MasterHolders
 from cinder_thunder.policy import ranking, tree
 from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.extents import Extents
 
 
@@ -78,7 +79,7 @@ class ImageTable:
         now = self._transactions.now()
         with self._transactions.write() as session:
             known = session.get(models.ImageRow, image.id, with_for_update=True)
-            if known is not None and not tree.is_of(_content(known), image.content):
+            if known is not None and not may_be_same(_content(known), image.content):
                 _replace(session, known, image)
             if known is None:
                 known = models.ImageRow(id=image.id, created_at=now)

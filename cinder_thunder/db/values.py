@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.extents import Extents
 
 
@@ -66,7 +67,7 @@ class Master:
 
     def is_of(self, content: str) -> bool:
         """Whether it may be of an image with this content; one that is not known fits all."""
-        return not self.content or not content or self.content == content
+        return may_be_same(self.content, content)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from cinder_thunder.masters.download import content_of, downloaded, verifies_sig
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.mechanism.lvm import ThinVolumes
-from cinder_thunder.policy import ranking, tree
+from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 
@@ -206,7 +207,7 @@ class Masters:
         :param failed: hosts whose masters could not be copied: they are skipped, and added to
         """
         image = self._database.images.get(image_id)
-        if image is None or not tree.is_of(image.content, content):
+        if image is None or not may_be_same(image.content, content):
             return None
         if gibibytes is not None:
             image_utils.check_virtual_size(image.size, gibibytes, image_id)
@@ -279,7 +280,7 @@ class Masters:
         :raises cinder.exception.ImageUnacceptable: the image has another size now
         """
         known = self._database.images.get(image_id)
-        if known is None or not tree.is_of(known.content, content):
+        if known is None or not may_be_same(known.content, content):
             return None
         if known.size != size:
             raise _other_data(image_id, f"{size} bytes, not {known.size}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from cinder_thunder.policy import ranking
 from cinder_thunder.policy.ranking import HostState, Limits, Location
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.content import may_be_same
 
 #: In a report: the base was removed. A location never has this state.
 GONE = "gone"
@@ -97,7 +98,7 @@ def reported(
     """
     parent, depth = own.parent, own.depth
     rebuilt = bool(content) and report.content == content
-    if not is_of(report.content, content) or (own.state == ranking.STALE and not rebuilt):
+    if not may_be_same(report.content, content) or (own.state == ranking.STALE and not rebuilt):
         return replace(own, state=ranking.STALE, filled=report.filled, parent=None)
     if source is not None:
         parent = source.id
@@ -106,11 +107,6 @@ def reported(
     if report.state == ranking.COMPLETE:
         depth = 0
     return replace(own, state=report.state, filled=report.filled, parent=parent, depth=depth)
-
-
-def is_of(content: str, image: str) -> bool:
-    """Whether a base of this content is one of an image; what is not known fits all."""
-    return not content or not image or content == image
 
 
 def found_again(report: wire.LocationReport, locations: Iterable[Location]) -> Location:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from os_brick_thunder.common import errors, files
+from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.extents import Extents
 
 LOG = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Base:
 
     def is_of(self, content: str) -> bool:
         """Whether it is a base of this content; what is not known fits all."""
-        return not content or not self.content or content == self.content
+        return may_be_same(self.content, content)
 
     @property
     def extents(self) -> Extents:
