@@ -159,7 +159,6 @@ def rtstool(arguments: list[str]) -> str:
     """The output of ``cinder-rtstool ARGUMENTS``. Raises the errors of rtslib and configfs."""
     printed = io.StringIO()
     with lio.exclusive(), contextlib.redirect_stdout(printed):
-        lio.forget_cached()
         cinder_rtstool.main(["cinder-rtstool", *arguments])
     return printed.getvalue()
 

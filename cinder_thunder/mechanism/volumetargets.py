@@ -33,7 +33,6 @@ def restore(iqn: str, saved: Path = SAVED) -> bool:
     :returns: whether it is whole now
     """
     with lio.exclusive():
-        lio.forget_cached()
         if _is_whole(iqn):
             return True
         _remove(iqn)
@@ -52,7 +51,6 @@ def restore_others(saved: Path = SAVED) -> None:
     Other backends of this host restore theirs only while there is no target at all.
     """
     with lio.exclusive():
-        lio.forget_cached()
         present = {target.wwn for target in rtslib_fb.RTSRoot().targets}
         for part in _parts(saved):
             iqn = part["targets"][0]["wwn"]

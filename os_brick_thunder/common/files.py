@@ -1,9 +1,14 @@
-"""Files that survive a power failure."""
+"""Files that survive a power failure, and locks on files."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from pathlib import Path
+
+#: Seconds between two attempts at a lock.
+_POLL = 0.05
 
 
 def replace(path: Path, text: str) -> None:
@@ -26,3 +31,21 @@ def replace(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lock(descriptor: int, patience: float = 0.0) -> bool:
+    """Lock an open file exclusively, by flock(2), until it is closed.
+
+    :param patience: seconds to wait for whoever has it
+    :returns: whether it is locked now
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_POLL)
+        else:
+            return True

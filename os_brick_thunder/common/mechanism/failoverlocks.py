@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from os_brick_thunder.common import files
+
 #: Not in the agent's own folder, which systemd may remove when the agent stops.
 FOLDER = Path("/run/thunder-failover")
 _LINE = 64
@@ -42,12 +44,9 @@ def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> int
     :returns: a descriptor for :func:`beat`, which must stay open; None if there is one already
     """
     fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + patience
-    while not _locked(fd):
-        if time.monotonic() > until:
-            os.close(fd)
-            return None
-        time.sleep(0.05)
+    if not files.lock(fd, patience):
+        os.close(fd)
+        return None
     os.pwrite(fd, f"{watcher.pid} {watcher.version}".ljust(_LINE).encode(), 0)
     return fd
 
@@ -61,7 +60,7 @@ def running(folder: Path = FOLDER) -> Watcher | None:
     """The watcher of this host, if one runs."""
     fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if _locked(fd):
+        if files.lock(fd):
             return None
         pid, _, version = os.pread(fd, _LINE, 0).decode().strip().partition(" ")
         silent = max(0.0, time.time() - os.fstat(fd).st_mtime)
@@ -94,11 +93,3 @@ def volume(volume_id: str, folder: Path = FOLDER) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

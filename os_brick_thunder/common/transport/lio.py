@@ -13,12 +13,10 @@ and cinder-volume's; a caller that shares the host with others takes their lock,
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -28,7 +26,7 @@ from typing import Any, ParamSpec, TypeVar
 import rtslib_fb
 from rtslib_fb.utils import RTSLibError
 
-from os_brick_thunder.common import errors, formats, wire
+from os_brick_thunder.common import errors, files, formats, wire
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, LUN
 from os_brick_thunder.common.transport.base import Credentials, Target
 
@@ -56,46 +54,42 @@ CONFIGFS = Path("/sys/kernel/config")
 #: Seconds to wait for another process. One that hangs in the kernel must not stop the others: it
 #: has made its change, or will find it refused.
 PATIENCE = 20.0
-_POLL = 0.05
 _lock = threading.RLock()
 _held: list[int] = []  # the descriptor that has the lock, while a call has it
 
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Keep other threads, and other processes of ours on this host, from using rtslib."""
-    with _lock:
-        if _held:
-            yield
-            return
-        try:
-            _held.append(os.open(CONFIGFS, os.O_RDONLY | os.O_DIRECTORY))
-        except OSError:  # not mounted: rtslib says what to do
-            yield
-            return
-        try:
-            if not _locked(_held[0]):
-                LOG.warning("LIO has been in use by another process for %g s", PATIENCE)
-            yield
-        finally:
-            os.close(_held.pop())
+    """Keep other threads, and other processes of ours on this host, from using rtslib, and have it
+    read the kernel's state again, which they may have changed.
+
+    :raises OSError: :data:`DBROOT` cannot be made
+    """
+    with _lock, _process_lock():
+        forget_cached()
+        yield
 
 
-def _locked(descriptor: int) -> bool:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(_POLL)
-        else:
-            return True
+@contextlib.contextmanager
+def _process_lock() -> Iterator[None]:
+    if _held:
+        yield
+        return
+    try:
+        _held.append(os.open(CONFIGFS, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:  # not mounted: rtslib says what to do
+        yield
+        return
+    try:
+        if not files.lock(_held[0], PATIENCE):
+            LOG.warning("LIO has been in use by another process for %g s", PATIENCE)
+        yield
+    finally:
+        os.close(_held.pop())
 
 
 def forget_cached() -> None:
-    """Have rtslib read the kernel's state again: other processes may have changed it.
+    """Have rtslib read the kernel's state again.
 
     :raises OSError: :data:`DBROOT` cannot be made
     """
@@ -108,15 +102,14 @@ def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with exclusive():
-            try:
-                forget_cached()
+        try:
+            with exclusive():
                 return function(*args, **kwargs)
-            except (RTSLibError, OSError, wire.MalformedValue) as error:
-                what = " ".join(str(arg) for arg in args)
-                raise errors.ExportError(
-                    f"LIO refused to {function.__name__} {what}: {error}"
-                ) from error
+        except (RTSLibError, OSError, wire.MalformedValue) as error:
+            what = " ".join(str(arg) for arg in args)
+            raise errors.ExportError(
+                f"LIO refused to {function.__name__} {what}: {error}"
+            ) from error
 
     return guarded
 
