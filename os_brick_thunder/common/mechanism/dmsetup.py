@@ -53,25 +53,27 @@ class DmSetup:
 
         A multipath device above takes failed readahead for a failed path; see :meth:`suspend`.
         """
-        flags = ["--readonly"] if readonly else []
-        self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
-        # Resuming a device with a loaded table suspends it, swaps the tables and resumes it, in one
-        # ioctl: if this process dies, the device is not left suspended.
-        try:
-            self.resume(name)
-        except BaseException:
-            # A table that is left loaded would be swapped in by whoever resumes the device next.
-            with contextlib.suppress(errors.ProcessError):
-                self._run("dmsetup", "clear", name)
-            raise
+        self._swap(name, table, readonly, lambda: self.resume(name))
 
     def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
         """As :meth:`reload`; what a multipath device has no working path for in the meantime does
         not fail: it is read over the new paths.
         """
+        resume = ("dmsetup", "resume", "--noflush", "--nolockfs", name)
+        self._swap(name, table, readonly, lambda: self._run(*resume))
+
+    def _swap(self, name: str, table: Table, readonly: bool, resume: Callable[[], object]) -> None:
         flags = ["--readonly"] if readonly else []
         self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
-        self._run("dmsetup", "resume", "--noflush", "--nolockfs", name)
+        # Resuming a device with a loaded table suspends it, swaps the tables and resumes it, in one
+        # ioctl: if this process dies, the device is not left suspended.
+        try:
+            resume()
+        except BaseException:
+            # A table that is left loaded would be swapped in by whoever resumes the device next.
+            with contextlib.suppress(errors.ProcessError):
+                self._run("dmsetup", "clear", name)
+            raise
 
     def suspend(self, name: str) -> None:
         """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`reload`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from os_brick_thunder.common import errors
@@ -10,7 +12,17 @@ from os_brick_thunder.common.policy.dmtable import Table, Zero
 
 
 @pytest.mark.parametrize("cleared", [True, False])
-def test_a_table_that_was_not_swapped_in_is_not_left_loaded(cleared: bool) -> None:
+@pytest.mark.parametrize(
+    ("reload", "resumed"),
+    [
+        (DmSetup.reload, ("resume", "thunder-a")),
+        (DmSetup.reload_noflush, ("resume", "--noflush", "--nolockfs", "thunder-a")),
+    ],
+    ids=["reload", "reload_noflush"],
+)
+def test_a_table_that_was_not_swapped_in_is_not_left_loaded(
+    cleared: bool, reload: Callable[[DmSetup, str, Table], None], resumed: tuple[str, ...]
+) -> None:
     """The next one to resume the device, whatever for, would swap it in."""
     calls: list[tuple[str, ...]] = []
 
@@ -23,9 +35,9 @@ def test_a_table_that_was_not_swapped_in_is_not_left_loaded(cleared: bool) -> No
         return ""
 
     with pytest.raises(errors.ProcessTimeout):
-        DmSetup(run).reload("thunder-a", Table.of((8, Zero())))
+        reload(DmSetup(run), "thunder-a", Table.of((8, Zero())))
     assert [argv[1:] for argv in calls] == [
         ("load", "thunder-a"),
-        ("resume", "thunder-a"),
+        resumed,
         ("clear", "thunder-a"),
     ]
