@@ -25,10 +25,15 @@ class Availability:
         """Held by whoever changes the base of an image."""
         return self._locks[image_id]
 
+    def same(self, base: Base) -> Base | None:
+        """The entry of this very base now; None if it was removed, or another one is there."""
+        found = self._store.bases.get(base.image_id)
+        return found if found and found.thin_id == base.thin_id else None
+
     def current(self, base: Base) -> Base | None:
         """The entry of this very base now; None if it was removed, or is about to be."""
-        found = self._store.bases.get(base.image_id)
-        return found if found and found.thin_id == base.thin_id and found.phase == READY else None
+        found = self.same(base)
+        return found if found and found.phase == READY else None
 
     def is_ready(self, image_id: str) -> bool:
         """Whether there is a base of this image to read from, and it is to stay."""

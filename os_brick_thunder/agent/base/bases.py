@@ -174,8 +174,7 @@ class Bases:
     def _remove_drained(self, base: Base, force: bool) -> None:
         image_id = base.image_id
         with self._availability.lock(image_id):
-            found = self._store.bases.get(image_id)
-            if found is None or found.thin_id != base.thin_id:
+            if self._availability.same(base) is None:
                 return  # somebody else has removed it
             if base.thin_id not in self._availability.draining:
                 raise errors.DeviceBusy(ImageNames(image_id).base, "a volume of this host")
@@ -278,8 +277,8 @@ class Bases:
         :raises errors.ThunderError: not now
         """
         with self._availability.lock(base.image_id):
-            found = self._store.bases.get(base.image_id)
-            if found is None or found.thin_id != base.thin_id:
+            found = self._availability.same(base)
+            if found is None:
                 return
             if found.phase == REMOVING:
                 self.remove(found.image_id)

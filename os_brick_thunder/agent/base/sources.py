@@ -98,7 +98,7 @@ class Sources:
         """Log out of all sources of a complete base; :meth:`close_stale` tells their exporters."""
         self._paths.log_out(base.paths)
         with self._availability.lock(base.image_id):
-            if found := self._same(base):
+            if found := self._availability.same(base):
                 self._record(found, (), ())
 
     def work(self, image_id: str) -> bool:
@@ -109,11 +109,6 @@ class Sources:
     def are_logged_in(self, base: Base) -> bool:
         """Whether there is a session to any source of a base."""
         return bool(self._paths.sessions(base))
-
-    def _same(self, base: Base) -> Base | None:
-        """The entry of this very base now; None if it was removed, or another one is there."""
-        found = self._store.bases.get(base.image_id)
-        return found if found and found.thin_id == base.thin_id else None
 
     def close_stale(self, image_id: str) -> None:
         """Tell the exporters of a base's former paths, and forget these."""
@@ -177,7 +172,7 @@ class Sources:
             self._replicas.close(image_id, replica_paths.without(requested, used))
 
     def _reading_still(self, base: Base) -> Base | None:
-        return self._paths.reading(base.image_id) if self._same(base) else None
+        return self._paths.reading(base.image_id) if self._availability.same(base) else None
 
     def _swap(
         self,

@@ -69,8 +69,7 @@ class StackDevices:
 
     def is_old(self, volume_id: str) -> bool:
         """Whether a volume was attached by an agent that had it map a multipath device itself."""
-        table = self._kit.dm.table(VolumeNames(volume_id).vol)
-        return table is not None and any(isinstance(s.target, Multipath) for s in table.segments)
+        return _is_old(self._kit.dm.table(VolumeNames(volume_id).vol))
 
     def uses_cache(self, volume_id: str) -> bool:
         """Whether a volume reads from its cache: it maps its failover device, and the kernel uses
@@ -82,7 +81,7 @@ class StackDevices:
         table = self._kit.dm.table(names.vol)
         if table is None:
             raise errors.DeviceNotFound(devnames.path(names.vol))
-        if self.is_old(volume_id):
+        if _is_old(table):
             found = dmstatus.paths(self._kit.dm.status(names.vol))
             return len(found) > 1 and next(iter(found.values()))
         try:
@@ -161,3 +160,7 @@ class StackDevices:
     def _inputs(self, stack: Stack, cache_map: str = "") -> BuildInputs:
         size = self._kit.blocks.size(stack.device)
         return BuildInputs(self._kit.pool.block, lun_size=size, cache_map=cache_map)
+
+
+def _is_old(table: Table | None) -> bool:
+    return table is not None and any(isinstance(s.target, Multipath) for s in table.segments)
