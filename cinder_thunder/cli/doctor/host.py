@@ -91,11 +91,7 @@ class ThisHost:
         """The devices under the local pool that have had failed I/O."""
         names = (devnames.POOL_METADATA, devnames.POOL_DATA)
         present = {device.name for device in self._dm.devices()}
-        return [
-            name
-            for name in names
-            if name in present and dmstatus.has_failed_io(self._dm.status(name))
-        ]
+        return self._dm.with_failed_io(*(name for name in names if name in present))
 
     def watcher(self) -> int:
         """The process of the failover watcher; 0 if none runs."""

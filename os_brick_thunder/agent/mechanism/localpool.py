@@ -167,17 +167,13 @@ class LocalPool:
     def status(self) -> PoolStatus:
         """A pool whose device has had failed I/O counts as not healthy until an agent starts."""
         found = dmstatus.pool(self._dm.status(devnames.POOL), self.block)
-        return dataclasses.replace(found, healthy=found.healthy and not any(self._failing()))
+        failing = self._dm.with_failed_io(devnames.POOL_METADATA, devnames.POOL_DATA)
+        return dataclasses.replace(found, healthy=found.healthy and not failing)
 
     def close(self) -> None:
         """Remove the pool's devices; its content stays on the disk."""
         for name in (devnames.ZERO, devnames.POOL, devnames.POOL_METADATA, devnames.POOL_DATA):
             self._dm.remove(name)
-
-    def _failing(self) -> list[str]:
-        """The devices under the pool that have had failed I/O."""
-        names = (devnames.POOL_METADATA, devnames.POOL_DATA)
-        return [name for name in names if dmstatus.has_failed_io(self._dm.status(name))]
 
     def _create(self, name: str, table: Table) -> None:
         """Create a device of the pool, or accept the one that is there.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.blockdev import devnum
+from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import UUID_PREFIX
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.run import Runner, run, when_killed
@@ -116,6 +117,10 @@ class DmSetup:
         """The status of a device, one line for each segment: target type and its status words."""
         lines = self._run("dmsetup", "status", "--noflush", name).strip().splitlines()
         return "\n".join(line.split(" ", 2)[2] for line in lines)
+
+    def with_failed_io(self, *names: str) -> list[str]:
+        """Those of some devices that have had failed I/O; see :func:`.dmstatus.has_failed_io`."""
+        return [name for name in names if dmstatus.has_failed_io(self.status(name))]
 
     def table(self, name: str) -> Table | None:
         """The live table, or None if there is no such device.
