@@ -108,7 +108,7 @@ class Volumes:
             self.attach("cached")
 
     def mode(self, kind: str) -> str:
-        """What the volume reads from by now, as the kernel has it."""
+        """Whether the volume uses its cache now, according to the kernel's table."""
         if kind == "plain":
             return "-"
         table = self.node.run(["dmsetup", "table", VolumeNames(self.ids[kind]).vol]).stdout

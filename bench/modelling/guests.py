@@ -67,7 +67,7 @@ class Guests:
         self.do(number, [["read", first, count, 0] for first, count in spans], node)
 
     def compare_whole(self, number: int) -> None:
-        """Compare every byte of a volume as its storage host has it."""
+        """Compare every byte of a volume, read from its LV on the storage host."""
         host, device = self.places[number]
         sectors = self._world.volumes[number].sectors
         runs = self._hosts.worker(host).ask("whole", device=device, count=sectors)

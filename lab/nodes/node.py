@@ -63,7 +63,7 @@ Defaults secure_path="{_PATH}"
 Defaults env_keep += "{" ".join(ENVIRONMENT)}"
 """
 
-# No global_filter: as on many hosts, LVM scans the disks of volumes, too.
+# LVM has no global_filter, as by default: it scans the LUNs of volumes, too.
 _LVMLOCAL = """\
 activation { monitoring = 0 }
 """

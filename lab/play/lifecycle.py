@@ -164,7 +164,7 @@ class LifeCycle:
         return one
 
     def await_absent(self, path: str) -> None:
-        """Wait until the API has something no more."""
+        """Wait until the API answers 404 for a path."""
         until = deadline(180)
         while True:
             try:

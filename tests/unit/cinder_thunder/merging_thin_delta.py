@@ -1,7 +1,7 @@
 """A thin_delta(8) with the fault of versions 1.0.0 to 1.0.5, on top of the real thin_dump(8).
 
-Their src/thin/delta.rs merges mappings that are adjacent in the thin device alone, without a look
-at the data blocks, and so compares no more than the first data block of each run.
+Their src/thin/delta.rs merges mappings that are adjacent in the thin device, whether or not their
+data blocks are, and then compares only the first data block of each run.
 """
 
 from __future__ import annotations
