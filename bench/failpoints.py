@@ -31,14 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.faults import AFTER, BEFORE, VARIABLE
-from lab.cluster import Cluster
+from lab.cluster import existing_or_new
 from lab.errors import LabError
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.nodes.topology import Topology
 from lab.play import audit
 from lab.play.journey import Journey
-from lab.progress import Steps
 from os_brick_thunder.common import errors
 
 MIB = 1 << 20
@@ -408,20 +407,12 @@ def main() -> int:
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     options = parser.parse_args()
     lab = vars(options).pop("lab")
-    cluster = Cluster("failpoints", Topology.standard(storage=1, compute=2))
-    if lab:
-        cluster = Cluster.load(lab)
-    else:
-        cluster.up(Steps(), bound=True)
-    began = time.monotonic()
-    try:
+    with existing_or_new(lab, "failpoints", Topology.standard(storage=1, compute=2)) as cluster:
+        began = time.monotonic()
         journey = Journey(cluster)
         journey.start_bricks()
         outcomes = sweep(journey, cluster.of_kind("compute"), **vars(options))
         left = journey.all_leftovers()
-    finally:
-        if not lab:
-            cluster.down()
     seconds = time.monotonic() - began
     failed = [outcome for outcome in outcomes if outcome.problems]
     print(

@@ -27,10 +27,9 @@ from bench.modelling.outcome import Outcome
 from bench.modelling.scene import IMAGES, Scene, world
 from bench.modelling.shrink import shrink
 from bench.modelling.steps import Step
-from lab.cluster import Cluster
+from lab.cluster import Cluster, existing_or_new
 from lab.nodes.topology import Topology
 from lab.play.journey import Journey
-from lab.progress import Steps
 
 #: Seconds between two lines of progress.
 _EVERY = 10.0
@@ -116,19 +115,6 @@ def scene_in(cluster: Cluster) -> Iterator[Scene]:
         yield Scene(Journey(cluster), hosts, _Reporter())
 
 
-@contextlib.contextmanager
-def _cluster(name: str) -> Iterator[Cluster]:
-    if name:
-        yield Cluster.load(name)
-        return
-    cluster = Cluster("model", Topology.standard(storage=2, compute=3))
-    cluster.up(Steps(), bound=True)
-    try:
-        yield cluster
-    finally:
-        cluster.down()
-
-
 def play(
     scene: Scene, steps: Sequence[Step], options: argparse.Namespace, name: str, until: float
 ) -> bool:
@@ -164,7 +150,10 @@ def main() -> int:
     options = parser.parse_args()
     until = time.monotonic() + (options.minutes * 60 or math.inf)
     seed, good = options.seed, True
-    with _cluster(options.lab) as cluster, scene_in(cluster) as scene:
+    with (
+        existing_or_new(options.lab, "model", Topology.standard(storage=2, compute=3)) as cluster,
+        scene_in(cluster) as scene,
+    ):
         while good:
             if options.replay:
                 steps, name = load(options.replay), options.replay.stem

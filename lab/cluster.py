@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from lab import pace
 from lab.cloud import config, control, nova, seed
@@ -30,6 +30,7 @@ from lab.nodes.uml import Machine
 from lab.process import Process
 from lab.progress import Steps
 from lab.shell import wait_for
+from os_brick_thunder.common import files
 
 #: MiB of a compute node that runs a few small servers.
 SERVER_MEMORY = 2560
@@ -320,7 +321,7 @@ class Cluster:
         lock = state_folder() / f"{self.name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("a+") as held:
-            if not _try_lock(held):
+            if not files.lock(held.fileno()):
                 held.seek(0)
                 holder = int(held.read() or 0)
                 if not interrupt:
@@ -458,14 +459,26 @@ class _Tasks:
             raise error
 
 
+@contextlib.contextmanager
+def existing_or_new(
+    existing: str, name: str, topology: Topology, options: Options | None = None
+) -> Iterator[Cluster]:
+    """The lab called ``existing``, which stays up; without one, a new lab for the body alone.
+
+    :param name: of the new one
+    :raises LabError: there is no such lab, or the new one did not come up
+    """
+    if existing:
+        yield Cluster.load(existing)
+        return
+    cluster = Cluster(name, topology, options)
+    cluster.up(Steps(), bound=True)
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
 def _bound(state: Mapping[str, Any]) -> Process | None:
     found = state.get("bound")
     return None if found is None else Process(**found)
-
-
-def _try_lock(held: IO[str]) -> bool:
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

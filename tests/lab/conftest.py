@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.cluster import Cluster
+from lab.cluster import Cluster, existing_or_new
 from lab.nodes.topology import Topology
 from lab.play.journey import Journey
-from lab.progress import Steps
 
 _HERE = Path(__file__).parent
 #: Seconds for one test and the fixtures that it is the first to use, on the slowest machine: what a
@@ -43,15 +42,9 @@ def cluster() -> Iterator[Cluster]:
     ``THUNDER_TEST_LAB=name`` uses a lab that is up instead, which saves its start while working on
     a test.
     """
-    if name := os.environ.get("THUNDER_TEST_LAB"):
-        yield Cluster.load(name)
-        return
-    cluster = Cluster("test", Topology.standard(storage=2, compute=3))
-    cluster.up(Steps(), bound=True)
-    try:
+    existing = os.environ.get("THUNDER_TEST_LAB", "")
+    with existing_or_new(existing, "test", Topology.standard(storage=2, compute=3)) as cluster:
         yield cluster
-    finally:
-        cluster.down()
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +19,10 @@ from lab.nodes.node import Node
 from lab.pace import stretch
 from lab.play.journey import Attached, Journey
 from lab.shell import wait_for
+from tests.lab import images
+from tests.lab.images import MIB, SIZE
 
-MIB = 1 << 20
 GIB = 1 << 30
-#: Not a multiple of a pool's block, so that the last block is partial.
-SIZE = 40 * MIB + 3 * 512
 #: A page in the image, one at its very end, and one beyond it, on the LUN only.
 OFFSETS = (0, 17 * MIB, 39 * MIB, 700 * MIB)
 
@@ -40,15 +37,7 @@ class Image:
 @pytest.fixture(scope="module")
 def image(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """Data, holes and a partial last block, uploaded as qcow2."""
-    folder = tmp_path_factory.mktemp("image")
-    raw, qcow2 = folder / "image.raw", folder / "image.qcow2"
-    dice = random.Random(1)
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-        for start, length in ((0, 12 * MIB), (16 * MIB, 8 * MIB), (38 * MIB, SIZE - 38 * MIB)):
-            file.seek(start)
-            file.write(dice.randbytes(length))
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
+    raw, qcow2 = images.with_holes(tmp_path_factory.mktemp("image"), seed=1)
     found = journey.upload(qcow2, "journey")
     yield Image(found, raw, blocks.expected_digest(raw, ()))
     journey.cluster.openstack("image", "delete", found)

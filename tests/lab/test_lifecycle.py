@@ -8,8 +8,6 @@ written to as well: neither side may see the other's writes.
 from __future__ import annotations
 
 import contextlib
-import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,23 +18,13 @@ from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.play.journey import Journey
 from lab.play.lifecycle import GIB, MIB, Contents, LifeCycle, Volume
-
-#: Not a multiple of a pool's block, so that the last block is partial.
-SIZE = 40 * MIB + 3 * 512
+from tests.lab import images
 
 
 @pytest.fixture(scope="module")
 def image(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Data, holes and a partial last block, uploaded as qcow2: its id, and the raw file."""
-    folder = tmp_path_factory.mktemp("image")
-    raw, qcow2 = folder / "image.raw", folder / "image.qcow2"
-    dice = random.Random(3)
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-        for start, length in ((0, 12 * MIB), (16 * MIB, 8 * MIB), (38 * MIB, SIZE - 38 * MIB)):
-            file.seek(start)
-            file.write(dice.randbytes(length))
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
+    raw, qcow2 = images.with_holes(tmp_path_factory.mktemp("image"), seed=3)
     found = journey.upload(qcow2, "lifecycle")
     yield found, raw
     journey.cluster.openstack("image", "delete", found)
@@ -258,6 +246,15 @@ def on_other(life: LifeCycle, volume: Volume) -> str:
     return next(n.name for n in life.journey.cluster.of_kind("storage") if n is not here)
 
 
+def check_moved(life: LifeCycle, volume: Volume, node: Node, seed: str) -> None:
+    """A detached volume that was copied elsewhere has all of its bytes, and takes new ones."""
+    assert life.wrong(volume, whole=True) == []
+    life.attach(volume, node, "plain")
+    life.write(volume, seed)
+    assert life.wrong(volume) == []
+    life.detach(volume)
+
+
 @pytest.mark.long
 def test_migration_there_and_back(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     """To another storage host and back. A copy shares nothing with its image: plain iSCSI."""
@@ -265,11 +262,7 @@ def test_migration_there_and_back(life: LifeCycle, nodes: list[Node], volume: Vo
     for number in range(2):
         host = f"{on_other(life, volume)}@thunder"
         life.move(volume, "os-migrate_volume", {"host": f"{host}#thunder"}, host)
-        assert life.wrong(volume, whole=True) == []
-        life.attach(volume, nodes[number], "plain")
-        life.write(volume, f"moved-{number}")
-        assert life.wrong(volume) == []
-        life.detach(volume)
+        check_moved(life, volume, nodes[number], f"moved-{number}")
 
 
 @pytest.mark.long
@@ -323,11 +316,7 @@ def test_retype_to_cinders_lvm_driver_and_back(
             made = life.type(f"life-{backend}", {"volume_backend_name": backend, **place})
             body = {"new_type": made, "migration_policy": "on-demand"}
             life.move(volume, "os-retype", body, f"{here.name}@{backend}")
-            assert life.wrong(volume, whole=True) == []
-            life.attach(volume, nodes[number], "plain")
-            life.write(volume, f"moved-{number}")
-            assert life.wrong(volume) == []
-            life.detach(volume)
+            check_moved(life, volume, nodes[number], f"moved-{number}")
 
 
 @pytest.mark.long

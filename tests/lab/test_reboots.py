@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.cluster import Cluster
+from lab.cluster import existing_or_new
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.nodes.topology import Topology
 from lab.play.journey import Journey
-from lab.progress import Steps
 from lab.shell import wait_for
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 
@@ -48,13 +47,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     raw = tmp_path_factory.mktemp("image") / "image.raw"
     raw.write_bytes(random.Random(3).randbytes(SIZE))
     topology = Topology.standard(storage=0, compute=1, both=1, disk=16)
-    cluster = Cluster("reboots", topology)
-    cluster.up(Steps(), bound=True)
-    try:
+    with existing_or_new("", "reboots", topology) as cluster:
         journey = Journey(cluster)
         yield World(journey, journey.upload(raw, "reboots", "raw"), raw)
-    finally:
-        cluster.down()
 
 
 def _attached(world: World, node: Node, name: str) -> tuple[str, str]:

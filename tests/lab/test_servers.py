@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lab.cloud import config, control, nova
-from lab.cluster import SERVER_MEMORY, Cluster, Options
+from lab.cluster import SERVER_MEMORY, Options, existing_or_new
 from lab.errors import ConditionError, LabError
 from lab.guests import tiny
 from lab.guests.checked import Checked, boots, found
@@ -27,7 +27,6 @@ from lab.nodes.topology import Link, Topology
 from lab.play.journey import Journey
 from lab.play.lifecycle import Contents, LifeCycle
 from lab.play.servers import Servers, from_image, from_snapshot, from_volume
-from lab.progress import Steps
 from lab.shell import wait_for
 
 PROMPT = "tiny login:"
@@ -42,16 +41,10 @@ def cloud(tiny_image: Path) -> Iterator[Servers]:
 
     ``THUNDER_TEST_CLOUD=name`` uses one that is up.
     """
-    if name := os.environ.get("THUNDER_TEST_CLOUD"):
-        yield Servers(Cluster.load(name), ram=128)
-        return
+    existing = os.environ.get("THUNDER_TEST_CLOUD", "")
     topology = Topology.standard(storage=1, compute=3, compute_memory=SERVER_MEMORY)
-    cluster = Cluster("servers", topology, Options(nova=True))
-    cluster.up(Steps(), bound=True)
-    try:
+    with existing_or_new(existing, "servers", topology, Options(nova=True)) as cluster:
         yield Servers(cluster, ram=128)
-    finally:
-        cluster.down()
 
 
 @pytest.fixture(scope="module")
