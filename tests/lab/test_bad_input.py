@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +116,8 @@ def disk(storage: Node) -> Iterator[str]:
 
 def _agent(storage: Node, option: str) -> str:
     """Start an agent with another pool; it must report why it refuses, and exit with 1."""
-    settings = config.agent(storage.spec).replace("pool_device = /dev/ubdb", option)
-    assert option in settings
+    settings, replaced = re.subn("^pool_.*$", option, config.agent(storage.spec), flags=re.M)
+    assert replaced == 1
     storage.write("/run/bad.conf", f"{settings}state_file = /run/bad-state.json\n", 0o600)
     done = storage.run(
         "python -m os_brick_thunder.agent.main --config-file /run/bad.conf 2>&1 >/dev/null",

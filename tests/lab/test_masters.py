@@ -22,7 +22,7 @@ _LEFT = (
     "cat /sys/class/iscsi_session/*/targetname | grep org.thunder:; "
     "ls -d /sys/kernel/config/target/iscsi/iqn.*/tpgt_1/acls/iqn.*:stor*; "
     "find /var/lib/cinder/thunder /etc/iscsi/nodes /var/lib/iscsi/nodes -type f"
-    " | grep -v :volume-; "
+    " | grep -v -e :volume- -e '[.]metadata-snapshot$'; "
     "lvs --noheadings -o lv_name | grep thunder-filling"
 )
 

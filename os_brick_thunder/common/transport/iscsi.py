@@ -175,7 +175,7 @@ class IscsiAdm:
         while True:
             for session in self.sessions():
                 found = session.device
-                if session.endpoint == endpoint and found and os.path.exists(found):
+                if session.endpoint == endpoint and found and _can_be_opened(found):
                     return found
             if time.monotonic() > deadline:
                 self.logout(endpoint)
@@ -193,6 +193,17 @@ class IscsiAdm:
         self._run(*_node(endpoint), "--op", "update", *pairs)
         # Any user of the host can read argv, so secrets do not go through iscsiadm.
         _write_secrets(_record(endpoint), export.username, export.password)
+
+
+def _can_be_opened(device: str) -> bool:
+    """Whether a disk is there: the kernel makes its node a moment before it can be opened, so that
+    until then an open of it fails with ENXIO (device_add_disk() in block/genhd.c).
+    """
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _node(endpoint: Endpoint) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from os_brick_thunder.common.policy.iscsinames import (
 )
 from os_brick_thunder.common.run import DEFAULT_TIMEOUT
 from os_brick_thunder.common.transport import iscsi
-from os_brick_thunder.common.transport.base import Endpoint
+from os_brick_thunder.common.transport.base import Endpoint, Session
 
 IQN = iqn_of("stor1@thunder", "img-1")
 PORTAL = "10.0.0.1:3260"
@@ -135,6 +138,33 @@ def test_a_failed_login_leaves_no_record(
         initiator(tool, monkeypatch).login(EXPORT)
     assert type(caught.value) is kind
     assert tool.actions[-2:] == ["--logout", "--op delete"]
+
+
+def test_a_disk_is_waited_for_until_it_can_be_opened(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "sdx"
+    disk.touch()
+    adm = iscsi.IscsiAdm(tool, appear=30.0)
+    monkeypatch.setattr(
+        adm, "sessions", lambda: [Session(Endpoint.of(EXPORT), str(disk), alive=True)]
+    )
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+
+    real_open = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
+        if path == str(disk) and len(naps) < 3:
+            raise OSError(errno.ENXIO, "No such device or address")
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(os, "open", refuse)
+    assert adm.login(EXPORT) == str(disk)
+    assert len(naps) == 3
 
 
 HOSTILE = [
