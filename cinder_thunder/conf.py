@@ -7,6 +7,8 @@ from typing import Any
 
 from oslo_config import cfg
 
+from os_brick_thunder.common.policy import timelimits
+
 #: In the backend's own section of cinder.conf.
 backend_opts = [
     cfg.StrOpt(
@@ -33,14 +35,14 @@ backend_opts = [
     ),
     cfg.FloatOpt(
         "thunder_heartbeat_interval",
-        default=5.0,
+        default=timelimits.HEARTBEAT_INTERVAL,
         min=0.5,
         help="Seconds between two heartbeats of this storage host. That of compute hosts is "
         "heartbeat_interval in their thunder.conf.",
     ),
     cfg.FloatOpt(
         "thunder_heartbeat_timeout",
-        default=20.0,
+        default=timelimits.HEARTBEAT_TIMEOUT,
         min=1.0,
         help="Seconds without a heartbeat after which a host is dead: hosts that read from it are "
         "given another source. After half of that it is suspect, and no further host is sent to "
@@ -74,7 +76,7 @@ backend_opts = [
     ),
     cfg.FloatOpt(
         "thunder_creating_timeout",
-        default=120.0,
+        default=timelimits.CREATING_TIMEOUT,
         min=1.0,
         help="Seconds within which a host that was given a plan must begin its replica. After that "
         "it is no longer chosen as a source until it reports one.",

@@ -15,10 +15,9 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup, MappedDevice
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import UUID_PREFIX, VolumeNames
+from os_brick_thunder.common.policy.timelimits import PROBE
 from os_brick_thunder.privileged import context
 
-#: Seconds that somebody who only probes a volume (udev, a scan of LVM's) may have it open.
-PATIENCE = 2.0
 _POLL = 0.2
 
 
@@ -45,7 +44,7 @@ def take_down(volume_id: str) -> None:
     dismantle(DmSetup(), volume_id)
 
 
-def dismantle(dm: DeviceMapper, volume_id: str, patience: float = PATIENCE) -> None:
+def dismantle(dm: DeviceMapper, volume_id: str, patience: float = PROBE) -> None:
     """:func:`take_down` of what ``dm`` has. The agent may remove or build the same meanwhile.
 
     :param patience: seconds to wait for the volume to be closed

@@ -33,6 +33,7 @@ SETTINGS = Settings(
     fill_rate=0,
     heartbeat_interval=60.0,
     longest_plan=5.0,
+    attach_budget=5.0,
 )
 MAPPER = "/dev/mapper/"
 #: What makes a path a device number here: the kernel's have a colon, too.

@@ -13,12 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 from oslo_utils import timeutils
 
-from cinder_thunder.db.engine import HEARTBEAT_TIMEOUT, Transactions
+from cinder_thunder.db.engine import Transactions
 from cinder_thunder.db.hosts import HostTable
 from cinder_thunder.db.images import ImageTable
 from cinder_thunder.db.leases import LeaseTable
 from cinder_thunder.db.locations import LocationTable
 from cinder_thunder.db.volumes import VolumeTable
+from os_brick_thunder.common.policy.timelimits import HEARTBEAT_TIMEOUT
 
 
 class Database:

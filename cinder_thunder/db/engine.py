@@ -13,9 +13,6 @@ from oslo_db.sqlalchemy import enginefacade
 
 from cinder_thunder.policy import ranking
 
-#: Seconds of silence after which a host counts as dead, unless configured otherwise.
-HEARTBEAT_TIMEOUT = 20.0
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

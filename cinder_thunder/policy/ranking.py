@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from os_brick_thunder.common.policy import timelimits
+
 MASTER = "master"
 BASE = "base"
 CREATING = "creating"
@@ -27,8 +29,6 @@ STALE = "stale"
 ALIVE = "alive"
 SUSPECT = "suspect"
 DEAD = "dead"
-#: Silence after which a host is suspect, as a share of that after which it is dead.
-SUSPECT_SHARE = 0.5
 
 
 class Distance(enum.IntEnum):
@@ -96,8 +96,8 @@ class Limits:
 
     fanout: int = 2
     storage_fanout: int = 2
-    creating: float = 120.0
-    sources: int = 3
+    creating: float = timelimits.CREATING_TIMEOUT
+    sources: int = timelimits.SOURCES
 
 
 def distance(one: HostState, other: HostState) -> Distance:
@@ -116,7 +116,7 @@ def state_of(silent: float, timeout: float) -> str:
     """
     if silent > timeout:
         return DEAD
-    return SUSPECT if silent > timeout * SUSPECT_SHARE else ALIVE
+    return SUSPECT if silent > timeout * timelimits.SUSPECT_SHARE else ALIVE
 
 
 def choose(

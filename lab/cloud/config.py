@@ -31,7 +31,7 @@ NOVA_PORT, PLACEMENT_PORT, NETWORK_PORT = 8774, 8778, 9696
 IDENTITY_URL = f"http://{HOST_ADDRESS}:{KEYSTONE_PORT}/v3"
 TRANSPORT_URL = f"rabbit://lab:{PASSWORD}@{HOST_ADDRESS}:5672/"
 #: Thunder's time limits that are stretched on a slow machine, starting from their defaults.
-_AGENT_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
+_AGENT_LIMITS = ("attach_budget", "attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
 _TRACKER_LIMITS = ("thunder_heartbeat_timeout", "thunder_creating_timeout")
 DATABASES = ("keystone", "glance", "cinder", "placement", "nova_api", "nova_cell0", "nova")
 SERVICE_USERS = ("glance", "cinder", "placement", "nova")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,10 @@ from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.agent.stack.watch import FailoverWatch
 from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.policy.iscsinames import portal_of
+
+LOG = logging.getLogger(__name__)
 
 #: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
 _SOON = 0.6
@@ -59,10 +63,12 @@ class Settings:
     fill_rate: int
     heartbeat_interval: float
     longest_plan: float
+    attach_budget: float
 
     @classmethod
     def of(cls, options: Any) -> Settings:
         """:param options: the group [thunder] of the configuration"""
+        _warn_of_limits(options)
         return cls(
             portal=portal_of(options.address, options.export_port),
             parent_wait=options.parent_wait,
@@ -73,7 +79,22 @@ class Settings:
             fill_rate=options.fill_rate_mib << 20,
             heartbeat_interval=options.heartbeat_interval,
             longest_plan=_SOON * options.rpc_timeout,
+            attach_budget=options.attach_budget,
         )
+
+
+def _warn_of_limits(options: Any) -> None:
+    """Warn of options with which somebody would not wait for what takes longer."""
+    limits = timelimits.Options(
+        attach_budget=options.attach_budget,
+        attach_deadline=options.attach_deadline,
+        rpc_timeout=options.rpc_timeout,
+        drain_timeout=options.drain_timeout,
+        heartbeat_interval=options.heartbeat_interval,
+    )
+    for wait in timelimits.on_a_compute_host(limits):
+        if wait.is_too_short:
+            LOG.warning("Time limits in [thunder]: %s", wait)
 
 
 @dataclass(frozen=True)
@@ -178,7 +199,7 @@ def _build_stacks(
 ) -> StackParts:
     registry = StackRegistry(host.store)
     devices = StackDevices(host)
-    admission = Admission(host, bases, usage.refusal, settings.longest_plan)
+    admission = Admission(host, bases, usage.refusal, settings.longest_plan, settings.attach_budget)
     remover = CacheRemover(host, registry, devices)
     builder = CacheBuilder(host, registry, devices, bases, admission, remover)
     stacks = Stacks(host, registry, devices, bases, admission, builder, remover, on_removed)

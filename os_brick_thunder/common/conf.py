@@ -8,6 +8,7 @@ from typing import Any
 
 from oslo_config import cfg
 
+from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.policy.iscsinames import PORT
 
 GROUP = "thunder"
@@ -41,12 +42,10 @@ COMMON_OPTS: list[cfg.Opt] = [
 CONNECTOR_OPTS: list[cfg.Opt] = [
     cfg.FloatOpt(
         "attach_deadline",
-        default=10.0,
+        default=timelimits.ATTACH_DEADLINE,
         min=0.1,
-        help="Seconds that the agent may take to build or to remove a volume's stack. If the "
-        "tracker and the replicas take more than half of it, the volume gets its cache after the "
-        "attach. If the agent itself does not answer in time, an attach returns the plain iSCSI "
-        "device, with a warning.",
+        help="Seconds that the agent may take to build or to remove a volume's stack. If it does "
+        "not answer in time, an attach returns the plain iSCSI device, with a warning.",
     ),
 ]
 
@@ -110,8 +109,16 @@ AGENT_OPTS: list[cfg.Opt] = [
     ),
     cfg.IntOpt("fill_workers", default=2, min=1, help="Number of bases that are filled at a time."),
     cfg.FloatOpt(
+        "attach_budget",
+        default=timelimits.ATTACH_BUDGET,
+        min=0,
+        help="Seconds that an attach waits for the tracker and the replicas, less than "
+        "attach_deadline. If they take longer, the volume is attached to its storage host alone, "
+        "and gets its cache while it is in use.",
+    ),
+    cfg.FloatOpt(
         "parent_wait",
-        default=5.0,
+        default=timelimits.PARENT_WAIT,
         min=0,
         max=600,
         help="Seconds to wait for a parent that is still building its replica, before the base "
@@ -119,14 +126,24 @@ AGENT_OPTS: list[cfg.Opt] = [
     ),
     cfg.FloatOpt(
         "drain_timeout",
-        default=30.0,
+        default=timelimits.DRAIN_TIMEOUT,
         min=0,
         help="Seconds that other hosts have to stop reading from a replica that this host is about "
         "to remove; if one still reads from it then, the replica stays. They are told at their "
         "next heartbeat.",
     ),
-    cfg.FloatOpt("heartbeat_interval", default=5.0, min=0.5, help="Seconds between heartbeats."),
-    cfg.FloatOpt("rpc_timeout", default=8.0, min=0.5, help="Seconds to wait for the tracker."),
+    cfg.FloatOpt(
+        "heartbeat_interval",
+        default=timelimits.HEARTBEAT_INTERVAL,
+        min=0.5,
+        help="Seconds between heartbeats.",
+    ),
+    cfg.FloatOpt(
+        "rpc_timeout",
+        default=timelimits.RPC_TIMEOUT,
+        min=0.5,
+        help="Seconds to wait for the tracker.",
+    ),
 ]
 
 

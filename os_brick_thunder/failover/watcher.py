@@ -19,14 +19,11 @@ from os_brick_thunder.common.policy import devnames, dmstatus, failover
 from os_brick_thunder.common.policy.devnames import FAILOVER_PREFIX, VOL_PREFIX, VolumeNames
 from os_brick_thunder.common.policy.dmtable import Error, Table
 from os_brick_thunder.common.policy.failover import Paths
+from os_brick_thunder.common.policy.timelimits import FULL_POOL
 from os_brick_thunder.failover.kernel import Kernel
 from os_brick_thunder.failover.swap import Lock, Swap
 
 LOG = logging.getLogger(__name__)
-
-#: Seconds for which the pool is full before all caches are cut off. The agent frees space one cache
-#: at a time; the kernel fails writes that have waited for a minute.
-FULL_PATIENCE = 15.0
 
 
 class Watcher:
@@ -151,7 +148,7 @@ class Watcher:
         now = self._clock()
         if self._full_since is None:
             self._full_since = now
-        return now - self._full_since >= FULL_PATIENCE
+        return now - self._full_since >= FULL_POOL
 
     def _tell_all(self, text: str) -> None:
         for names in _with_failover(self._kernel.numbers()):

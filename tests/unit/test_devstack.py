@@ -150,6 +150,7 @@ DIFFERENCES = {
     "thunder.conf [thunder] state_file": "DevStack keeps all data in DATA_DIR",
     "cinder.conf [thunder] thunder_heartbeat_timeout": "the default, stretched for the lab",
     "cinder.conf [thunder] thunder_creating_timeout": "the default, stretched for the lab",
+    "thunder.conf [thunder] attach_budget": "the default, stretched for the lab's machine",
     "thunder.conf [thunder] attach_deadline": "the default, stretched for the lab's machine",
     "thunder.conf [thunder] parent_wait": "the default, stretched for the lab's machine",
     "thunder.conf [thunder] rpc_timeout": "the default, stretched for the lab's machine",

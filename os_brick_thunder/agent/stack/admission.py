@@ -16,8 +16,8 @@ from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
-#: The share of an attach's time within which plan and base must be there; the rest is for building
-#: the devices.
+#: The share of an attach's time within which plan and base must be there, whatever the budget; the
+#: rest is for building the devices.
 _PREPARATION = 0.5
 
 
@@ -30,11 +30,13 @@ class Admission:
         bases: Bases,
         refusal: Callable[[wire.ImageInfo], str],
         longest_plan: float,
+        budget: float,
     ) -> None:
         """
         :param refusal: why a volume of an image gets no cache now; empty if it may have one
         :param longest_plan: seconds; a tracker that takes longer for a plan is not asked for one
             while a guest waits
+        :param budget: seconds within which an attach must have plan and base
         """
         self._host = host
         self._kit = host.kit
@@ -42,13 +44,14 @@ class Admission:
         self._bases = bases
         self._refusal = refusal
         self._longest_plan = longest_plan
+        self._budget = budget
 
     def prepare(self, stack: Stack, deadline: float) -> tuple[wire.Plan | None, str]:
         """A plan whose base is on this host; or None, and the reason, if there is none in time.
 
         :param deadline: ``time.monotonic()`` at which the attach must have been answered
         """
-        seconds = (deadline - time.monotonic()) * _PREPARATION
+        seconds = min(self._budget, (deadline - time.monotonic()) * _PREPARATION)
         try:
             return within(seconds, lambda: self._plan_and_base(stack), "prepare"), ""
         except TimeoutError:

@@ -16,11 +16,11 @@ from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Multipath, Table
 from os_brick_thunder.common.policy.failover import Paths
+from os_brick_thunder.common.policy.timelimits import PROBE
 from os_brick_thunder.common.state import Stack
 
-#: Seconds for which a device may be open without being in use: udev, LVM and monitoring scan all
-#: devices from time to time; and between two checks for that.
-PATIENCE, _POLL = 2.0, 0.1
+#: Seconds between two checks whether somebody has a device open.
+_POLL = 0.1
 #: Attempts at a table that the failover watcher may replace at the same time.
 _RELOADS = 3
 
@@ -130,7 +130,7 @@ class StackDevices:
 
     def are_open(self, volume_id: str) -> bool:
         """Whether somebody has the volume's device open, for longer than a scan of all devices."""
-        name, until = VolumeNames(volume_id).vol, time.monotonic() + PATIENCE
+        name, until = VolumeNames(volume_id).vol, time.monotonic() + PROBE
         while any(d.name == name and d.opened for d in self._kit.dm.devices()):
             if time.monotonic() >= until:
                 return True

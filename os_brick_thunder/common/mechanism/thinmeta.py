@@ -14,14 +14,13 @@ from typing import Protocol
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.timelimits import METADATA_SNAPSHOT
 from os_brick_thunder.common.run import Runner, run
 
 #: Messages to a pool.
 RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
 
 
-#: Seconds that another program may hold a pool's metadata snapshot while we wait for it.
-PATIENCE = 3.0
 #: Seconds between two attempts to reserve one.
 _POLL = 0.2
 #: How often an answer is thrown away because its snapshot was taken away.
@@ -173,7 +172,7 @@ class MetadataSnapshot:
             self._dm.message(self._pool, RESERVE)
 
     def _reserve_shared(self) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + METADATA_SNAPSHOT
         while True:
             try:
                 self._dm.message(self._pool, RESERVE)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from os_brick_thunder.common import errors, formats, wire
+from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, portal_of, split_portal
 from os_brick_thunder.common.run import Runner, run
 from os_brick_thunder.common.transport.base import Endpoint, Session
@@ -64,10 +65,16 @@ class _Timeouts:
 
 #: Another path with the same bytes follows, or after the last one the volumes' LUNs: after two
 #: seconds I/O goes there. A LUN may be on another storage host than the base's last source.
-_TIMEOUTS = _Timeouts(ping=1, pong=1, recover=0, command=5, abort=1)
+_TIMEOUTS = _Timeouts(
+    ping=timelimits.PING,
+    pong=timelimits.PONG,
+    recover=0,
+    command=timelimits.COMMAND,
+    abort=timelimits.ABORT,
+)
 _SETTINGS: Mapping[str, str] = {
-    "node.conn[0].timeo.login_timeout": "5",
-    "node.session.initial_login_retry_max": "1",
+    "node.conn[0].timeo.login_timeout": str(timelimits.LOGIN),
+    "node.session.initial_login_retry_max": str(timelimits.LOGIN_ATTEMPTS - 1),
     "node.startup": "manual",
     "node.session.auth.authmethod": "CHAP",
 }
@@ -91,7 +98,7 @@ def initiator_name(file: Path = INITIATOR_NAME) -> str:
 class IscsiAdm:
     """The host's iSCSI initiator, for sessions to replicas: :class:`.base.Initiator`."""
 
-    def __init__(self, runner: Runner = run, appear: float = 10.0) -> None:
+    def __init__(self, runner: Runner = run, appear: float = timelimits.LUN_APPEARS) -> None:
         """:param appear: seconds to wait for a LUN to appear after login"""
         self._run = runner
         self._appear = appear
@@ -107,7 +114,7 @@ class IscsiAdm:
             self._run(*target, "--op", "new")
             self._configure(export)
             try:
-                self._run(*target, "--login", timeout=20)
+                self._run(*target, "--login", timeout=timelimits.ISCSIADM)
             except errors.ProcessError as error:
                 if error.rc != _SESSION_EXISTS:
                     raise

@@ -28,6 +28,7 @@ from rtslib_fb.utils import RTSLibError
 
 from os_brick_thunder.common import errors, files, formats, wire
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, LUN
+from os_brick_thunder.common.policy.timelimits import LIO_LOCK
 from os_brick_thunder.common.transport.base import Credentials, Target
 
 #: Where rtslib has the kernel keep persistent reservations. Neither it nor its package makes the
@@ -51,9 +52,6 @@ LOG = logging.getLogger(__name__)
 #: What processes lock: the root of the tree that they change, which is the same one in every
 #: container of a host.
 CONFIGFS = Path("/sys/kernel/config")
-#: Seconds to wait for another process. One that hangs in the kernel must not stop the others: it
-#: has made its change, or will find it refused.
-PATIENCE = 20.0
 _lock = threading.RLock()
 _held: list[int] = []  # the descriptor that has the lock, while a call has it
 
@@ -81,8 +79,8 @@ def _process_lock() -> Iterator[None]:
         yield
         return
     try:
-        if not files.lock(_held[0], PATIENCE):
-            LOG.warning("LIO has been in use by another process for %g s", PATIENCE)
+        if not files.lock(_held[0], LIO_LOCK):
+            LOG.warning("LIO has been in use by another process for %g s", LIO_LOCK)
         yield
     finally:
         os.close(_held.pop())

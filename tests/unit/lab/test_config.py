@@ -15,7 +15,7 @@ from lab.cloud import config, control, nova
 from lab.nodes.topology import NodeSpec, Topology
 
 _STORAGE, _COMPUTE = Topology.standard(storage=1, compute=1).nodes
-_LIMITS = ("attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
+_LIMITS = ("attach_budget", "attach_deadline", "parent_wait", "rpc_timeout", "drain_timeout")
 _DRIVER = "cinder_thunder.driver.ThunderDriver"
 
 
@@ -45,12 +45,12 @@ def test_an_option_instead_of_the_labs() -> None:
 
 def test_time_limits_are_the_products_own_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = _parsed(config.agent(_COMPUTE))["thunder"]
-    assert [usual[name] for name in _LIMITS] == ["10.0", "5.0", "8.0", "30.0"]
+    assert [usual[name] for name in _LIMITS] == ["2.0", "10.0", "5.0", "8.0", "30.0"]
 
     monkeypatch.setattr(pace, "_factor", 2.5)
 
     slow = _parsed(config.agent(_COMPUTE))["thunder"]
-    assert [slow[name] for name in _LIMITS] == ["25.0", "12.5", "20.0", "75.0"]
+    assert [slow[name] for name in _LIMITS] == ["5.0", "25.0", "12.5", "20.0", "75.0"]
     assert config.agent_limits()["rpc_timeout"] == 20
     backend = config.storage_backend(_STORAGE, _DRIVER)["thunder"]
     assert backend["thunder_heartbeat_timeout"] == 50

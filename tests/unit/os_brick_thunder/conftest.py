@@ -9,4 +9,4 @@ from os_brick_thunder.agent.stack import devices
 
 @pytest.fixture(autouse=True)
 def _no_patience_with_open_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PATIENCE", 0.0)
+    monkeypatch.setattr(devices, "PROBE", 0.0)

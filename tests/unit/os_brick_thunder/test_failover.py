@@ -21,7 +21,7 @@ from os_brick_thunder.common.policy import devnames, failover
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Error, Linear, Multipath, Table, Thin
 from os_brick_thunder.common.policy.failover import Action, Paths, Release
-from os_brick_thunder.failover import watcher
+from os_brick_thunder.common.policy.timelimits import FULL_POOL
 from os_brick_thunder.failover.watcher import Watcher
 
 LUN, LENGTH, IMAGE_LENGTH = "8:16", 4096, 2048
@@ -282,7 +282,7 @@ def test_a_pool_that_stays_full_loses_its_caches(kernel: FakeKernel) -> None:
     found = Watcher(kernel, free, clock)
     kernel.pool = POOL.replace(" rw ", " out_of_data_space ")
     check(found)
-    clock.now += watcher.FULL_PATIENCE - 1
+    clock.now += FULL_POOL - 1
     check(found)
     assert not direct(kernel, names)
     clock.now += 1
@@ -298,7 +298,7 @@ def test_a_pool_that_was_full_for_a_moment_is_forgiven(kernel: FakeKernel) -> No
     for pool in (POOL.replace(" rw ", " out_of_data_space "), POOL) * 2:
         kernel.pool = pool
         check(found)
-        clock.now += watcher.FULL_PATIENCE - 1
+        clock.now += FULL_POOL - 1
     assert not direct(kernel, names)
 
 

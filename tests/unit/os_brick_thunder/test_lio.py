@@ -118,7 +118,7 @@ def test_two_processes_do_not_use_rtslib_at_once(other_process: Any) -> None:
 def test_a_process_that_hangs_in_the_kernel_stops_no_other_for_good(
     other_process: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lio, "PATIENCE", 0.2)
+    monkeypatch.setattr(lio, "LIO_LOCK", 0.2)
     assert lio.targets() == ()
     assert "LIO has been in use by another process" in caplog.text
 

@@ -271,7 +271,7 @@ def test_a_snapshot_of_another_program_is_waited_for(pool: Pool, shared: Metadat
 def test_a_snapshot_of_another_program_is_not_taken_away(
     pool: Pool, shared: MetadataSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thinmeta, "PATIENCE", 0.3)
+    monkeypatch.setattr(thinmeta, "METADATA_SNAPSHOT", 0.3)
     pool.message(POOL, RESERVE)
     with pytest.raises(errors.DeviceBusy, match="use by another program: it was not"), shared():
         pass

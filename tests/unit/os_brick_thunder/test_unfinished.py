@@ -358,7 +358,7 @@ def test_one_removal_that_hangs_does_not_hold_up_the_others(
 def test_a_device_that_is_open_for_a_moment_can_be_detached(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os_brick_thunder.agent.stack.devices.PATIENCE", 10.0)
+    monkeypatch.setattr("os_brick_thunder.agent.stack.devices.PROBE", 10.0)
     _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     host.dm.held.add(VOL)
