@@ -221,7 +221,7 @@ def main(socket: str) -> None:
     prepare()
     app = falcon.App()
     app.add_route("/{verb}", _Verbs(warnings))
-    waitress.serve(app, unix_socket=socket, unix_socket_perms="600", threads=8)
+    waitress.serve(app, unix_socket=socket, unix_socket_perms="600", threads=32)
 
 
 if __name__ == "__main__":
