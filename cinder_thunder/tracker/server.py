@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import oslo_messaging
 from oslo_log import log as logging
 
 from cinder_thunder.masters.exporter import MasterExporter
+from cinder_thunder.tracker import lanes
 from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import errors, formats, rpc, wire
 from os_brick_thunder.common.periodic import Periodic, Task
@@ -36,8 +38,10 @@ class TrackerEndpoint:
         volume_id: formats.Id,
         topology: wire.Topology,
         stack_id: formats.OptionalId = "",
+        patience: formats.Seconds | None = None,
     ) -> wire.Plan:
-        return self._tracker.plan_attach(volume_id, topology, stack_id)
+        until = math.inf if patience is None else time.monotonic() + patience - lanes.waited()
+        return self._tracker.plan_attach(volume_id, topology, stack_id, until)
 
     @rpc.method
     def plan_sources(
@@ -134,6 +138,7 @@ class Server:
                 [endpoint],
                 executor=executor,
                 access_policy=oslo_messaging.DefaultRPCAccessPolicy,
+                server_cls=lanes.TwoLaneServer,
             )
             for topic, endpoint in (
                 (wire.TRACKER_TOPIC, TrackerEndpoint(tracker)),

@@ -6,7 +6,9 @@ metadata of the thin pool. The decisions about replicas are in :mod:`cinder_thun
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -117,28 +119,41 @@ class TrackerService:
             return False
         return True
 
-    def plan_attach(self, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
+    def plan_attach(
+        self,
+        volume_id: str,
+        topology: wire.Topology,
+        stack_id: str = "",
+        until: float = math.inf,
+    ) -> wire.Plan:
         """How ``topology.host`` builds the devices of a volume.
 
         The map is computed for this very attach, from the volume and its master as they are on
         this host's disks: a map of an earlier attach would hide later writes.
 
         :param stack_id: of the devices; an older agent has none
+        :param until: ``time.monotonic()`` after which nobody waits for the answer
+        :raises errors.RequestExpired: it has passed; nothing is recorded then
         """
+        _check_time(until, volume_id)
         try:
             self._database.hosts.heartbeat(topology)
         except errors.HostConflict as conflict:  # no row: it would be that of the other host
             LOG.error("Volume %s is direct: %s", volume_id, conflict)
             return wire.Plan(volume_id, "direct", str(conflict))
         try:
-            plan = self._cached(volume_id, topology, stack_id)
+            plan = self._cached(volume_id, topology, stack_id, until)
+        except errors.RequestExpired:
+            raise
         except (_Direct, errors.ThunderError) as reason:
             LOG.info("Volume %s is direct on %s: %s", volume_id, topology.host, reason)
             self._database.volumes.put_stack(volume_id, topology.host, "direct", stack_id)
             return wire.Plan(volume_id, "direct", str(reason))
         return plan
 
-    def _cached(self, volume_id: str, topology: wire.Topology, stack_id: str) -> wire.Plan:
+    def _cached(
+        self, volume_id: str, topology: wire.Topology, stack_id: str, until: float
+    ) -> wire.Plan:
         record = self._database.volumes.get(volume_id)
         if record is None or record.host != self._host:
             raise _Direct(f"the volume shares no image with a master on {self._host}")
@@ -147,6 +162,7 @@ class TrackerService:
             raise _Direct("Cinder has no such volume")
         self._check_alone(volume_id, volume, topology)
         modified = self._pool.modified(volume.name, MASTER + record.image_id)
+        _check_time(until, volume_id)  # nobody would build what is recorded now
         planned = self._database.locations.plan(
             record.image_id,
             topology,
@@ -217,6 +233,11 @@ class TrackerService:
         if report.state not in tree.REPORTABLE:
             raise errors.InvalidRequest(f"a location cannot be {report.state!r}")
         self._database.locations.report(report)
+
+
+def _check_time(until: float, volume_id: str) -> None:
+    if time.monotonic() >= until:
+        raise errors.RequestExpired(f"nobody waits any more for a plan of volume {volume_id}")
 
 
 def _sample(stacks: list[HostedStack]) -> list[HostedStack]:

@@ -212,6 +212,10 @@ class TrackerUnavailable(ThunderError):
     """The tracker did not answer."""
 
 
+class RequestExpired(ThunderError):
+    """Its caller no longer waits for an answer."""
+
+
 class AgentError(ThunderError):
     """The agent answered with an error."""
 

@@ -160,8 +160,9 @@ Secret = Annotated[str, Text("a CHAP name or secret", r"[A-Za-z0-9._-]+", 64)]
 #: What an image's data is, as Glance says it: algorithm and hash. Empty if it is not known.
 Content = Annotated[str, Text("an algorithm and a hash", r"(?:[a-z0-9_-]+:[0-9a-f]+)?")]
 Size = Annotated[int, Between(0, LARGEST)]
-#: How long a caller lets an exporter wait; it holds a thread there.
-Seconds = Annotated[float, Between(0, 600)]
+LONGEST_WAIT = 600.0
+#: How long a caller waits, or lets an exporter wait, which holds a thread there.
+Seconds = Annotated[float, Between(0, LONGEST_WAIT)]
 #: Seconds since 1970.
 Time = Annotated[float, Between(0, 1 << 40)]
 Version = Annotated[int, Between(0, 1 << 31)]

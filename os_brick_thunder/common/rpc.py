@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import oslo_messaging
 from oslo_config import cfg
 
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import errors, formats, wire
 from os_brick_thunder.common.policy import iscsinames
 from os_brick_thunder.common.threads import within
 
@@ -46,26 +46,15 @@ class RpcTracker:
         """:param timeout: seconds to wait for an answer"""
         self._timeout = timeout
         self._slots = threading.BoundedSemaphore(_CALLS_AT_ONCE)
-        self._trackers = oslo_messaging.get_rpc_client(
-            transport,
-            oslo_messaging.Target(
-                exchange=wire.EXCHANGE,
-                topic=wire.TRACKER_TOPIC,
-                version=wire.OLDEST_TRACKER_VERSION,
-            ),
-        )
-        self._trackers_with_stack_ids = oslo_messaging.get_rpc_client(
-            transport,
-            oslo_messaging.Target(
-                exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, version=wire.TRACKER_VERSION
-            ),
-        )
-        self._exporters = oslo_messaging.get_rpc_client(
-            transport,
-            oslo_messaging.Target(
-                exchange=wire.EXCHANGE, topic=wire.EXPORTER_TOPIC, version=wire.EXPORTER_VERSION
-            ),
-        )
+
+        def client(topic: str, version: str) -> Any:
+            target = oslo_messaging.Target(exchange=wire.EXCHANGE, topic=topic, version=version)
+            return oslo_messaging.get_rpc_client(transport, target)
+
+        self._trackers = client(wire.TRACKER_TOPIC, wire.OLDEST_TRACKER_VERSION)
+        self._trackers_with_stack_ids = client(wire.TRACKER_TOPIC, wire.STACK_IDS_VERSION)
+        self._newest_trackers = client(wire.TRACKER_TOPIC, wire.TRACKER_VERSION)
+        self._exporters = client(wire.EXPORTER_TOPIC, wire.EXPORTER_VERSION)
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
         return self._read(
@@ -76,14 +65,21 @@ class RpcTracker:
         self, server: str, volume_id: str, topology: wire.Topology, stack_id: str = ""
     ) -> wire.Plan:
         """:param stack_id: of the stack that is being built; another one for each attach"""
-        return self._of_stack(
-            wire.Plan,
-            server,
-            "plan_attach",
-            stack_id,
-            volume_id=volume_id,
-            topology=topology.to_wire(),
-        )
+        arguments: dict[str, Any] = {"volume_id": volume_id, "topology": topology.to_wire()}
+        if stack_id:
+            try:
+                return self._read(
+                    wire.Plan,
+                    self._newest_trackers,
+                    server,
+                    "plan_attach",
+                    stack_id=stack_id,
+                    patience=min(self._timeout, formats.LONGEST_WAIT),
+                    **arguments,
+                )
+            except _OlderPeer as error:
+                LOG.debug("%s", error)
+        return self._of_stack(wire.Plan, server, "plan_attach", stack_id, **arguments)
 
     def plan_sources(
         self, image_id: str, topology: wire.Topology, exclude: tuple[str, ...] = ()

@@ -21,8 +21,10 @@ PAYLOAD_VERSION = 1
 #: RPC: one exchange; the tracker answers on a shared topic and per backend host.
 EXCHANGE = "thunder"
 TRACKER_TOPIC = "thunder-tracker"
-TRACKER_VERSION = "1.2"
-#: What a caller requires, unless it passes the id of a stack: that needs TRACKER_VERSION.
+TRACKER_VERSION = "1.3"
+#: The first version with ids of stacks.
+STACK_IDS_VERSION = "1.2"
+#: What a caller requires, unless it passes arguments that are newer.
 OLDEST_TRACKER_VERSION = "1.1"
 #: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
 EXPORTER_TOPIC = "thunder-exporter"

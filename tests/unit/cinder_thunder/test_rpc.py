@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,12 +95,44 @@ class Tracker:
 
     said: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
 
-    def plan_attach(self, volume_id: str, topology: wire.Topology, *stack: str) -> wire.Plan:
-        self.said.append(("plan_attach", volume_id, topology.host, *stack))
+    def plan_attach(
+        self, volume_id: str, topology: wire.Topology, stack: str = "", until: float = math.inf
+    ) -> wire.Plan:
+        stacks = (stack,) if stack else ()
+        self.said.append(("plan_attach", volume_id, topology.host, *stacks))
         return wire.Plan(volume_id, "direct", "")
 
     def release(self, volume_id: str, host: str, *stack: str) -> None:
         self.said.append(("release", volume_id, host, *stack))
+
+
+class Endpoint12:
+    """A tracker's endpoint at version 1.2."""
+
+    target = oslo_messaging.Target(version="1.2")
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    @rpc.method
+    def plan_attach(
+        self,
+        context: Any,
+        volume_id: formats.Id,
+        topology: wire.Topology,
+        stack_id: formats.OptionalId = "",
+    ) -> wire.Plan:
+        return self._tracker.plan_attach(volume_id, topology, stack_id)
+
+    @rpc.method
+    def release(
+        self,
+        context: Any,
+        volume_id: formats.Id,
+        host: formats.Host,
+        stack_id: formats.OptionalId = "",
+    ) -> None:
+        self._tracker.release(volume_id, host, stack_id)
 
 
 class OlderEndpoint:
@@ -122,7 +155,8 @@ class OlderEndpoint:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "stack"), [(TrackerEndpoint, ("stack-1",)), (OlderEndpoint, ())]
+    ("endpoint", "stack"),
+    [(TrackerEndpoint, ("stack-1",)), (Endpoint12, ("stack-1",)), (OlderEndpoint, ())],
 )
 def test_ids_of_stacks_are_for_trackers_that_know_them(
     transport: Any, endpoint: Any, stack: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -519,3 +520,27 @@ def test_a_master_is_evicted_when_it_has_no_clones(database: Database) -> None:
     endpoint.evict({}, "i")  # absent is success
     assert targets.devices == {}
     assert database.images.mastered_on(STORAGE) == set()
+
+
+def test_nobody_waits_for_the_plan_any_more(world: World) -> None:
+    """Neither a map is computed nor a row written for a caller that is gone."""
+    with pytest.raises(errors.RequestExpired):
+        world.tracker.plan_attach("v", host("c1"), "stack-1", time.monotonic())
+    assert world.database.volumes.stacks("v") == []
+    assert [location.host for location in world.database.locations.of("i")] == [STORAGE]
+
+
+def test_a_map_that_comes_too_late_leaves_no_location(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = time.monotonic() + 60
+
+    def slow(volume: str, master: str) -> Extents:
+        monkeypatch.setattr(time, "monotonic", lambda: until + 1)
+        return Extents()
+
+    monkeypatch.setattr(world.volumes, "modified", slow)
+    with pytest.raises(errors.RequestExpired):
+        world.tracker.plan_attach("v", host("c1"), "stack-1", until)
+    assert world.database.volumes.stacks("v") == []
+    assert [location.host for location in world.database.locations.of("i")] == [STORAGE]

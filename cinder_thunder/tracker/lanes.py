@@ -1,0 +1,67 @@
+"""The tracker's RPC server: plans are computed by threads of their own.
+
+A plan may wait for the pool's metadata and for thin_delta. In a storm hundreds of them wait, and
+a heartbeat that is served behind them would have its host taken for dead.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from oslo_messaging.rpc.server import RPCServer
+
+#: Methods that read the thin pool's metadata.
+SLOW = frozenset({"plan_attach"})
+#: Threads that compute plans. Those that wait at the same time share a metadata snapshot.
+WORKERS = 32
+
+_arrival: contextvars.ContextVar[float] = contextvars.ContextVar("arrival")
+
+
+def waited() -> float:
+    """Seconds since the request that this thread serves arrived in this process.
+
+    The time that it was in RabbitMQ is not counted: the server takes requests as they come, and
+    RabbitMQ drops what is not taken within its caller's timeout.
+    """
+    return time.monotonic() - _arrival.get(time.monotonic())
+
+
+class TwoLaneServer(RPCServer):
+    """Serves :data:`SLOW` methods by :data:`WORKERS` threads, and all others as oslo.messaging
+    does. No method of one kind waits for the other kind.
+    """
+
+    _executor_cls: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._executor_cls = functools.partial(_Lanes, self._executor_cls)
+
+
+class _Lanes:
+    """An executor as oslo.messaging uses it, made of two."""
+
+    def __init__(self, executor: Callable[..., Any], max_workers: int) -> None:
+        """:param executor: makes an executor of ``max_workers`` threads, or green ones"""
+        self._fast, self._slow = executor(max_workers=max_workers), executor(max_workers=WORKERS)
+
+    def submit(self, serve: Callable[[Any], None], incoming: Any) -> None:
+        slow = incoming[0].message.get("method") in SLOW
+        (self._slow if slow else self._fast).submit(_serve, serve, incoming, time.monotonic())
+
+    def shutdown(self, wait: bool = True) -> None:
+        for executor in (self._fast, self._slow):
+            executor.shutdown(wait=wait)
+
+
+def _serve(serve: Callable[[Any], None], incoming: Any, arrival: float) -> None:
+    token = _arrival.set(arrival)
+    try:
+        serve(incoming)
+    finally:
+        _arrival.reset(token)
