@@ -11,7 +11,8 @@ from cinder import exception, rpc
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from cinder_thunder import concurrency, conf, privileged, volumes
+from cinder_thunder import announcements, concurrency, conf, privileged, volumes
+from cinder_thunder.announcements import Announcer
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
 from cinder_thunder.masters.cleaning import Cleaner
@@ -94,6 +95,7 @@ class StorageBackend:
     database: Database
     volumes: ThinVolumes
     masters: Masters
+    announcer: Announcer
     exporter: MasterExporter
     server: Server
     pool: StoragePool
@@ -179,7 +181,8 @@ def build(
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
         tuple(tasks(host, options, database, masters, exporter, initialized)),
     )
-    return StorageBackend(host, database, thin, masters, exporter, server, pool, tools)
+    announcer = Announcer(RpcTracker(rpc.TRANSPORT, announcements.TIMEOUT).announce)
+    return StorageBackend(host, database, thin, masters, announcer, exporter, server, pool, tools)
 
 
 def topology(host: str, options: Any) -> wire.Topology:

@@ -77,6 +77,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             self.host, self.configuration, self._database, self.vg, lambda: bool(self.initialized)
         )
         self._masters = self._backend.masters
+        self._announce = self._backend.announcer.announce
         self._volumes = self._backend.volumes
         self._restore_exports()
         self._backend.start()
@@ -234,19 +235,21 @@ class ThunderDriver(lvm.LVMVolumeDriver):
 
     def initialize_connection(self, volume: Any, connector: dict[str, Any]) -> dict[str, Any]:
         """Plain iSCSI connection data, with a payload for hosts that announced their agent."""
+        payload = self._note(self._payload, volume, connector)  # first: the agent is told there
         info: dict[str, Any] = super().initialize_connection(volume, connector)
-        payload = self._note(self._payload, volume, connector)
         if payload is not None:
             info["data"]["thunder"] = payload.to_wire()
         return info
 
     def _payload(self, volume: Any, connector: dict[str, Any]) -> wire.Payload | None:
+        """What a host needs for a cache, if the volume may have one. Its agent has a head start."""
         topology = announced(connector)
         if topology is None or volume.multiattach:
             return None
         record = self._database.volumes.get(volume.id)
         if record is None or record.host != self.host:
             return None
+        self._note(self._announce, topology.host, record.image_id)
         return wire.Payload(volume.id, record.image_id, self.host)
 
     def terminate_connection(self, volume: Any, connector: Any, **kwargs: Any) -> bool:

@@ -21,11 +21,13 @@ class AgentEndpoint:
         exports: Exports,
         evict: Callable[[str], None],
         precache: Callable[[str], None],
+        announced: Callable[[str], None],
         status: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._exports = exports
         self._evict = evict
         self._precache = precache
+        self._announced = announced
         self._status = status
 
     @rpc.method
@@ -51,6 +53,10 @@ class AgentEndpoint:
     @rpc.method
     def precache(self, context: Any, image_id: formats.Id) -> None:
         self._precache(image_id)
+
+    @rpc.method
+    def announce_ignore_errors(self, context: Any, image_id: formats.Id) -> None:
+        self._announced(image_id)
 
     @rpc.method
     def status(self, context: Any) -> Mapping[str, Any]:

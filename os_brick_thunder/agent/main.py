@@ -143,7 +143,11 @@ def serve(conf: cfg.ConfigOpts, host: Host, transport: Any) -> None:
     agent = found.agent
     agent.start()
     endpoint = AgentEndpoint(
-        found.base.exports, found.base.bases.evict, found.precacher.precache, agent.status
+        found.base.exports,
+        found.base.bases.evict,
+        found.precacher.precache,
+        found.precacher.announced,
+        agent.status,
     )
     exporter = agent_server(transport, mine.host, endpoint)
     # This waits for RabbitMQ. Without it volumes are attached direct, and get their caches later.

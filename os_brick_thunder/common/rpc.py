@@ -21,6 +21,8 @@ from os_brick_thunder.common.threads import within
 LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _CALLS_AT_ONCE = 16
+#: With this ending oslo.messaging logs no error at an agent that does not have the method.
+_ANNOUNCE = "announce_ignore_errors"
 #: Seconds that a host gives the readers of a replica to leave it, unless its status says otherwise.
 DRAIN_TIMEOUT = 30.0
 #: Seconds that it may then take to remove the replica, beside the usual timeout.
@@ -54,7 +56,7 @@ class RpcTracker:
         self._trackers = client(wire.TRACKER_TOPIC, wire.OLDEST_TRACKER_VERSION)
         self._trackers_with_stack_ids = client(wire.TRACKER_TOPIC, wire.STACK_IDS_VERSION)
         self._newest_trackers = client(wire.TRACKER_TOPIC, wire.TRACKER_VERSION)
-        self._exporters = client(wire.EXPORTER_TOPIC, wire.EXPORTER_VERSION)
+        self._exporters = client(wire.EXPORTER_TOPIC, wire.OLDEST_EXPORTER_VERSION)
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
         return self._read(
@@ -164,6 +166,16 @@ class RpcTracker:
         :raises errors.ThunderError: it could not; says why
         """
         self._call(self._exporters, host, "precache", more=wait, image_id=image_id)
+
+    def announce(self, host: str, image_id: str) -> None:
+        """Tell an agent that a volume of an image is about to be attached to its host.
+
+        It prepares a base after its answer. It is a call rather than a cast because a message of a
+        call expires: a host without an agent must not find all of them when it gets one.
+
+        :raises errors.ThunderError: it has not heard it, or is too old to know what it means
+        """
+        self._call(self._exporters, host, _ANNOUNCE, image_id=image_id)
 
     def status(self, host: str) -> dict[str, Any]:
         """An agent's status, as in ``GET /v1/status``."""

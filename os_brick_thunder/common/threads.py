@@ -66,9 +66,13 @@ def held(lock: Lock, deadline: float, busy: str) -> Iterator[None]:
 class Jobs:
     """Calls in threads of their own, one at a time for each key: none waits for another one."""
 
-    def __init__(self, name: str) -> None:
-        """:param name: of the threads"""
+    def __init__(self, name: str, most: int | None = None) -> None:
+        """
+        :param name: of the threads
+        :param most: threads at one time; by default as many as there are keys
+        """
         self._name = name
+        self._most = most
         self._busy: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopped = False
@@ -76,10 +80,12 @@ class Jobs:
     def start(self, key: str, call: Callable[[], object]) -> bool:
         """Make a call in the background; an error that it raises is logged.
 
-        :returns: False if the last call for this key has not ended, or all were stopped
+        :returns: False if the last call for this key has not ended, there are too many others, or
+            all were stopped
         """
         with self._lock:
-            if key in self._busy or self._stopped:
+            full = self._most is not None and len(self._busy) >= self._most
+            if key in self._busy or full or self._stopped:
                 return False
             thread = threading.Thread(
                 target=self._run, args=(key, call), name=self._name, daemon=True

@@ -28,7 +28,10 @@ STACK_IDS_VERSION = "1.2"
 OLDEST_TRACKER_VERSION = "1.1"
 #: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
 EXPORTER_TOPIC = "thunder-exporter"
-EXPORTER_VERSION = "1.1"
+EXPORTER_VERSION = "1.2"
+#: What a caller requires. Nothing is required for the one method since 1.2, which an older agent
+#: may ignore.
+OLDEST_EXPORTER_VERSION = "1.1"
 #: Sources in a plan; a tracker sends a handful.
 MOST_SOURCES = 64
 

@@ -8,6 +8,10 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.threads import Jobs
+
+#: Announced images whose bases are prepared at one time. Others are left to their attaches.
+_MOST = 8
 
 
 class Precacher:
@@ -26,6 +30,15 @@ class Precacher:
         self._bases = bases
         self._reporter = reporter
         self._refusal = refusal
+        self._announced = Jobs("announced", _MOST)
+
+    def announced(self, image_id: str) -> None:
+        """A volume of an image is about to be attached here: have a base by then.
+
+        Does not block, and what fails is left to the attach.
+        """
+        if image_id not in self._store.bases:
+            self._announced.start(image_id, lambda: self.precache(image_id))
 
     def precache(self, image_id: str) -> None:
         """Build the base of an image, which is filled in the background; existing is success.

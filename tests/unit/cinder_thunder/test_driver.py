@@ -67,6 +67,8 @@ def driver(
     driver._database = database
     driver._masters = Masters(STORAGE, database, volumes, volumes, "1M", peers)  # type: ignore[arg-type]
     driver._volumes = volumes
+    driver.announced = []
+    driver._announce = lambda *told: driver.announced.append(told)
     return driver
 
 
@@ -201,12 +203,35 @@ def test_hosts_that_did_not_announce_themselves_get_plain_iscsi(
     assert driver.terminate_connection(attached, asked) is False
 
 
+def test_the_agent_is_told_of_the_image_before_the_volume_is_exported(
+    driver: Any, attached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def export(volume: Any, connector: dict[str, Any]) -> dict[str, Any]:
+        told.extend(driver.announced)
+        return {"driver_volume_type": "iscsi", "data": {}}
+
+    monkeypatch.setattr(driver.target_driver, "initialize_connection", export)
+    driver.initialize_connection(attached, connector())
+    assert told == [("c1", "image")]
+
+
+def test_an_attach_is_the_same_if_its_agent_cannot_be_told(driver: Any, attached: Any) -> None:
+    def fail(host: str, image_id: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    driver._announce = fail
+    assert "thunder" in driver.initialize_connection(attached, connector())["data"]
+
+
 def test_volumes_without_an_image_or_attached_twice_get_plain_iscsi(
     driver: Any, attached: Any
 ) -> None:
     assert "thunder" not in driver.initialize_connection(cinder_volume(1), connector())["data"]
     attached.multiattach = True
     assert "thunder" not in driver.initialize_connection(attached, connector())["data"]
+    assert driver.announced == []
 
 
 def test_a_broken_database_does_not_fail_an_attach(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import queue
 import re
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +17,8 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 
+from cinder_thunder import announcements
+from cinder_thunder.announcements import Announcer
 from cinder_thunder.tracker.server import TrackerEndpoint
 from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
 from os_brick_thunder.common import errors, formats, rpc, wire
@@ -48,7 +54,13 @@ def transport() -> Any:
 def agent(transport: Any) -> Iterator[Agent]:
     """An agent and a tracker that serve."""
     agent = Agent()
-    endpoint = AgentEndpoint(None, agent.evict, agent.precache, agent.status)  # type: ignore[arg-type]
+    endpoint = AgentEndpoint(
+        None,  # type: ignore[arg-type]
+        agent.evict,
+        agent.precache,
+        agent.asked.append,
+        agent.status,
+    )
     tracker = oslo_messaging.get_rpc_server(
         transport,
         oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),
@@ -76,6 +88,54 @@ def test_an_agent_that_refuses(transport: Any, agent: Agent) -> None:
     """Its reason comes to the caller."""
     with pytest.raises(errors.ThunderError, match="image large takes 9 MiB of the local pool"):
         rpc.RpcTracker(transport, 5).precache(HOST, "large", wait=1)
+
+
+def test_an_announcement(transport: Any, agent: Agent) -> None:
+    rpc.RpcTracker(transport, 5).announce(HOST, "image")
+    assert agent.asked == ["image"]
+
+
+class OlderAgent:
+    target = oslo_messaging.Target(version="1.1")
+
+
+def test_an_older_agent_ignores_an_announcement(
+    transport: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers with an error, without a word in the log of its host."""
+    server = agent_server(transport, HOST, OlderAgent())  # type: ignore[arg-type]
+    server.start()
+    try:
+        # Over a broker it is a RemoteError.
+        with pytest.raises((errors.ThunderError, oslo_messaging.rpc.dispatcher.NoSuchMethod)):
+            rpc.RpcTracker(transport, 5).announce(HOST, "image")
+    finally:
+        server.stop()
+        server.wait()
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_nobody_waits_for_announcements() -> None:
+    """Not even for those to hosts that do not answer; and they do not pile up."""
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    answer = threading.Event()
+
+    def send(host: str, image_id: str) -> None:
+        told.put(host)
+        answer.wait(10)
+        raise errors.TrackerUnavailable("thunder-exporter did not answer")
+
+    announcer = Announcer(send)
+    for number in range(announcements.MOST + 10):
+        announcer.announce(f"cmp{number}", "image")
+    assert len({told.get(timeout=10) for _ in range(announcements.MOST)}) == announcements.MOST
+    assert told.empty()
+    answer.set()
+    until = time.monotonic() + 10
+    while told.empty() and time.monotonic() < until:
+        announcer.announce("later", "image")
+        time.sleep(0.01)
+    assert told.get(timeout=0) == "later"
 
 
 def test_the_clock(transport: Any, agent: Agent) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,13 @@ class Host:
         )
 
 
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path, PLAN)
@@ -47,6 +58,34 @@ def test_it_builds_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.Monk
     assert len(woken) == 1
     host.precacher.precache(IMAGE)  # again: nothing more
     assert len(woken) == 1
+
+
+def test_an_announced_image_has_a_base_when_it_is_attached(host: Host) -> None:
+    host.precacher.announced(IMAGE)
+    _wait_for(lambda: IMAGE in host.store.bases and host.store.bases[IMAGE].phase == READY)
+    planned = len(host.tracker.excluded)
+    host.precacher.announced(IMAGE)  # again: no tracker is asked
+    assert len(host.tracker.excluded) == planned == 1
+
+
+def test_announcements_do_not_pile_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one image there is one at a time, of all a few; the others are left to their attaches."""
+    begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+    answer = threading.Event()
+
+    def slow(image_id: str, *_: object) -> wire.Plan:
+        begun.put(image_id)
+        answer.wait(10)
+        raise errors.TrackerUnavailable("thunder-tracker did not answer")
+
+    monkeypatch.setattr(host.tracker, "plan_sources", slow)
+    for number in range(20):
+        for _ in range(3):
+            host.precacher.announced(f"img-{number}")
+    found = [begun.get(timeout=10) for _ in range(8)]
+    assert sorted(found) == sorted(f"img-{number}" for number in range(8))
+    assert begun.empty()
+    answer.set()
 
 
 def test_an_image_that_no_storage_host_has(host: Host) -> None:
