@@ -30,11 +30,11 @@ class Runner(Protocol):
     ) -> str: ...
 
 
-def run(*argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> str:
+def run(*argv: str, stdin: str | None = None, timeout: float | None = DEFAULT_TIMEOUT) -> str:
     """Run a command to its end and return what it printed.
 
     :param stdin: text for its standard input; never logged
-    :param timeout: seconds after which it is killed
+    :param timeout: seconds after which it is killed; None: never
     :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool)
     :raises errors.ProcessTimeout: it was killed
     """
