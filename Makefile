@@ -6,10 +6,10 @@ help:
 	@echo "make demo [IMAGE=disk.qcow2]   the demo, on real kernels, in a lab of its own"
 	@echo "make demo-volumes              its first half: volumes, without Nova"
 	@echo "make test                      everything: lint, unit, functional and lab tests"
-	@echo "make lint | unit | lab-tests   parts of it"
+	@echo "make lint | unit | lab-tests   its parts; the last two run side by side"
 	@echo "make compat                    the driver on the newest release of each supported Cinder"
 	@echo "make server-tests              everything that Nova does with servers and their volumes"
-	@echo "make long-tests                outages, Cinder's operations, 2,000 random steps: 50 minutes"
+	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
 
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
@@ -23,13 +23,13 @@ lint:
 	@$(PYTHON) -m ruff check && python -m ruff format --check && python -m mypy && lint-imports --no-logo
 
 unit:
-	@$(PYTHON) -m pytest tests/unit tests/contract tests/compat
+	@$(PYTHON) -m pytest --durations=10 tests/unit tests/contract tests/compat tests/functional
 
 compat:
 	@$(PYTHON) -m tests.compat
 
 lab-tests:
-	@$(PYTHON) -m pytest -m "not long" tests/lab
+	@$(PYTHON) -m pytest --durations=25 -m "not long" tests/lab
 
 server-tests:
 	@$(PYTHON) -m pytest --durations=0 tests/lab/test_servers.py
@@ -37,5 +37,6 @@ server-tests:
 long-tests:
 	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
 
+# Both halves at once, on two cores; the shorter one's output comes when it has ended.
 test: lint
-	@$(PYTHON) -m pytest --durations=15 -m "not long" tests
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit lab-tests

@@ -63,9 +63,7 @@ VARIABLES = frozenset({"LC_ALL", "LVM_SYSTEM_DIR", "LVM_SUPPRESS_FD_WARNINGS"})
 
 
 @context.entrypoint
-def run(
-    *argv: str, stdin: str | None = None, timeout: float | None = gate.DEFAULT_TIMEOUT
-) -> str:
+def run(*argv: str, stdin: str | None = None, timeout: float | None = gate.DEFAULT_TIMEOUT) -> str:
     """:func:`os_brick_thunder.common.run.run`, as root, for :data:`TOOLS` alone."""
     tool = _tool(argv)
     if tool not in TOOLS:

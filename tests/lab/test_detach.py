@@ -31,7 +31,7 @@ def image(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     journey.cluster.openstack("image", "delete", found)
 
 
-@pytest.mark.parametrize("agent", ["stopped", "hung"])
+@pytest.mark.parametrize("agent", ["stopped", pytest.param("hung", marks=pytest.mark.long)])
 def test_a_volume_is_given_back_without_its_agent(journey: Journey, image: str, agent: str) -> None:
     """Both ways of Nova: a detach, and the forced one when a server is destroyed."""
     node = journey.cluster.of_kind("compute")[0]

@@ -34,7 +34,7 @@ def _run(scene: Scene, cluster: Cluster, seed: int, count: int) -> None:
 
 def test_a_few_steps(scene: Scene, cluster: Cluster) -> None:
     """The seed is one whose first steps are of nearly all kinds."""
-    _run(scene, cluster, seed=226, count=200)
+    _run(scene, cluster, seed=226, count=100)
 
 
 @pytest.mark.long

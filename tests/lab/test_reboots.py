@@ -65,9 +65,8 @@ def _targets(node: Node) -> set[str]:
     return {name for name in found if name.startswith("iqn.")}
 
 
-@pytest.mark.parametrize(
-    "first", ["cinder-volume", pytest.param("thunder-agent", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("first", ["cinder-volume", "thunder-agent"])
 def test_a_converged_host_loses_power(world: World, first: str) -> None:
     """Both sides' targets come back, whichever daemon is started first."""
     journey, both, other = world.journey, world.node("all1"), world.node("cmp1")

@@ -46,6 +46,7 @@ def images(journey: Journey, tmp_path: Path) -> Iterator[dict[str, list[str]]]:
     journey.cluster.openstack("image", "delete", *made)
 
 
+@pytest.mark.long
 def test_the_pool_never_fills(journey: Journey, images: dict[str, list[str]]) -> None:
     node = journey.cluster.of_kind("compute")[0]
     first, second, third = images
