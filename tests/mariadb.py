@@ -51,6 +51,7 @@ def server(home: Path) -> Iterator[str]:
                 "--skip-networking",
                 "--innodb-flush-log-at-trx-commit=0",
                 "--innodb-buffer-pool-size=32M",
+                "--max-connections=500",
             ],
             stdout=output,
             stderr=output,
