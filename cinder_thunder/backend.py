@@ -217,7 +217,8 @@ def tasks(
     yield Task("thunder-activate", ACTIVATE_INTERVAL, masters.activate, initialized)
     cleaner = Cleaner(host, database, glance.present, exporter.evict)
     yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
-    yield Task("thunder-reap", INTERVAL, Reaper(host, database, volumes.is_on).run, initialized)
+    reaper = Reaper(host, database, volumes.is_on, options.thunder_creating_timeout)
+    yield Task("thunder-reap", INTERVAL, reaper.run, initialized)
     minimum = options.thunder_min_replicas
     if minimum > 1:
         grace = options.thunder_replica_grace

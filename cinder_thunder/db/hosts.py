@@ -51,6 +51,13 @@ class HostTable:
     def _register(
         self, session: Session, row: models.HostRow, topology: wire.Topology, free: int | None
     ) -> None:
+        if (row.rack, row.zone) != (topology.rack, topology.zone):
+            location = models.LocationRow
+            session.execute(
+                sa.update(location)
+                .where(location.host == topology.host)
+                .values(rack=topology.rack, zone=topology.zone)
+            )
         row.kind = topology.kind
         row.rack, row.zone = topology.rack, topology.zone
         row.address, row.initiator = topology.address, topology.initiator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +16,7 @@ from cinder_thunder.db.locations import (
     delete_location,
     location_on,
     lock_tree,
+    move_child,
     new_location,
 )
 from cinder_thunder.db.values import Image, Master, MasterHolders
@@ -92,7 +92,8 @@ class ImageTable:
                 known.manifest = _json(image.manifest.to_wire())
             row = location_on(session, image.id, host)
             if row is None:
-                row = new_location(image.id, host, str(uuid.uuid4()))
+                row = new_location(session, image.id, host)
+            move_child(session, row.parent_id, None)
             row.kind, row.state, row.parent_id = ranking.MASTER, ranking.COMPLETE, None
             row.depth, row.filled = 0, image.allocated.length
             row.portal, row.iqn, row.lun = "", "", 0
@@ -231,7 +232,7 @@ def _replace(session: Session, row: models.ImageRow, image: Image) -> None:
     session.execute(
         sa.update(location)
         .where(here, location.kind == ranking.BASE)
-        .values(state=ranking.STALE, parent_id=None)
+        .values(state=ranking.STALE, parent_id=None, children=0)
     )
     _describe(row, image)
 

@@ -8,15 +8,17 @@ host is ordered to do is decided in :mod:`cinder_thunder.policy.tree`.
 from __future__ import annotations
 
 import json
+import math
+import time
 import uuid
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from cinder_thunder.db import models
+from cinder_thunder.db.candidates import location_of, surroundings
 from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.hosts import host_states
 from cinder_thunder.db.values import Image, PlannedSources
@@ -25,12 +27,16 @@ from cinder_thunder.policy import ranking, tree
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.extents import Extents
 
+#: Seconds between two counts of an image's children for want of room.
+RECOUNT_AFTER = 10.0
+
 
 class LocationTable:
     """The locations of all images."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
+        self._recounted: dict[str, float] = {}  # image -> time.monotonic()
 
     @retried
     def plan(
@@ -52,48 +58,42 @@ class LocationTable:
         :returns: None if there is nothing that it could read from
         :raises errors.NoReplica: it has a base of what the image was before
         """
+        image = self._image(image_id)
+        if image is None:
+            return None
         with self._transactions.write() as session:
             # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
             # sees what the last holder of the lock wrote.
-            image = session.execute(
-                sa.select(
-                    models.ImageRow.size,
-                    models.ImageRow.allocated,
-                    models.ImageRow.os_hash_algo,
-                    models.ImageRow.os_hash_value,
-                )
-                .where(models.ImageRow.id == image_id)
-                .with_for_update()
-            ).one_or_none()
-            if image is None:
+            if not lock_tree(session, image_id):
                 return None
-            row = models.LocationRow
-            holders = sa.select(row.host).where(row.image_id == image_id)
-            hosts = host_states(self._transactions, session, holders)
-            locations = self._of(session, image_id)
-            tree.check_own(child.host, image_id, locations)
-            assignment = tree.assign(
-                ranking.HostState(child.host, child.rack, child.zone),
-                hosts,
-                locations,
-                limits,
-                for_volume=volume_id is not None,
-                keep=keep,
-                exclude=exclude,
-                answering=answering,
-            )
+            for again in (False, True):
+                around = surroundings(
+                    self._transactions, session, image_id, child, limits, exclude, answering
+                )
+                tree.check_own(child.host, image_id, around.locations)
+                assignment = tree.assign(
+                    ranking.HostState(child.host, child.rack, child.zone),
+                    around.hosts,
+                    around.locations,
+                    limits,
+                    for_volume=volume_id is not None,
+                    keep=keep,
+                    exclude=exclude,
+                    answering=answering,
+                    served=around.served,
+                )
+                if again or not tree.is_full(assignment, around.served, limits):
+                    break
+                if not self._recount_full(session, image_id, limits):
+                    break
             if assignment is None:
                 return None
-            location_id = self._put_assignment(session, image_id, child.host, assignment)
+            location_id = self._put_assignment(session, image_id, child, assignment)
             if volume_id is not None:
                 write_stack(self._transactions, session, volume_id, child.host, "cached", stack_id)
+        hosts = around.hosts
         return PlannedSources(
-            Image(
-                image_id,
-                image.size,
-                Extents.from_wire(json.loads(image.allocated)),
-                content=content_of(image.os_hash_algo, image.os_hash_value),
-            ),
+            image,
             location_id,
             tuple(
                 wire.Source(found.id, found.host, found.kind, found.host, hosts[found.host].address)
@@ -101,25 +101,94 @@ class LocationTable:
             ),
         )
 
+    def _image(self, image_id: str) -> Image | None:
+        """What a plan says of an image: read before the lock, as it may have many ranges."""
+        row = models.ImageRow
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(row.size, row.allocated, row.os_hash_algo, row.os_hash_value).where(
+                    row.id == image_id
+                )
+            ).one_or_none()
+        return found and Image(
+            image_id,
+            found.size,
+            Extents.from_wire(json.loads(found.allocated)),
+            content=content_of(found.os_hash_algo, found.os_hash_value),
+        )
+
     def _put_assignment(
-        self, session: Session, image_id: str, host: str, assignment: tree.Assignment
+        self, session: Session, image_id: str, child: wire.Topology, assignment: tree.Assignment
     ) -> str:
         """:returns: the id of the host's location"""
         own, parent = assignment.own, assignment.parent
+        row, now = models.LocationRow, self._transactions.now()
         if own is None:
-            row = new_location(image_id, host, str(uuid.uuid4()))
-            row.kind, row.state = ranking.BASE, ranking.CREATING
-            row.parent_id, row.depth = parent, assignment.depth
-            row.updated_at = self._transactions.now()
-            session.add(row)
-            return row.id
+            location_id = str(uuid.uuid4())
+            values = {
+                "id": location_id, "image_id": image_id, "host": child.host,
+                "rack": child.rack, "zone": child.zone,
+                "kind": ranking.BASE, "state": ranking.CREATING, "parent_id": parent,
+                "depth": assignment.depth, "filled": 0, "portal": "", "iqn": "", "lun": 0,
+                "children": 0, "updated_at": now,
+            }  # fmt: skip
+            session.execute(sa.insert(row).values(values))
+            move_child(session, None, parent)
+            return location_id
         if parent is not None:
             session.execute(
-                sa.update(models.LocationRow)
-                .where(models.LocationRow.id == own.id)
-                .values(parent_id=parent, updated_at=self._transactions.now())
+                sa.update(row).where(row.id == own.id).values(parent_id=parent, updated_at=now)
             )
+            move_child(session, own.parent, parent)
         return own.id
+
+    def _recount_full(self, session: Session, image_id: str, limits: ranking.Limits) -> bool:
+        """Count children again, as there is no room left for one: some may be dead.
+
+        :returns: False if it was done a moment ago, or changes nothing
+        """
+        now = time.monotonic()
+        if now - self._recounted.get(image_id, -math.inf) < RECOUNT_AFTER:
+            return False
+        self._recounted[image_id] = now
+        return self._recount(session, image_id, limits.creating)
+
+    @retried
+    def recount(self, image_id: str, creating: float) -> None:
+        """Count the children of an image's locations anew: hosts have died, or have returned.
+
+        Those on dead hosts do not count, nor do those that were planned ``creating`` seconds ago
+        and never reported.
+        """
+        with self._transactions.write() as session:
+            if lock_tree(session, image_id):
+                self._recount(session, image_id, creating)
+
+    def _recount(self, session: Session, image_id: str, creating: float) -> bool:
+        """:returns: whether a number has changed"""
+        row, host, now = models.LocationRow, models.HostRow, self._transactions.now()
+        dead = now - timedelta(seconds=self._transactions.heartbeat_timeout)
+        late = now - timedelta(seconds=creating)
+        counted = (
+            sa.select(row.parent_id, sa.func.count().label("found"))
+            .join(host, host.host == row.host)
+            .where(
+                row.image_id == image_id,
+                host.heartbeat_at >= dead,
+                sa.or_(row.state != ranking.CREATING, row.updated_at >= late),
+            )
+            .group_by(row.parent_id)
+            .subquery()
+        )
+        found = sa.func.coalesce(counted.c.found, 0)
+        wrong = session.execute(
+            sa.select(row.id, found)
+            .join(counted, counted.c.parent_id == row.id, isouter=True)
+            .where(row.image_id == image_id, row.children != found)
+        ).all()
+        for location_id, children in wrong:
+            session.execute(sa.update(row).where(row.id == location_id).values(children=children))
+        return bool(wrong)
 
     @retried
     def report(self, report: wire.LocationReport) -> None:
@@ -139,18 +208,20 @@ class LocationTable:
                 return  # nothing can use it: the image has neither a master nor a volume
             source = report.source and location_on(session, report.image_id, report.source)
             if row is None:
-                own = tree.found_again(report, self._of(session, report.image_id))
-                row = new_location(report.image_id, report.host, own.id or str(uuid.uuid4()))
+                own = tree.found_again(report, _deepest(session, report.image_id))
+                row = new_location(session, report.image_id, report.host, own.id)
                 row.kind = own.kind
             else:
-                own = _location(row, now)
+                own = location_of(row, now)
             content = _content(session, report.image_id)
-            base = tree.reported(own, report, _location(source, now) if source else None, content)
+            base = tree.reported(own, report, location_of(source, now) if source else None, content)
             row.state, row.filled = base.state, base.filled
             row.parent_id, row.depth = base.parent, base.depth
             row.portal, row.iqn, row.lun = report.portal, report.iqn, report.lun
             row.updated_at = now
             session.add(row)
+            session.flush()
+            move_child(session, own.parent, base.parent)
 
     def of(self, image_id: str) -> list[ranking.Location]:
         """Every known replica of the image."""
@@ -166,7 +237,7 @@ class LocationTable:
                 row.updated_at,
             ).where(row.image_id == image_id)
         )  # fmt: skip
-        return [_location(found, now) for found in rows]
+        return [location_of(found, now) for found in rows]
 
     @retried
     def drop(self, image_id: str, host: str) -> None:
@@ -232,7 +303,10 @@ class LocationTable:
             )
         bases = [
             tree.HeldBase(
-                base.image_id, _location(base, now), above and _location(above, now), *image
+                base.image_id,
+                location_of(base, now),
+                above and location_of(above, now),
+                *image,
             )
             for base, above, *image in rows
         ]
@@ -272,33 +346,60 @@ def location_on(session: Session, image_id: str, host: str) -> models.LocationRo
     return session.scalar(sa.select(row).where(row.image_id == image_id, row.host == host))
 
 
-def new_location(image_id: str, host: str, location_id: str) -> models.LocationRow:
-    """A row of which kind, state, parent and depth are still missing."""
+def _deepest(session: Session, image_id: str) -> int:
+    row = models.LocationRow
+    found = session.scalar(sa.select(sa.func.max(row.depth)).where(row.image_id == image_id))
+    return int(found or 0)
+
+
+def new_location(
+    session: Session, image_id: str, host: str, location_id: str = ""
+) -> models.LocationRow:
+    """A row of which kind, state, parent and depth are still missing.
+
+    :param location_id: empty for a new one
+    """
+    known = models.HostRow
+    place = session.execute(
+        sa.select(known.rack, known.zone).where(known.host == host)
+    ).one_or_none()
+    rack, zone = place or ("", "")
     return models.LocationRow(
-        id=location_id, image_id=image_id, host=host, filled=0, portal="", iqn="", lun=0
+        id=location_id or str(uuid.uuid4()),
+        image_id=image_id,
+        host=host,
+        rack=rack,
+        zone=zone,
+        children=0,
+        filled=0,
+        portal="",
+        iqn="",
+        lun=0,
     )
+
+
+def move_child(session: Session, before: str | None, after: str | None) -> None:
+    """Count a location that has another parent now; None is no parent."""
+    if before == after:
+        return
+    row = models.LocationRow
+    if before is not None:
+        session.execute(
+            sa.update(row)
+            .where(row.id == before, row.children > 0)
+            .values(children=row.children - 1)
+        )
+    if after is not None:
+        session.execute(sa.update(row).where(row.id == after).values(children=row.children + 1))
 
 
 def delete_location(session: Session, row: models.LocationRow) -> None:
     """Delete a location, and the image with its last one. Its children lose their parent."""
     location, image = models.LocationRow, models.ImageRow
     session.execute(sa.update(location).where(location.parent_id == row.id).values(parent_id=None))
+    move_child(session, row.parent_id, None)
     session.delete(row)
     session.flush()
     others = sa.select(location.id).where(location.image_id == row.image_id)
-    if session.scalars(others).first() is None:
+    if session.scalars(others.limit(1)).first() is None:
         session.execute(sa.delete(image).where(image.id == row.image_id))
-
-
-def _location(row: Any, now: datetime) -> ranking.Location:
-    """:param row: a location, or its columns"""
-    return ranking.Location(
-        id=row.id,
-        host=row.host,
-        kind=row.kind,
-        state=row.state,
-        parent=row.parent_id,
-        depth=row.depth,
-        filled=row.filled,
-        age=(now - row.updated_at).total_seconds(),
-    )

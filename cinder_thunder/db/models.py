@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -78,6 +78,10 @@ class LocationRow(TableRow):
     __tablename__ = "thunder_locations"
     __table_args__ = (
         UniqueConstraint("image_id", "host", name="uniq_thunder_locations0image_id0host"),
+        # For the sources of a plan, see cinder_thunder.db.candidates.
+        Index("ix_thunder_locations_rack", "image_id", "zone", "rack", "children", "depth"),
+        Index("ix_thunder_locations_zone", "image_id", "zone", "children", "depth"),
+        Index("ix_thunder_locations_kind", "image_id", "kind", "children", "depth"),
         TableRow.__table_args__,
     )
 
@@ -93,6 +97,12 @@ class LocationRow(TableRow):
     iqn: Mapped[str] = mapped_column(_NAME)
     lun: Mapped[int]
     updated_at: Mapped[datetime]
+    #: Those of its host.
+    rack: Mapped[str] = mapped_column(_NAME, server_default="")
+    zone: Mapped[str] = mapped_column(_NAME, server_default="")
+    #: How many locations have it as their parent. Those of dead hosts are among them until they
+    #: are counted again, see LocationTable.recount.
+    children: Mapped[int] = mapped_column(server_default="0")
 
 
 class VolumeRow(TableRow):

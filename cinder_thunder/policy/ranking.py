@@ -126,6 +126,7 @@ def choose(
     limits: Limits,
     keep: bool = False,
     exclude: Collection[str] = (),
+    served: Mapping[str, int] | None = None,
 ) -> tuple[Location, ...]:
     """The locations that ``child`` may read the image from, best first, a master last.
 
@@ -134,11 +135,13 @@ def choose(
     all other bases still depend on one. Empty if there is no source.
 
     :param hosts: every known host by its name
-    :param locations: every location of the image, the child's own (if any) among them
+    :param locations: every location of the image, the child's own (if any) among them; or, with
+        ``served``, those that come first by distance, load and depth
     :param keep: stay with the present parent if it still serves
     :param exclude: names of hosts that do not work for ``child``
+    :param served: the children of each location by its id, without ``child``; None to count them
     """
-    candidates = _Candidates(child, hosts, locations, limits, exclude)
+    candidates = _Candidates(child, hosts, locations, limits, exclude, served)
     own, ranked = candidates.own, candidates.ranked()
     fit = [location for location in ranked if hosts[location.host].state == ALIVE]
     masters = [location for location in fit if location.kind == MASTER] or [
@@ -175,6 +178,7 @@ class _Candidates:
         locations: Iterable[Location],
         limits: Limits,
         exclude: Collection[str],
+        served: Mapping[str, int] | None,
     ) -> None:
         self._child = child
         self._hosts = hosts
@@ -183,7 +187,9 @@ class _Candidates:
         self._exclude = exclude
         everything = self._locations.values()
         self.own = next((loc for loc in everything if loc.host == child.host), None)
-        self._served = _served(everything, hosts, self.own, limits)
+        self._served = (
+            Counter(served) if served is not None else count(everything, hosts, self.own, limits)
+        )
         masters = [loc for loc in everything if loc.kind == MASTER and _alive(loc.host, hosts)]
         self._master_alive = bool(masters)
         self._storage_load = sum(self._served[loc.id] for loc in masters) / limits.storage_fanout
@@ -284,7 +290,7 @@ def _serves(location: Location, hosts: Mapping[str, HostState], limits: Limits) 
     )
 
 
-def _served(
+def count(
     locations: Iterable[Location],
     hosts: Mapping[str, HostState],
     own: Location | None,

@@ -54,11 +54,12 @@ def assign(
     keep: bool = False,
     exclude: Collection[str] = (),
     answering: str = "",
+    served: Mapping[str, int] | None = None,
 ) -> Assignment | None:
     """Choose the sources of a host's replica.
 
-    :param hosts: every host that has a location of the image, by name
-    :param locations: every location of the image
+    :param hosts: the hosts of these locations, by name
+    :param locations: and ``served``: as for :func:`.ranking.choose`
     :param for_volume: a volume is attached: a complete base of its host needs no sources
     :param keep: a base stays with its parent if that still serves
     :param exclude: hosts that do not work for ``child``
@@ -68,7 +69,7 @@ def assign(
     if answering in hosts:
         hosts = {**hosts, answering: replace(hosts[answering], state=ranking.ALIVE)}
     own = next((location for location in locations if location.host == child.host), None)
-    sources = ranking.choose(child, hosts, locations, limits, keep, exclude)
+    sources = ranking.choose(child, hosts, locations, limits, keep, exclude, served)
     complete = own is not None and own.state == ranking.COMPLETE
     if not sources and not (complete and for_volume):
         return None
@@ -109,14 +110,37 @@ def reported(
     return replace(own, state=report.state, filled=report.filled, parent=parent, depth=depth)
 
 
-def found_again(report: wire.LocationReport, locations: Iterable[Location]) -> Location:
+def found_again(report: wire.LocationReport, deepest: int) -> Location:
     """A location for a base whose row was lost.
 
     It is deeper than all others, since nothing that may read from it may be a source of its own.
+
+    :param deepest: the depth of the deepest location of the image
     """
-    depth = 1 + max((location.depth for location in locations), default=0)
     return Location(
-        report.location_id, report.host, ranking.BASE, ranking.CREATING, None, depth, report.filled
+        report.location_id,
+        report.host,
+        ranking.BASE,
+        ranking.CREATING,
+        None,
+        deepest + 1,
+        report.filled,
+    )
+
+
+def is_full(assignment: Assignment | None, served: Mapping[str, int], limits: Limits) -> bool:
+    """Whether a host was sent to a storage host, or nowhere, for want of room anywhere.
+
+    :param served: the children of each location by its id
+    """
+    if assignment is None:
+        return True
+    masters = {source.id for source in assignment.sources if source.kind == ranking.MASTER}
+    first = assignment.sources[:1]
+    return (
+        bool(first)
+        and first[0].id in masters
+        and (sum(served.get(found, 0) for found in masters) >= limits.storage_fanout)
     )
 
 

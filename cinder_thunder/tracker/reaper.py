@@ -12,6 +12,7 @@ from collections.abc import Callable
 from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
+from os_brick_thunder.common.policy.timelimits import CREATING_TIMEOUT
 
 LOG = logging.getLogger(__name__)
 
@@ -29,10 +30,18 @@ MAX_VOLUMES = 100
 class Reaper:
     """Removes what is left over in the tables."""
 
-    def __init__(self, host: str, database: Database, is_on: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        database: Database,
+        is_on: Callable[[str, str], bool],
+        creating: float = CREATING_TIMEOUT,
+    ) -> None:
         """:param host: this backend's name
         :param is_on: whether Cinder has a volume on a backend
+        :param creating: seconds within which a planned base must be reported
         """
+        self._creating = creating
         self._host = host
         self._database = database
         self._is_on = is_on
@@ -46,6 +55,7 @@ class Reaper:
             "leases": lambda: database.leases.reap(LEFT),
             "hosts": self._forget_hosts,
             "volumes": self._forget_volumes,
+            "children": self._recount_children,
         }
         for what, step in steps.items():
             try:
@@ -68,6 +78,11 @@ class Reaper:
             self._database.volumes.drop_stacks_on(host)
             self._database.hosts.forget(host, FORGOTTEN)
         return len(silent)
+
+    def _recount_children(self) -> int:
+        for image_id in self._database.locations.images_on(self._host):
+            self._database.locations.recount(image_id, self._creating)
+        return 0
 
     def _forget_volumes(self) -> int:
         """Volumes that Cinder no longer has here: what deleted them could not say so."""

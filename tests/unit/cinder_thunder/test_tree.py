@@ -92,10 +92,9 @@ def test_a_report(said: LocationReport, source: Location | None, expected: dict[
 
 
 def test_a_base_whose_record_was_lost_is_deeper_than_all_others() -> None:
-    deep = replace(BASE, depth=4)
-    found = tree.found_again(report("filling", location_id="lost"), [MASTER, deep])
+    found = tree.found_again(report("filling", location_id="lost"), 4)
     assert (found.id, found.host, found.kind, found.depth) == ("lost", "c1", "base", 5)
-    assert tree.found_again(report("filling"), []).depth == 1
+    assert tree.found_again(report("filling"), 0).depth == 1
 
 
 # Orders
