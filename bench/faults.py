@@ -39,7 +39,10 @@ BEFORE, AFTER = "before", "after"
 StepHook = Callable[[str], AbstractContextManager[None]]
 
 _KIT: Mapping[str, tuple[str, ...]] = {
-    "dm": ("create", "reload", "reload_noflush", "suspend", "resume", "wipe", "remove", "message"),
+    "dm": (
+        *("create", "reload", "reload_noflush", "suspend", "resume", "queue", "unqueue"),
+        *("wipe", "remove", "message"),
+    ),
     "pool": ("create_thin", "delete_thin"),
     "loops": ("attach", "detach"),
     "initiator": ("login", "logout"),

@@ -25,7 +25,7 @@ from os_brick_thunder.common.transport.base import Credentials, Endpoint, Sessio
 #: An agent that fills no bases: its devices are not files that could be read.
 SETTINGS = Settings(
     portal="10.0.0.1:3260",
-    parent_wait=0.0,
+    parent_wait=5.0,
     drain_timeout=30.0,
     pool_low_percent=80,
     pool_high_percent=90,
@@ -57,6 +57,7 @@ class FakeDeviceMapper:
         self.thin_ids: set[int] = set()
         self.mapped: dict[int, int] = {}  # bytes of thin devices that have blocks
         self.bare: set[str] = set()  # without a table
+        self.queueing: set[str] = set()  # multipath devices whose I/O waits for a path
         self.delay = 0.0  # seconds that the creation of a device takes
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
@@ -80,6 +81,7 @@ class FakeDeviceMapper:
         self.tables[name] = (table, readonly)
         self.failed.pop(name, None)
         self.suspended.discard(name)
+        self.queueing.discard(name)
         self.log.append(f"reload {name}")
 
     def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
@@ -90,6 +92,13 @@ class FakeDeviceMapper:
 
     def resume(self, name: str) -> None:
         self.suspended.discard(name)
+
+    def queue(self, name: str) -> None:
+        self.message(name, "queue_if_no_path")
+        self.queueing.add(name)
+
+    def unqueue(self, name: str) -> None:
+        self.queueing.discard(name)
 
     def wipe(self, name: str) -> None:
         if name not in self.tables:
@@ -103,6 +112,7 @@ class FakeDeviceMapper:
             return
         if opened := self._opened(name):
             raise errors.DeviceBusy(name, f"{opened} opener(s)")
+        assert name not in self.queueing  # what waits in it would wait for ever
         del self.tables[name]
         self.log.append(f"remove {name}")
 

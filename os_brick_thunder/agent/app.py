@@ -10,6 +10,7 @@ from typing import Any
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base.bases import Bases
+from os_brick_thunder.agent.base.building import BaseBuilder
 from os_brick_thunder.agent.base.completion import Completion
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
@@ -186,7 +187,10 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
     exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
     devices = BaseDevices(host, portal)
     completion = Completion(host, availability, devices, sources, reporter)
-    bases = Bases(host, availability, devices, sources, exports, completion, reporter, on_ready)
+    builder = BaseBuilder(availability, devices, sources, settings.parent_wait)
+    bases = Bases(
+        host, availability, devices, sources, builder, exports, completion, reporter, on_ready
+    )
     return BaseParts(bases, completion, sources, PathHealth(host, paths), exports, reporter)
 
 

@@ -18,6 +18,9 @@ class Availability:
         #: Thin ids of bases that are in the state file and the pool, but not in the kernel since a
         #: reboot. Not images: of one image there may be another base by the time somebody acts.
         self.absent: set[int] = set()
+        #: Thin ids of bases that have no source yet. Other hosts may open them: what they read
+        #: meanwhile waits.
+        self.connecting: set[int] = set()
         #: Thin ids of bases that are about to be removed: no new reader is admitted.
         self.draining: set[int] = set()
 
@@ -42,12 +45,17 @@ class Availability:
             return False
         return base.thin_id not in self.absent and base.thin_id not in self.draining
 
-    def wait_until_ready(self, image_id: str, seconds: float) -> bool:
+    def is_open(self, image_id: str) -> bool:
+        """Whether other hosts may open a base of this image: it is ready, or will soon be."""
+        base = self._store.bases.get(image_id)
+        return self.is_ready(image_id) or bool(base and base.thin_id in self.connecting)
+
+    def wait_until_open(self, image_id: str, seconds: float) -> bool:
         """:returns: whether there is such a base, at the latest after this many seconds"""
         with self._changed:
-            return self._changed.wait_for(lambda: self.is_ready(image_id), seconds)
+            return self._changed.wait_for(lambda: self.is_open(image_id), seconds)
 
     def announce(self) -> None:
-        """Have those that wait check again: a base has become ready."""
+        """Have those that wait check again: a base can be opened."""
         with self._changed:
             self._changed.notify_all()

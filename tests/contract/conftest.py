@@ -34,6 +34,7 @@ _KERNEL_ONLY = [
     "test_logins.py",
     "test_lvm.py",
     "test_targets.py",
+    "test_waiting.py",
 ]
 collect_ignore = [] if KERNEL else _KERNEL_ONLY
 

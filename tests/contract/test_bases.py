@@ -66,7 +66,8 @@ def filled(world: World, tmp_path: Path) -> Iterator[Filled]:
     host = ports.Host(kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
     built = BaseDevices(host, "127.0.0.1:3260")
     with UndoStack("the test") as undo:
-        built.build(BASE, (world.disk,), undo, new_thin=True)
+        built.build(BASE, undo, new_thin=True)
+        built.connect(BASE, (world.disk,))
         undo.keep()
     with open(devnames.path(NAMES.base), "r+b", buffering=0) as base:
         for at, length in ALLOCATED:

@@ -34,12 +34,11 @@ def _graphs(stack: Stack) -> list[Graph]:
     return [layout.base_devices(BASE, iqn_of("here", "i")), layout.stack_devices(stack)]
 
 
-def _build(world: World, graphs: list[Graph], sources: tuple[str, ...] | None = None) -> None:
+def _build(world: World, graphs: list[Graph]) -> None:
     blocks = 8 * MIB // BLOCK
     inputs = BuildInputs(
         BLOCK,
         lun_size=64 * MIB,
-        sources=(world.disk,) if sources is None else sources,
         portal="127.0.0.1:3260",
         cache_map=cachemap.metadata_xml([(0, blocks)], blocks, BLOCK),
     )
@@ -91,7 +90,7 @@ def test_one_more_device_is_one_more_spec(
 def test_a_complete_base_needs_no_replica(world: World) -> None:
     complete = dataclasses.replace(BASE, complete=True)
     graph = layout.base_devices(complete, iqn_of("here", "i"))
-    _build(world, [graph], sources=())
+    _build(world, [graph])
     assert world.kit.dm.table("thunder-paths-i") == Table.of((8 * MIB // 512, dmtable.Error()))
     assert _kernel(world) == devices.expected("here", [complete], []).names
     _remove(world, [graph])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base import paths as replica_paths
+from os_brick_thunder.agent.base.building import BaseBuilder
 from os_brick_thunder.agent.base.completion import Completion
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
@@ -37,6 +38,7 @@ class Bases:
         availability: Availability,
         devices: BaseDevices,
         sources: Sources,
+        builder: BaseBuilder,
         exports: Exports,
         completion: Completion,
         reporter: Reporter,
@@ -49,6 +51,7 @@ class Bases:
         self._availability = availability
         self._devices = devices
         self._sources = sources
+        self._builder = builder
         self._exports = exports
         self._completion = completion
         self._reporter = reporter
@@ -106,8 +109,7 @@ class Bases:
             except BaseException:
                 self._reporter.withdraw(image.id)  # the tracker has planned a base here
                 raise
-        self._reporter.report(base)
-        return base
+        return base  # the next heartbeat reports it
 
     def _build(
         self, image: wire.ImageInfo, location_id: str, sources: tuple[wire.Source, ...]
@@ -123,8 +125,8 @@ class Bases:
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:
             undo.push(self._forget, base)
-            base, disks = self._sources.open(base, sources, undo)
-            self._devices.build(base, disks, undo, new_thin=True)
+            undo.push(lambda: self._sources.close(self._store.bases[base.image_id]))
+            base = self._builder.build(base, sources, undo, new_thin=True)
             base = dataclasses.replace(base, phase=READY)
             self._store.put(base)
             undo.keep()
@@ -305,14 +307,11 @@ class Bases:
 
     def _restore(self, base: Base, sources: tuple[wire.Source, ...]) -> None:
         with UndoStack(f"restoring base {base.image_id}") as undo:
-            disks: tuple[str, ...] = ()
-            if not base.complete:
-                base, disks = self._sources.reopen(base, sources, undo)
-            self._devices.build(base, disks, undo, new_thin=False)
+            undo.push(lambda: self._sources.close(self._store.bases[base.image_id]))
+            base = self._builder.build(base, sources, undo, new_thin=False)
             self._store.put(base)
             undo.keep()
         self._availability.absent.discard(base.thin_id)
         LOG.info("base of image %s is restored", base.image_id)
         self._availability.announce()
         self._on_ready()
-        self._reporter.report(base)

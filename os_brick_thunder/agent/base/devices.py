@@ -28,27 +28,44 @@ class BaseDevices:
         self._name = host.topology.host
         self._portal = portal
 
-    def build(self, base: Base, disks: tuple[str, ...], undo: UndoStack, new_thin: bool) -> None:
+    def build(self, base: Base, undo: UndoStack, new_thin: bool) -> None:
         """Build all devices of a base and export it; ``undo`` removes them.
 
-        :param disks: of its replicas, nearest first; none for a complete base
+        What one that is not complete does not hold cannot be read until :meth:`connect`.
+
         :param new_thin: create its thin device, too, rather than use the one that is in the pool
-        :raises errors.NoReplica: there are no disks for a base that needs them
         """
-        if not disks and not base.complete:
-            raise errors.NoReplica(f"base of image {base.image_id} is not complete")
-        inputs = BuildInputs(self._kit.pool.block, sources=disks, portal=self._portal)
+        inputs = BuildInputs(self._kit.pool.block, portal=self._portal)
         devices.assemble(self._kit, self._graph(base), inputs, undo, new_thin)
+        undo.push(self.fail_reads, base)
+
+    def hold_reads(self, base: Base) -> None:
+        """Have reads of a base wait for :meth:`connect`. Not before all of its devices are built:
+        udev reads them.
+        """
+        self._kit.dm.queue(ImageNames(base.image_id).paths)
+
+    def fail_reads(self, base: Base) -> None:
+        """Have reads that wait for a source fail, and those that would; absent is success."""
+        self._kit.dm.unqueue(ImageNames(base.image_id).paths)
+
+    def connect(self, base: Base, disks: tuple[str, ...]) -> None:
+        """Have a base read from these disks, nearest first, also what waits for that."""
+        name = ImageNames(base.image_id).paths
+        self._kit.dm.reload_noflush(name, layout.paths_table(disks, base.size), readonly=True)
+        self._kit.dm.unqueue(name)
 
     def export(self, base: Base) -> None:
         """Export a base whose devices exist; already exported is success."""
         devices.export(self._kit, self._graph(base), self._portal)
 
     def are_whole(self, base: Base, present: set[str]) -> bool:
-        """Whether a base's devices are among those present."""
+        """Whether a base's devices are among those present, with a source if it needs one."""
+        name = ImageNames(base.image_id).paths
         if base.complete:  # those of an older agent had no paths
-            present = {*present, ImageNames(base.image_id).paths}
-        return devices.is_whole(self._graph(base), present)
+            return devices.is_whole(self._graph(base), {*present, name})
+        table = self._kit.dm.table(name)
+        return bool(table and table.devices) and devices.is_whole(self._graph(base), present)
 
     def are_left(self, base: Base) -> bool:
         """Whether any device of a base is in the kernel."""
@@ -80,12 +97,14 @@ class BaseDevices:
 
         :raises errors.UndoFailed: with everything that could not be removed
         """
-        what = f"what is left of base {base.image_id}"
-        devices.dismantle(self._kit, self._graph(base), what, delete_thin=False)
+        with UndoStack(f"what is left of base {base.image_id}") as undo:
+            self.push_removal(base, undo, delete_thin=False)
+            undo.run()
 
-    def push_removal(self, base: Base, undo: UndoStack) -> None:
+    def push_removal(self, base: Base, undo: UndoStack, delete_thin: bool = True) -> None:
         """Have ``undo`` remove all devices of a base that exist, its export and thin device."""
-        devices.push_removal(self._kit, self._graph(base), undo)
+        devices.push_removal(self._kit, self._graph(base), undo, delete_thin)
+        undo.push(self.fail_reads, base)  # first: an export ends when its reads have
 
     def _graph(self, base: Base) -> Graph:
         return layout.base_devices(base, iqn_of(self._name, base.image_id))

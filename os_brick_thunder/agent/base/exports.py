@@ -43,12 +43,15 @@ class Exports:
     def open(self, image_id: str, initiator: str, wait: float) -> wire.Export:
         """Admit an initiator to a base, waiting up to ``wait`` seconds for it to be built.
 
+        The base may still have no source. Then what is read of it waits: so the hosts of a tree
+        connect at the same time, however deep it is.
+
         :raises errors.NoReplica: there is no such base here
         """
-        if not self._availability.wait_until_ready(image_id, wait):
+        if not self._availability.wait_until_open(image_id, wait):
             raise errors.NoReplica(f"{self._host.topology.host} has no base of {image_id}")
         iqn = self._iqn(image_id)
-        if not self._host.kit.targets.targets(iqn):
+        if self._availability.is_ready(image_id) and not self._host.kit.targets.targets(iqn):
             self._export_again(image_id, iqn)
         credentials = self._host.kit.targets.admit(iqn, initiator)
         return wire.Export(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, replica, wire
+from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.state import ReplicaPath
+from os_brick_thunder.common.threads import within
+from os_brick_thunder.common.transport.base import Endpoint
 
 LOG = logging.getLogger(__name__)
 
@@ -22,6 +26,21 @@ class RemoteReplicas:
         self._host = host
         self._parent_wait = parent_wait
 
+    def ask(self, image_id: str, source: wire.Source) -> wire.Export:
+        """Ask one source for its export.
+
+        :raises errors.ThunderError: it refuses, or does not answer in time: the next is to be asked
+        """
+        seconds = self._parent_wait + timelimits.EXPORTER
+        try:
+            return within(seconds, functools.partial(self._open, image_id, source), "source")
+        except TimeoutError:
+            raise errors.NoReplica(f"it does not answer within {seconds:g} s") from None
+
+    def _open(self, image_id: str, source: wire.Source) -> wire.Export:
+        initiator = self._host.topology.initiator
+        return self._host.tracker.open_export(source, image_id, initiator, self._parent_wait)
+
     def open(self, image_id: str, sources: Sequence[wire.Source]) -> dict[str, wire.Export]:
         """Ask all sources for exports at once.
 
@@ -30,9 +49,7 @@ class RemoteReplicas:
 
         def export(source: wire.Source) -> wire.Export | None:
             try:
-                return self._host.tracker.open_export(
-                    source, image_id, self._host.topology.initiator, self._parent_wait
-                )
+                return self._open(image_id, source)
             except errors.ThunderError as error:
                 LOG.warning("replica of image %s on %s: %s", image_id, source.host, error)
                 return None
@@ -42,12 +59,20 @@ class RemoteReplicas:
             return {s.exporter: e for s, e in zip(sources, answers, strict=True) if e is not None}
 
     def log_in(self, image_id: str, source: wire.Source, export: wire.Export) -> str:
-        """Log in to a source: :func:`os_brick_thunder.common.replica.log_in`."""
+        """Log in to a source, :func:`os_brick_thunder.common.replica.log_in`, and read of it.
+
+        :returns: the disk
+        :raises errors.LoginError: it cannot be logged in, or has itself no source to read from
+        """
 
         def ask_again() -> wire.Export:
             return self.open(image_id, (source,)).get(source.exporter, export)
 
-        return replica.log_in(self._host.kit.initiator.login, export, ask_again)
+        disk = replica.log_in(self._host.kit.initiator.login, export, ask_again)
+        if not self._host.kit.blocks.answers(disk):
+            self._host.kit.initiator.logout(Endpoint.of(export))
+            raise errors.LoginError(f"{export.iqn} at {export.portal}: it cannot be read")
+        return disk
 
     def close(self, image_id: str, paths: Iterable[ReplicaPath]) -> None:
         """Tell exporters that this host no longer reads through these paths.

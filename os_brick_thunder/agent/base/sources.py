@@ -43,59 +43,55 @@ class Sources:
         self._paths = paths
         self._replicas = replicas
         self._reporter = reporter
+        #: By thin id: the sources of bases that do not read from all of these yet.
+        self._planned: dict[int, tuple[wire.Source, ...]] = {}
 
     # -- opening and closing ----------------------------------------------------------------
 
-    def open(
-        self, base: Base, sources: tuple[wire.Source, ...], undo: UndoStack
-    ) -> tuple[Base, tuple[str, ...]]:
-        """Open all sources at once and log in; ``undo`` closes them.
+    def connect(self, base: Base, sources: Sequence[wire.Source]) -> tuple[Base, str]:
+        """Log in to the first of the sources that works, in their order.
 
-        :returns: the base with the paths of those that could be opened, in the sources' order, and
-            their disks
-        :raises errors.NoReplica: none could be opened
+        The others are for :meth:`add_spares`: nobody has to wait for them. What the base had before
+        is closed there, too.
+
+        :returns: the base with that path, and its disk; :meth:`close` undoes it
+        :raises errors.NoReplica: none works
         """
-        requested = replica_paths.requested(sources)
-        left = replica_paths.without(base.paths, requested)
-        undo.push(lambda: self.close(self._store.bases[base.image_id]))
-        self._store.put(dataclasses.replace(base, paths=requested + left))
-        exports = self._replicas.open(base.image_id, sources)
-        opened = [(s, exports[s.exporter]) for s in sources if s.exporter in exports]
-        paths = tuple(replica_paths.opened(source, export) for source, export in opened)
-        base = dataclasses.replace(base, paths=paths)
-        self._store.put(dataclasses.replace(base, paths=paths + left))
-        disks: dict[ReplicaPath, str] = {}
-        for path, (source, export) in zip(paths, opened, strict=True):
+        self._paths.log_out(base.paths)  # from before a reboot
+        for source in sources:
+            former = replica_paths.as_stale(base.paths)
+            (requested,) = replica_paths.requested((source,))
+            base = self._with_path(base, requested, former)
             try:
-                disks[path] = self._replicas.log_in(base.image_id, source, export)
-            except errors.LoginError as error:
-                LOG.warning("replica of image %s on %s: %s", base.image_id, path.host, error)
-                self._replicas.close(base.image_id, (path,))
-        if not disks:
-            raise errors.NoReplica(
-                f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
-                "see the warnings above for each"
-            )
-        return dataclasses.replace(base, paths=tuple(disks)), tuple(disks.values())
+                export = self._replicas.ask(base.image_id, source)
+                base = self._with_path(base, replica_paths.opened(source, export), former)
+                disk = self._replicas.log_in(base.image_id, source, export)
+            except errors.ThunderError as error:
+                LOG.warning("replica of image %s on %s: %s", base.image_id, source.host, error)
+                continue
+            self._planned[base.thin_id] = tuple(sources)
+            return base, disk
+        raise errors.NoReplica(
+            f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
+            "see the warnings above for each"
+        )
 
-    def reopen(
-        self, base: Base, sources: tuple[wire.Source, ...], undo: UndoStack
-    ) -> tuple[Base, tuple[str, ...]]:
-        """As :meth:`open`, for a base whose paths are from before a reboot."""
-        self._paths.log_out(base.paths)
-        reopened, disks = self.open(base, sources, undo)
-        gone = replica_paths.without(base.paths, reopened.paths)
-        self._replicas.close(base.image_id, gone)
-        return reopened, disks
+    def _with_path(self, base: Base, path: ReplicaPath, former: Sequence[ReplicaPath]) -> Base:
+        """Record that a base is about to use a path, and what it had before as stale."""
+        base = dataclasses.replace(base, paths=(path, *replica_paths.without(former, (path,))))
+        self._store.put(base)
+        return base
 
     def close(self, base: Base) -> None:
         """Log out of all sources of a base, and tell their exporters."""
+        self._planned.pop(base.thin_id, None)
         for path in base.paths:
             self._paths.log_out((path,))
             self._replicas.close(base.image_id, (path,))
 
     def log_out(self, base: Base) -> None:
         """Log out of all sources of a complete base; :meth:`close_stale` tells their exporters."""
+        self._planned.pop(base.thin_id, None)
         self._paths.log_out(base.paths)
         with self._availability.lock(base.image_id):
             if found := self._availability.same(base):
@@ -151,9 +147,33 @@ class Sources:
         if base := self._store.bases.get(image_id):
             self._reporter.report(base)
 
+    def lacks_spares(self, image_id: str) -> bool:
+        """Whether a base reads from the first of its sources alone so far."""
+        base = self._paths.reading(image_id)
+        return base is not None and base.thin_id in self._planned
+
+    def add_spares(self, image_id: str) -> None:
+        """Have a base that was just built read from all of its sources.
+
+        :raises errors.ThunderError: it reads as before
+        """
+        base = self._paths.reading(image_id)
+        sources = self._planned.get(base.thin_id) if base else None
+        if base and sources:
+            try:
+                self._replace(base, sources, ())
+            finally:
+                self.close_stale(image_id)
+
     def _replace(
         self, base: Base, sources: Sequence[wire.Source], exclude: tuple[str, ...]
     ) -> None:
+        """Swap the paths of a base, live.
+
+        Nobody else waits for other hosts here: the base's lock is held only for what is recorded,
+        and for the table. The volumes are not suspended: between them and these paths is the loop
+        device's page cache, which retries failed readahead.
+        """
         image_id, lock = base.image_id, self._availability.lock(base.image_id)
         working = {path.exporter for path in self._paths.working(base)}
         missing = [source for source in sources if source.exporter not in working]
@@ -162,53 +182,55 @@ class Sources:
             if found := self._reading_still(base):
                 self._record(found, found.paths, requested)
         exports = self._replicas.open(image_id, missing)
-        with lock:
-            found = self._reading_still(base)
-            if found:
-                self._swap(found, sources, exports, exclude)
-        if found is None:  # it was removed meanwhile, or no longer needs sources
-            other = self._store.bases.get(image_id)
-            used = other.paths if other else ()
-            self._replicas.close(image_id, replica_paths.without(requested, used))
-
-    def _reading_still(self, base: Base) -> Base | None:
-        return self._paths.reading(base.image_id) if self._availability.same(base) else None
-
-    def _swap(
-        self,
-        base: Base,
-        sources: Sequence[wire.Source],
-        exports: Mapping[str, wire.Export],
-        exclude: tuple[str, ...],
-    ) -> None:
-        """Swap the paths of a base, live; ``exports``: by exporter.
-
-        The volumes are not suspended: between them and these paths is the loop device's page cache,
-        which retries failed readahead.
-        """
-        image_id = base.image_id
         fresh = {
             source.exporter: replica_paths.opened(source, exports[source.exporter])
-            for source in sources
+            for source in missing
             if source.exporter in exports
         }
-        every = tuple(dict.fromkeys((*base.paths, *fresh.values())))
         with UndoStack(f"new sources of the base of image {image_id}") as undo:
-            undo.push(self._record, base, base.paths, every)
-            self._record(base, every, ())
-            disks = self._connect(base, sources, exports, fresh, exclude, undo)
+            undo.push(self._withdraw, base, requested)
+            with lock:
+                if not (found := self._reading_still(base)):
+                    return undo.run()
+                every = tuple(dict.fromkeys((*found.paths, *fresh.values())))
+                undo.push(self._restore, found, every)
+                self._record(found, every, ())
+            disks = self._connect(found, sources, exports, fresh, exclude, undo)
             if not disks:
                 raise errors.NoReplica(f"image {image_id}: no new source could be opened")
-            table = layout.paths_table(tuple(disks.values()), base.size)
-            name = ImageNames(image_id).paths
-            self._host.kit.dm.reload_noflush(name, table, readonly=True)
-            undo.keep()
+            with lock:
+                if not self._reading_still(base):
+                    return undo.run()
+                table = layout.paths_table(tuple(disks.values()), base.size)
+                name = ImageNames(image_id).paths
+                self._host.kit.dm.reload_noflush(name, table, readonly=True)
+                undo.keep()
         for path in every:
             if path not in disks:
                 with _warned(f"replica of image {image_id} on {path.host}"):
                     self._paths.log_out((path,))
-        changed = self._record(base, tuple(disks), every)
-        LOG.info("base of image %s reads from %s now", image_id, replica_paths.describe(changed))
+        with lock:
+            if found := self._reading_still(base):
+                found = self._record(found, tuple(disks), every)
+                self._planned.pop(base.thin_id, None)
+                LOG.info(
+                    "base of image %s reads from %s now", image_id, replica_paths.describe(found)
+                )
+
+    def _reading_still(self, base: Base) -> Base | None:
+        return self._paths.reading(base.image_id) if self._availability.same(base) else None
+
+    def _restore(self, base: Base, every: Sequence[ReplicaPath]) -> None:
+        """Record that a base reads as it did, if it is still there."""
+        with self._availability.lock(base.image_id):
+            if self._reading_still(base):
+                self._record(base, base.paths, every)
+
+    def _withdraw(self, base: Base, requested: tuple[ReplicaPath, ...]) -> None:
+        """Tell exporters that were asked, unless there is a base whose entry names them."""
+        other = self._store.bases.get(base.image_id)
+        used = other.paths if other else ()
+        self._replicas.close(base.image_id, replica_paths.without(requested, used))
 
     def _connect(
         self,

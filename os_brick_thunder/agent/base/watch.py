@@ -55,6 +55,7 @@ class SourceWatch:
         self._evict = evict
         self._clock = clock
         self._troubles: dict[str, _Trouble] = {}
+        self._spares: dict[str, Backoff] = {}
         self._jobs = Jobs("sources")
         self._thread = PeriodicThread(Task("watch", INTERVAL, self.check))
 
@@ -80,8 +81,9 @@ class SourceWatch:
     def check(self) -> None:
         """Check the paths of every base once, in the background: a read of a replica may hang."""
         reading = {i for i, b in self._store.bases.items() if b.phase == READY and not b.complete}
-        for image_id in self._troubles.keys() - reading:
-            del self._troubles[image_id]
+        for known in (self._troubles, self._spares):
+            for image_id in known.keys() - reading:
+                del known[image_id]
         for image_id in reading:
             self._jobs.start(image_id, functools.partial(self._check_one, image_id))
 
@@ -89,12 +91,23 @@ class SourceWatch:
         broken = self._health.repair(image_id)
         if not broken:
             self._troubles.pop(image_id, None)
+            self._add_spares(image_id)
             return
         now = self._clock()
         trouble = self._troubles.setdefault(image_id, _Trouble(now))
         if now >= max(trouble.since + GRACE, trouble.backoff.due):
             LOG.warning("base of image %s: no data from %s", image_id, ", ".join(broken))
             self._reparent(image_id, broken)
+
+    def _add_spares(self, image_id: str) -> None:
+        """Have a base that was just built read from all of its sources."""
+        if not self._sources.lacks_spares(image_id):
+            self._spares.pop(image_id, None)
+            return
+        tried = self._spares.get(image_id, Backoff())
+        if tried.due <= self._clock():
+            self._spares[image_id] = tried.after_attempt(self._clock())
+            self._sources.add_spares(image_id)
 
     def _replace(self, image_id: str) -> None:
         self._jobs.start(image_id, functools.partial(self._reparent, image_id, None))

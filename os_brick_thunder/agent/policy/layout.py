@@ -13,8 +13,9 @@
       └─ LUN
     thunder-base-<image>      thin, external origin = source
       └─ thunder-source-<image>    allocated: loop over paths; holes: thunder-zero
-           └─ loop ─ thunder-paths-<image>   read-only multipath over replicas; once the base is
-                                             complete, errors: nothing may be read from there
+           └─ loop ─ thunder-paths-<image>   read-only multipath over replicas, at first over none;
+                                             once the base is complete, errors: nothing may be read
+                                             from there
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
 
@@ -52,7 +53,6 @@ class BuildInputs:
 
     block: int  # of the pool, bytes
     lun_size: int = 0  # bytes
-    sources: tuple[str, ...] = ()  # devices of the replicas, nearest first
     portal: str = ""  # "address:port" of this host's exports
     cache_map: str = ""  # the cache's metadata as cache_restore(8) takes it
 
@@ -88,7 +88,8 @@ def base_devices(base: Base, iqn: str) -> Graph:
     """The devices of a base, which reads from replicas until it is complete.
 
     They are the same devices before and after: a complete base has no replicas under its paths, so
-    that a read of a block that it should hold and does not is an error, never wrong bytes.
+    that a read of a block that it should hold and does not is an error, never wrong bytes. It is
+    built without replicas, too; they are added by a table for its paths.
 
     :param iqn: of its export
     """
@@ -96,7 +97,7 @@ def base_devices(base: Base, iqn: str) -> Graph:
     return (
         DeviceSpec(
             names.paths,
-            lambda inputs: paths_table(inputs.sources, size),
+            lambda _: no_paths_table(size) if base.complete else paths_table((), size),
             readonly=True,
             loop=True,
         ),
@@ -196,9 +197,13 @@ def striped_table(device: str, length: int, chunk: int, offset: int) -> Table:
 
 
 def paths_table(devices: tuple[str, ...], length: int) -> Table:
-    """Reads from the first of the devices that works; without any, all reads fail."""
-    target = dmtable.Multipath(devices) if devices else dmtable.Error()
-    return Table.of((sectors(length), target))
+    """Reads from the first of the devices that works."""
+    return Table.of((sectors(length), dmtable.Multipath(devices)))
+
+
+def no_paths_table(length: int) -> Table:
+    """All reads fail."""
+    return Table.of((sectors(length), dmtable.Error()))
 
 
 def source_table(loop: str, size: int, allocated: Extents, block: int) -> Table:

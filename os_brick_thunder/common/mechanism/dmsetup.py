@@ -10,7 +10,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.blockdev import devnum
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import UUID_PREFIX
-from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.dmtable import Multipath, Table
 from os_brick_thunder.common.run import Runner, run, when_killed
 
 
@@ -32,6 +32,7 @@ class DmSetup:
     def __init__(self, runner: Runner = run) -> None:
         self._run = runner
         self._guards: dict[str, Callable[[], None]] = {}
+        self._queues: dict[str, Callable[[], None]] = {}
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         """Create a device, or accept an existing one with the same name and table.
@@ -88,6 +89,25 @@ class DmSetup:
     def resume(self, name: str) -> None:
         self._run("dmsetup", "resume", name)
         if cancel := self._guards.pop(name, None):
+            cancel()
+
+    def queue(self, name: str) -> None:
+        """Have I/O wait that finds no path of a multipath device, until the device gets a table
+        with paths, or :meth:`unqueue`. The end of this process does that, too.
+        """
+        if name not in self._queues:
+            self._queues[name] = when_killed("dmsetup", "message", name, "0", "fail_if_no_path")
+        self.message(name, "queue_if_no_path")
+
+    def unqueue(self, name: str) -> None:
+        """Have such I/O fail, also what waits. Absent, and not a multipath device, is success."""
+        try:
+            self.message(name, "fail_if_no_path")
+        except errors.ProcessError:
+            table = self.table(name)
+            if table and any(isinstance(s.target, Multipath) for s in table.segments):
+                raise
+        if cancel := self._queues.pop(name, None):
             cancel()
 
     def wipe(self, name: str) -> None:

@@ -116,7 +116,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Multipath:
-    """Bio mode with one priority group for each path, in order: failover only.
+    """Bio mode with one priority group for each path, in order: failover only. It may have none.
 
     :ivar queue: what finds no path waits for one, rather than failing. Messages change it, so
         tables that differ in it are equal.
@@ -128,7 +128,8 @@ class Multipath:
     def __str__(self) -> str:
         groups = " ".join(f"round-robin 0 1 0 {path}" for path in self.paths)
         features = "3 queue_if_no_path queue_mode bio" if self.queue else "2 queue_mode bio"
-        return f"multipath {features} 0 {len(self.paths)} 1 {groups}"
+        first = 1 if self.paths else 0
+        return f"multipath {features} 0 {len(self.paths)} {first} {groups}".rstrip()
 
 
 Target = Linear | Striped | Zero | Error | ThinPool | Thin | Cache | Multipath

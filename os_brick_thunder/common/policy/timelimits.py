@@ -27,6 +27,8 @@ METADATA_SNAPSHOT = 3.0
 #: Another process may use LIO for so long. One that hangs in the kernel must not stop the others:
 #: it has made its change, or will find it refused.
 LIO_LOCK = 5.0
+#: An exporter may take so long for its answer, beside waiting for a base to be built.
+EXPORTER = 2.0
 #: A target may take so long to answer a login, of which there are :data:`LOGIN_ATTEMPTS`; iscsiadm,
 #: which logs in; and then the LUN, until it appears.
 LOGIN, LOGIN_ATTEMPTS, ISCSIADM, LUN_APPEARS = 5, 2, 20.0, 10.0
@@ -103,8 +105,7 @@ def on_a_compute_host(options: Options) -> tuple[Wait, ...]:
 
 def in_a_cloud(options: Options) -> tuple[Wait, ...]:
     """What waits for what on other hosts."""
-    opened = options.rpc_timeout + options.parent_wait
-    built = opened + SOURCES * (ISCSIADM + LUN_APPEARS)
+    built = SOURCES * (options.parent_wait + EXPORTER + ISCSIADM + LUN_APPEARS)
     return (
         Wait("attach_deadline", options.attach_deadline, "a call of Nova's", NOVA_RPC),
         Wait("a metadata snapshot", METADATA_SNAPSHOT, "rpc_timeout", options.rpc_timeout),

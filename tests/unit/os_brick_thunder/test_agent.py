@@ -106,6 +106,9 @@ class Host:
         for finish in self.app.reaper.unfinished().values():
             with contextlib.suppress(errors.ThunderError):
                 finish()
+        for image_id in self.store.bases:
+            with contextlib.suppress(errors.ThunderError):
+                self.app.base.sources.add_spares(image_id)
 
     def fill(self, base: Base) -> None:
         """The pool holds all of a base's image, as after its filling."""
@@ -170,19 +173,24 @@ def test_attach_builds_the_stack_of_the_architecture(host: Host) -> None:
             f"source-{IMAGE}",
             f"base-{IMAGE}",
             f"export-{IMAGE}",
-            f"meta-{VOLUME}",
-            f"local-{VOLUME}",
-            f"cached-{VOLUME}",
-            f"failover-{VOLUME}",
-            f"vol-{VOLUME}",
         )
+    ] + [
+        f"reload thunder-paths-{IMAGE}",  # now it has a source
+        *(f"create thunder-{w}-{VOLUME}" for w in ("meta", "local", "cached", "failover", "vol")),
     ]
-    table = host.dm.table(f"thunder-paths-{IMAGE}")
-    assert table is not None
-    assert len(table.devices) == 2  # the nearest, and a storage host
+    assert _sources(host) == 1  # the nearest: nobody waits for the others
     assert store.stacks[VOLUME].phase == READY
+    host.catch_up()
+    assert _sources(host) == 2  # and a storage host
     assert host.tracker.reports[-1].state == "filling"
     assert host.tracker.reports[-1].source == "cmp2"
+
+
+def _sources(host: Host) -> int:
+    """How many replicas the base reads from, nearest first."""
+    table = host.dm.table(f"thunder-paths-{IMAGE}")
+    assert table is not None
+    return len(table.devices)
 
 
 def test_detach_removes_the_stack_and_keeps_the_base(host: Host) -> None:
@@ -203,7 +211,7 @@ def test_two_volumes_share_one_base(host: Host) -> None:
     stacks.attach(PAYLOAD, LUN, soon())
     stacks.attach(wire.Payload("vol-2", IMAGE, "stor1@thunder"), "/dev/sdc", soon())
     assert len(store.bases) == 1
-    assert len(host.initiator.logged_in) == 2
+    assert len(host.initiator.logged_in) == 1
 
 
 def test_volumes_are_detached_although_the_state_file_cannot_be_written(
@@ -289,6 +297,7 @@ def test_a_dead_parent_costs_a_path_not_the_attach(host: Host) -> None:
     host.initiator.unreachable.add("cmp2:3260")
     _, stacks, _, store = host.agent()
     assert stacks.attach(PAYLOAD, LUN, soon()).source == "stor1"
+    host.app.base.sources.add_spares(IMAGE)
     assert [path.host for path in store.bases[IMAGE].paths] == ["stor1"]
     assert host.tracker.closed == ["cmp2"]
 
@@ -298,6 +307,7 @@ def test_an_admission_that_was_taken_back_is_asked_for_again(host: Host) -> None
     host.initiator.revoked.add("old")
     _, stacks, _, store = host.agent()
     assert stacks.attach(PAYLOAD, LUN, soon()).source == "cmp2"
+    host.app.base.sources.add_spares(IMAGE)
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
 
 
@@ -1011,7 +1021,7 @@ def test_after_a_reboot_nothing_is_made_up_while_no_replica_is_found(host: Host)
     assert f"thunder-base-{IMAGE}" in host.dm.tables
     assert len(store.bases) == 1
     assert bases.unfinished() == []
-    assert len(host.initiator.logged_in) == 2
+    assert len(host.initiator.logged_in) == 1
     assert host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0).iqn in host.targets.exported
 
 

@@ -40,6 +40,7 @@ def test_a_base_knows_its_content_and_reports_it(host: Host) -> None:
     stacks.attach(PAYLOAD, LUN, soon())
     assert store.bases[IMAGE].content == OLD
     assert StateFile(host.file).bases == store.bases
+    host.catch_up()
     assert host.tracker.reports[-1].content == OLD
 
 

@@ -112,7 +112,10 @@ def test_the_table_of_a_source_with_many_holes_is_bounded() -> None:
 
 
 def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
-    assert str(layout.paths_table((), MIB)) == "0 2048 error"
+    assert str(layout.no_paths_table(MIB)) == "0 2048 error"
+    without = layout.paths_table((), MIB)
+    assert str(without) == "0 2048 multipath 2 queue_mode bio 0 0 0"
+    assert Table.parse(str(without)) == without
     table = layout.source_table("/dev/loop0", MIB, Extents.of([(0, MIB)]), BLOCK)
     assert str(table) == "0 2048 linear /dev/loop0 0"
 

@@ -47,6 +47,7 @@ def reading(host: Host) -> StateFile:
     """A host whose base reads from cmp2, then from stor1."""
     _, stacks, _, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
+    host.app.base.sources.add_spares(IMAGE)
     host.tracker.plan = AGAIN
     return store
 
@@ -269,7 +270,7 @@ def test_a_base_goes_when_its_readers_have_left(host: Host) -> None:
     bases, store = drained(host, 30.0)
 
     def leave() -> None:
-        while host.tracker.reports[-1].state != "draining":
+        while not host.tracker.reports or host.tracker.reports[-1].state != "draining":
             time.sleep(0.01)
         with pytest.raises(errors.NoReplica):  # no other reader is admitted
             host.app.base.exports.open(IMAGE, "iqn.x:cmp8", 0.0)
@@ -461,6 +462,7 @@ def test_a_base_whose_replica_hangs_does_not_keep_the_others_from_failing_over(
     for number in range(10):
         image = dataclasses.replace(PLAN.image, id=f"more-{number}")
         host.app.base.bases.ensure(dataclasses.replace(PLAN, image=image))
+        host.app.base.sources.add_spares(image.id)
         host.dm.failed[f"thunder-paths-more-{number}"] = {f"/dev/sdm{2 * number + 3}"}
     host.dm.failed[PATHS] = {"/dev/sdm1"}
     goes_on, hanging = threading.Event(), {"/dev/sdm1", *(f"/dev/sdm{n}" for n in range(5, 23, 2))}
