@@ -73,7 +73,8 @@ class Bases:
 
     @contextlib.contextmanager
     def steady(self, image_id: str, deadline: float = math.inf) -> Iterator[None]:
-        """While the body runs, the base does not change its tables: a stack is being built.
+        """While the body runs, the base is neither removed nor replaced: it is looked at whether
+        there is one. One that an entry of a stack names stays after that, too.
 
         :param deadline: ``time.monotonic()`` until which others who change it are waited for
         :raises errors.AgentUnavailable: one of them takes longer

@@ -154,11 +154,10 @@ class Stacks:
         stack = dataclasses.replace(stack, base_image_id=image_id)
         self._store.put(stack)
         patience = (deadline - time.monotonic()) * _PATIENCE
-        with (
-            UndoStack(f"cache of volume {stack.volume_id}") as undo,
-            self._bases.steady(image_id, time.monotonic() + patience),
-        ):
-            base = self._admission.present_base(image_id)
+        with UndoStack(f"cache of volume {stack.volume_id}") as undo:
+            # Not while it is built: volumes of an image would wait for each other.
+            with self._bases.steady(image_id, time.monotonic() + patience):
+                base = self._admission.present_base(image_id)
             stack = self._builder.build_stack(stack, base, plan, undo)
             return self._finish(stack, deadline, undo)
 

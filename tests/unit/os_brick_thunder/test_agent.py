@@ -214,6 +214,32 @@ def test_two_volumes_share_one_base(host: Host) -> None:
     assert len(host.initiator.logged_in) == 1
 
 
+def test_volumes_of_one_image_do_not_wait_for_each_others_devices(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stacks, bases, _ = host.agent()
+    bases.ensure(PLAN)
+    host.blocks.sizes["/dev/sdc"] = GIB
+    begun, other_is_built, create = threading.Event(), threading.Event(), host.dm.create
+
+    def slow(name: str, *args: Any, **options: Any) -> None:
+        if name == f"thunder-meta-{VOLUME}":
+            begun.set()
+            assert other_is_built.wait(20)
+        create(name, *args, **options)
+
+    monkeypatch.setattr(host.dm, "create", slow)
+    answers = []
+    first = threading.Thread(target=lambda: answers.append(stacks.attach(PAYLOAD, LUN, soon())))
+    first.start()
+    assert begun.wait(20)
+    second = wire.Payload("vol-2", IMAGE, "stor1@thunder")
+    assert stacks.attach(second, "/dev/sdc", soon()).mode == "cached"
+    other_is_built.set()
+    first.join(20)
+    assert [answer.mode for answer in answers] == ["cached"]
+
+
 def test_volumes_are_detached_although_the_state_file_cannot_be_written(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
