@@ -287,6 +287,9 @@ def _check(export: wire.Export, source: wire.Source, image_id: str) -> None:
     address, _ = iscsinames.split_portal(export.portal)
     if (export.iqn, export.lun) != (expected, iscsinames.LUN):
         wrong = f"LUN {export.lun} of {export.iqn} instead of LUN {iscsinames.LUN} of {expected}"
+    elif export.location_id not in ("", source.location_id):
+        # It may read from this host by now: of a source, only this very location is less deep.
+        wrong = "another base of the image than the one that was planned"
     elif source.address and not iscsinames.same_address(address, source.address):
         wrong = f"portal {export.portal}, but that host's address is {source.address}"
     else:

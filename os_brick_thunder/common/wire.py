@@ -284,6 +284,8 @@ class Export(Value):
     username: formats.Secret
     password: formats.Secret = field(repr=False)
     size: formats.Size = 0
+    #: Of the base; empty for a master, and from an older agent.
+    location_id: formats.OptionalId = ""
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,7 @@ class Bases:
     def _restore(self, base: Base, sources: tuple[wire.Source, ...]) -> None:
         with UndoStack(f"restoring base {base.image_id}") as undo:
             undo.push(lambda: self._sources.close(self._store.bases[base.image_id]))
+            self._store.put(base)  # with the location under which others open it
             base = self._builder.build(base, sources, undo, new_thin=False)
             self._store.put(base)
             undo.keep()

@@ -54,13 +54,15 @@ class Exports:
         if self._availability.is_ready(image_id) and not self._host.kit.targets.targets(iqn):
             self._export_again(image_id, iqn)
         credentials = self._host.kit.targets.admit(iqn, initiator)
+        base = self._host.store.bases[image_id]
         return wire.Export(
             portal=self._portal,
             iqn=iqn,
             lun=LUN,
             username=credentials.username,
             password=credentials.password,
-            size=self._host.store.bases[image_id].size,
+            size=base.size,
+            location_id=base.location_id,
         )
 
     def _export_again(self, image_id: str, iqn: str) -> None:

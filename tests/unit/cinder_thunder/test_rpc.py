@@ -272,6 +272,7 @@ def liar(transport: Any) -> Iterator[Liar]:
         ({"iqn": iqn_of(HOST, "img-2")}, "instead of LUN 0 of " + re.escape(IQN)),
         ({"iqn": iqn_of("cmp2", "img-1")}, "instead of LUN 0 of " + re.escape(IQN)),
         ({"lun": 1}, "LUN 1 of .* instead of LUN 0"),
+        ({"location_id": "l2"}, "another base of the image than the one that was planned"),
         ({"portal": "[fd00::3]:3260"}, "that host's address is fd00::2"),
         ({"iqn": "../../cron.d"}, "invalid reply: Export.iqn: .* was expected"),
         ({"username": "x\n* * * * * root id\n#"}, "invalid reply: Export.username: "),

@@ -47,6 +47,7 @@ def test_other_hosts_open_a_base_before_it_has_a_source(host: Host) -> None:
     while_it_is_opened(host, open_it)
     bases.ensure(PLAN)
     assert found[0].iqn in host.targets.exported
+    assert found[0].location_id == PLAN.location_id  # which is not deeper than planned
     assert host.dm.queueing == set()
     assert host.app.base.exports.open(IMAGE, CHILD, 0.0) == found[0]
     assert bases.is_ready(IMAGE)
