@@ -126,6 +126,11 @@ class Scene:
         found = self.sources(self.child)
         if found[:1] != [self.parent.name]:
             raise LabError(f"{self.child.name} reads from {found}, not from {self.parent.name}")
+        wait_for(
+            f"{self.child.name} to have a second source",
+            lambda: len(self.sources(self.child)) > 1,
+            timeout=30,
+        )
 
     def kill(self) -> Kill:
         """Cut the parent's power while the child reads."""

@@ -144,8 +144,13 @@ def build(host: Host, settings: Settings) -> App:
     """
     interval = settings.heartbeat_interval
     usage = PoolUsage(host, settings.pool_low_percent, settings.pool_high_percent)
+
     # Bases and the filler call each other, as do stacks and the heartbeat.
-    base = _build_bases(host, settings, on_ready=lambda: filler.wake())
+    def on_ready() -> None:
+        filler.wake()
+        watch.wake()
+
+    base = _build_bases(host, settings, on_ready)
     bases, reporter = base.bases, base.reporter
     watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(

@@ -62,6 +62,10 @@ class SourceWatch:
     def start(self) -> None:
         self._thread.start()
 
+    def wake(self) -> None:
+        """There may be a base that reads from one of its sources alone."""
+        self._thread.wake()
+
     def stop(self) -> None:
         self._thread.stop()
         self._jobs.stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from os_brick_thunder.agent.base import watch as watching
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.state import READY
@@ -127,6 +128,21 @@ def test_the_watch_adds_the_other_sources(host: Host) -> None:
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
     assert not host.app.base.sources.lacks_spares(IMAGE)
     host.app.watch.stop()
+
+
+def test_the_other_sources_are_added_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then the death of the first one costs the volumes their caches."""
+    monkeypatch.setattr(watching, "INTERVAL", 60.0)
+    _, _, bases, store = host.agent()
+    host.app.watch.start()
+    try:
+        bases.ensure(PLAN)
+        until = time.monotonic() + 10
+        while len(store.bases[IMAGE].paths) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        host.app.watch.stop()
 
 
 def test_a_base_that_is_removed_while_sources_are_added_leaves_no_session(host: Host) -> None:
