@@ -40,7 +40,7 @@ StepHook = Callable[[str], AbstractContextManager[None]]
 
 _KIT: Mapping[str, tuple[str, ...]] = {
     "dm": (
-        *("create", "reload", "reload_noflush", "suspend", "resume", "queue", "unqueue"),
+        *("create", "reload", "reload_noflush", "suspend", "swap", "resume", "queue", "unqueue"),
         *("wipe", "remove", "message"),
     ),
     "pool": ("create_thin", "delete_thin"),

@@ -32,7 +32,6 @@ SETTINGS = Settings(
     fill_workers=0,
     fill_rate=0,
     heartbeat_interval=60.0,
-    longest_plan=5.0,
     attach_budget=5.0,
 )
 MAPPER = "/dev/mapper/"
@@ -43,6 +42,25 @@ CACHE_STATUS = (
     "cache 8 34/1024 128 600/1000 75 25 8 2 0 0 0 3 metadata2 writethrough no_discard_passdown "
     "2 migration_threshold 0 cleaner 0 rw -"
 )
+
+
+@dataclass
+class Region:
+    """Statistics of a device: its areas, and those in which something was written; in sectors."""
+
+    length: int
+    step: int
+    written: set[int] = field(default_factory=set)
+
+    def note(self, start: int, length: int) -> None:
+        self.written |= set(range(start // self.step, -(-(start + length) // self.step)))
+
+    def counters(self) -> str:
+        areas = range(-(-self.length // self.step))
+        return "".join(
+            f"{each * self.step}+{self.step} 0 0 0 0 {int(each in self.written)} 0 0 0 0 0 0 0 0\n"
+            for each in areas
+        )
 
 
 class FakeDeviceMapper:
@@ -59,6 +77,7 @@ class FakeDeviceMapper:
         self.bare: set[str] = set()  # without a table
         self.queueing: set[str] = set()  # multipath devices whose I/O waits for a path
         self.delay = 0.0  # seconds that the creation of a device takes
+        self.regions: dict[str, dict[int, Region]] = {}
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         time.sleep(self.delay)
@@ -87,8 +106,19 @@ class FakeDeviceMapper:
     def reload_noflush(self, name: str, table: Table, readonly: bool = False) -> None:
         self.reload(name, table, readonly)
 
-    def suspend(self, name: str) -> None:
+    def suspend(self, name: str) -> float:
         self.suspended.add(name)
+        return time.monotonic()
+
+    def swap(self, name: str, table: Table) -> float:
+        self.reload(name, table)
+        return time.monotonic()
+
+    def write(self, name: str, offset: int, length: int) -> None:
+        """Somebody writes to a device, in bytes."""
+        assert name not in self.suspended
+        for region in self.regions.get(name, {}).values():
+            region.note(offset // 512, -(-length // 512))
 
     def resume(self, name: str) -> None:
         self.suspended.discard(name)
@@ -114,20 +144,40 @@ class FakeDeviceMapper:
             raise errors.DeviceBusy(name, f"{opened} opener(s)")
         assert name not in self.queueing  # what waits in it would wait for ever
         del self.tables[name]
+        self.regions.pop(name, None)
         self.log.append(f"remove {name}")
 
     def message(self, name: str, text: str) -> str:
         if name not in self.tables:
             raise errors.ProcessError(["dmsetup", "message", name], 1, "No such device or address")
+        verb, *args = text.split()
+        if verb.startswith("@stats_"):  # for the device rather than its table
+            return self._stats(name, verb, args)
         if name in self.suspended:
             raise errors.ProcessError(["dmsetup", "message", name], 16, "Device or resource busy")
-        verb, *args = text.split()
         if verb == "switch_group":
             self.log.append(f"{text} {name}")
         elif verb == "fail_path":
             self.failed.setdefault(name, set()).add(args[0].removeprefix(NUMBER))
         elif verb == "reinstate_path":
             self.failed.get(name, set()).discard(args[0].removeprefix(NUMBER))
+        return ""
+
+    def _stats(self, name: str, verb: str, args: list[str]) -> str:
+        regions = self.regions.setdefault(name, {})
+        if verb == "@stats_list":
+            return "".join(f"{i}: 0+{r.length} {r.step} thunder -\n" for i, r in regions.items())
+        if verb == "@stats_create":
+            new = next(i for i in range(99) if i not in regions)
+            regions[new] = Region(int(args[0].removeprefix("0+")), int(args[1]))
+            return str(new)
+        found = regions.get(int(args[0]))
+        if found is None:
+            raise errors.ProcessError(["dmsetup", "message", name], 2, "No such file or directory")
+        if verb == "@stats_print":
+            return found.counters()
+        assert verb == "@stats_delete"
+        del regions[int(args[0])]
         return ""
 
     def status(self, name: str) -> str:

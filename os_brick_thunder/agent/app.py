@@ -41,9 +41,6 @@ from os_brick_thunder.common.policy.iscsinames import portal_of
 
 LOG = logging.getLogger(__name__)
 
-#: The share of rpc_timeout within which a tracker must answer before a guest is made to wait.
-_SOON = 0.6
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,8 +48,6 @@ class Settings:
 
     :ivar portal: "address:port" of this host's exports
     :ivar fill_rate: bytes a second; 0 is unlimited
-    :ivar longest_plan: seconds; a tracker that takes longer for a plan is not asked for one while a
-        guest waits
     """
 
     portal: str
@@ -63,7 +58,6 @@ class Settings:
     fill_workers: int
     fill_rate: int
     heartbeat_interval: float
-    longest_plan: float
     attach_budget: float
 
     @classmethod
@@ -79,7 +73,6 @@ class Settings:
             fill_workers=options.fill_workers,
             fill_rate=options.fill_rate_mib << 20,
             heartbeat_interval=options.heartbeat_interval,
-            longest_plan=_SOON * options.rpc_timeout,
             attach_budget=options.attach_budget,
         )
 
@@ -208,7 +201,7 @@ def _build_stacks(
 ) -> StackParts:
     registry = StackRegistry(host.store)
     devices = StackDevices(host)
-    admission = Admission(host, bases, usage.refusal, settings.longest_plan, settings.attach_budget)
+    admission = Admission(host, bases, usage.refusal, settings.attach_budget)
     remover = CacheRemover(host, registry, devices)
     builder = CacheBuilder(host, registry, devices, bases, admission, remover)
     stacks = Stacks(host, registry, devices, bases, admission, builder, remover, on_removed)

@@ -71,7 +71,7 @@ def _create(kit: Kit, spec: DeviceSpec, inputs: BuildInputs, loops: dict[str, st
     device = devnames.path(spec.name)
     kit.dm.create(spec.name, _table(spec, inputs, loops), readonly=spec.readonly)
     if spec.cache_metadata:
-        kit.restore_cache(device, inputs.cache_map)
+        kit.restore_cache(device, spec.cache_metadata(inputs))
     if spec.loop:
         loops[layout.loop_over(spec.name)] = kit.loops.attach(device)
     if spec.export:

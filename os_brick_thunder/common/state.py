@@ -108,7 +108,7 @@ class Stack:
     base_image_id: str | None = None  # of the base under its cache, while it uses one
     local_id: int | None = None
     meta_id: int | None = None
-    cached: int = 0  # bytes
+    cached: int = 0  # bytes from the start of the volume that its cache may hold
     reason: str = ""
     source: str = ""
     phase: str = CREATING
@@ -124,12 +124,16 @@ class Stack:
     def from_json(cls, raw: Mapping[str, Any]) -> Stack:
         """:raises TypeError: missing fields"""
         renamed = {_STACK_FIELDS.get(key, key): value for key, value in raw.items()}
+        renamed["cached"] = raw.get("covered", raw.get("cached", 0))
         return cls(**_known(cls, renamed))
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the state file and in the agent's status, which older versions read too."""
         keys = {name: key for key, name in _STACK_FIELDS.items()}
-        return {keys.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        entry = {keys.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        # When it extends a volume, an older agent has it read all of "cached" from its cache, also
+        # what was written: it is to have it read nothing from there.
+        return entry | {"cached": 0, "covered": self.cached}
 
 
 #: Fields of a stack that have another name in JSON, by that name.

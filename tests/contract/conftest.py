@@ -33,6 +33,7 @@ _KERNEL_ONLY = [
     "test_full_pool.py",
     "test_logins.py",
     "test_lvm.py",
+    "test_swap.py",
     "test_targets.py",
     "test_waiting.py",
 ]

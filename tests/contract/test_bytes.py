@@ -35,7 +35,8 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World, block: in
     table = layout.cached_table(names, world.disk, cached, block, "writethrough")
     kit.dm.create(names.cached, table)
     kit.dm.create(names.failover, layout.failover_table(names, world.disk, cached))
-    kit.dm.create(names.vol, layout.vol_table(names, world.disk, cached, 64 * MIB))
+    image = Extents.of([(0, cached)])
+    kit.dm.create(names.vol, layout.vol_table(names, world.disk, image, 64 * MIB))
     with open(devnames.path(names.vol), "r+b", buffering=0) as vol:
         data = os.pread(vol.fileno(), 16 * MIB, 0)
         assert data[: 10 * block] == b"C" * 10 * block

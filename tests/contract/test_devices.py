@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 
 from os_brick_thunder.agent import devices
-from os_brick_thunder.agent.policy import cachemap, layout
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, DeviceSpec, Graph
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import Base, Stack
 from tests.contract.conftest import MIB, World
@@ -35,12 +36,11 @@ def _graphs(stack: Stack) -> list[Graph]:
 
 
 def _build(world: World, graphs: list[Graph]) -> None:
-    blocks = 8 * MIB // BLOCK
     inputs = BuildInputs(
         BLOCK,
         lun_size=64 * MIB,
         portal="127.0.0.1:3260",
-        cache_map=cachemap.metadata_xml([(0, blocks)], blocks, BLOCK),
+        shared=Extents.of([(0, 4 * MIB), (6 * MIB, 8 * MIB)]),
     )
     for graph in graphs:
         with UndoStack("the test") as undo:

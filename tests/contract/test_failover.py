@@ -28,6 +28,7 @@ from os_brick_thunder.common.mechanism import dmioctl, failoverlocks
 from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.failover import Paths
 from tests.contract.conftest import MIB, _disk, _sweep
 
@@ -35,6 +36,7 @@ NAMES = VolumeNames("v")
 BLOCK, CACHED, SIZE = 64 << 10, 32 * MIB, 64 * MIB
 #: Bytes from the start that are in the cache; the image's other blocks are read from the LUN.
 MAPPED = 16 * MIB
+IMAGE = Extents.of([(0, CACHED)])
 BAD_INSIDE, BAD_PAST = 24 * MIB, 48 * MIB
 PAGE = 4096
 
@@ -109,7 +111,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     kit.restore_cache(devnames.path(NAMES.meta), xml)
     kit.dm.create(NAMES.cached, layout.cached_table(NAMES, disk, CACHED, BLOCK, "writethrough"))
     kit.dm.create(NAMES.failover, layout.failover_table(NAMES, disk, CACHED))
-    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, disk, CACHED, SIZE))
+    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, disk, IMAGE, SIZE))
     yield Scene(kit, lun, pool, disk)
     stop_watcher()
     dmsetup("message", NAMES.failover, "0", "fail_if_no_path")
@@ -304,7 +306,7 @@ def test_no_new_table_brings_a_failed_cache_back(scene: Scene) -> None:
     number = scene.kit.blocks.devnum(devnames.path(NAMES.cached))
     scene.kit.dm.message(NAMES.failover, f"fail_path {number}")
     write(0, b"new.")
-    scene.kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, scene.disk, CACHED, SIZE - MIB))
+    scene.kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, scene.disk, IMAGE, SIZE - MIB))
     assert read(0) == b"new." * 1024
     assert read(0, scene.disk) == b"new." * 1024
 

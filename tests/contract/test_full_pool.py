@@ -23,6 +23,7 @@ from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import StateFile
 from tests import fakes
 from tests.contract.conftest import MIB, World, _disk
@@ -55,7 +56,8 @@ def build(world: World) -> None:
     table = layout.cached_table(NAMES, world.disk, LENGTH, BLOCK, "writethrough")
     kit.dm.create(NAMES.cached, table)
     kit.dm.create(NAMES.failover, layout.failover_table(NAMES, world.disk, LENGTH))
-    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, LENGTH, 64 * MIB))
+    image = Extents.of([(0, LENGTH)])
+    kit.dm.create(NAMES.vol, layout.vol_table(NAMES, world.disk, image, 64 * MIB))
 
 
 def fill_up(world: World) -> None:
@@ -131,7 +133,7 @@ def test_a_volume_leaves_a_full_pool_with_all_of_its_writes(full: tuple[World, G
     assert not status.full
     assert not guest.waits(20)
     assert guest.errors == []
-    kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, world.disk, 0, 64 * MIB))
+    kit.dm.reload(NAMES.vol, layout.vol_table(NAMES, world.disk, Extents(), 64 * MIB))
     for name in (NAMES.failover, NAMES.cached, NAMES.meta, NAMES.local):
         kit.dm.remove(name)
     kit.pool.delete_thin(META)

@@ -1,6 +1,10 @@
-"""The identity map that dm-cache starts with, in the XML that ``cache_restore`` reads.
+"""What a volume reads from its cache.
 
-Cache block *i* holds origin block *i*, for every block the volume still shares with its image.
+The cache holds the whole image: its block *i* is block *i* of the LUN, in the XML that
+``cache_restore`` reads. The volume's own table says which parts are read from it: those that the
+volume still shares with its image. So the cost of a cache depends neither on the size of the image
+nor on what was written, and the parts can be changed by a new table, while a guest waits.
+
 Format: cache_dump(8), cache_restore(8) of thin-provisioning-tools.
 """
 
@@ -8,9 +12,11 @@ from __future__ import annotations
 
 from os_brick_thunder.common.policy.extents import Extents
 
-#: A cache has at most this many blocks. A guest may wait while cache_restore(8) writes their
+#: A cache has at most this many blocks: an attach waits while cache_restore(8) writes their
 #: metadata, at some 200,000 blocks a second.
-MAX_BLOCKS = 1 << 17
+MAX_BLOCKS = 1 << 14
+#: A volume reads at most this many ranges from its cache: each is a segment of its table.
+MAX_RANGES = 2000
 
 
 def block_size(length: int, block: int) -> int:
@@ -46,10 +52,15 @@ def metadata_length(blocks: int) -> int:
     return -(-(4 * mib + 16 * blocks) // mib) * mib
 
 
-def identity_map(unmodified: Extents, length: int, block: int) -> list[tuple[int, int]]:
-    """Block ranges ``[first, last)`` to map: whole blocks of ``unmodified`` below ``length``."""
+def shared(unmodified: Extents, length: int, block: int) -> Extents:
+    """What a volume is to read from its cache: the longest ranges of whole blocks of ``unmodified``
+    below ``length``.
+
+    :param length: of the cache, bytes
+    :param block: of the pool, bytes
+    """
     within = unmodified.intersection(Extents.of([(0, length)]))
-    return [(start // block, end // block) for start, end in within.whole_blocks(block)]
+    return within.whole_blocks(block).at_most(MAX_RANGES)
 
 
 def metadata_xml(mapped: list[tuple[int, int]], blocks: int, block: int) -> str:

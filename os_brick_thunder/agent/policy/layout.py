@@ -2,8 +2,8 @@
 
 ::
 
-    thunder-vol-<volume>      linear: the cached length over failover, the rest over the LUN;
-      │                       direct: all over the LUN
+    thunder-vol-<volume>      linear: what is shared with the image over failover, the rest over
+      │                       the LUN; direct: all over the LUN
       ├─ thunder-failover-<volume>   multipath: path 1 = cached, path 2 = LUN
       │    ├─ thunder-cached-<volume>    cache over the image's blocks
       │    │    ├─ thunder-meta-<volume>     thin, the cache's metadata
@@ -45,6 +45,7 @@ from os_brick_thunder.common.state import Base, Stack
 #: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
 WRITETHROUGH = "writethrough"
+NOTHING = Extents()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class BuildInputs:
     block: int  # of the pool, bytes
     lun_size: int = 0  # bytes
     portal: str = ""  # "address:port" of this host's exports
-    cache_map: str = ""  # the cache's metadata as cache_restore(8) takes it
+    shared: Extents = NOTHING  # what a volume reads from its cache
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class DeviceSpec:
     thin_id: int | None = None  # the pool's thin device that it maps, created before it
     loop: bool = False  # a loop device is attached over it; see :func:`loop_over`
     export: str = ""  # iqn under which other hosts read it
-    cache_metadata: bool = False  # the cache map is written to it
+    #: What is written to it, as cache_restore(8) takes it.
+    cache_metadata: Callable[[BuildInputs], str] | None = None
     #: Whether it is built now. It is removed in any case: it may be left over from before.
     expected: bool = True
 
@@ -124,7 +126,7 @@ def cache_devices(stack: Stack) -> Graph:
             names.meta,
             stack.meta_id,
             lambda inputs: cachemap.metadata_length(stack.cached // cache_block(stack, inputs)),
-            cache_metadata=True,
+            cache_metadata=lambda inputs: _whole_map(stack.cached, cache_block(stack, inputs)),
         ),
         _thin(names.local, stack.local_id, lambda _: stack.cached, path(base)),
         DeviceSpec(
@@ -142,6 +144,10 @@ def cache_devices(stack: Stack) -> Graph:
     )
 
 
+def _whole_map(length: int, block: int) -> str:
+    return cachemap.metadata_xml([(0, length // block)], length // block, block)
+
+
 def cache_block(stack: Stack, inputs: BuildInputs) -> int:
     """Bytes of a block of a volume's cache."""
     return cachemap.block_size(stack.cached, inputs.block)
@@ -150,13 +156,12 @@ def cache_block(stack: Stack, inputs: BuildInputs) -> int:
 def stack_devices(stack: Stack) -> Graph:
     """The devices of a stack: those of its cache, and the volume's own."""
     names = VolumeNames(stack.volume_id)
-    cached = stack.cached if stack.mode == "cached" else 0
-    return (
-        *cache_devices(stack),
-        DeviceSpec(
-            names.vol, lambda inputs: vol_table(names, stack.device, cached, inputs.lun_size)
-        ),
-    )
+
+    def table(inputs: BuildInputs) -> Table:
+        shared = inputs.shared if stack.mode == "cached" else NOTHING
+        return vol_table(names, stack.device, shared, inputs.lun_size)
+
+    return (*cache_devices(stack), DeviceSpec(names.vol, table))
 
 
 def _thin(
@@ -164,7 +169,7 @@ def _thin(
     thin_id: int | None,
     length: Callable[[BuildInputs], int],
     origin: str | None = None,
-    cache_metadata: bool = False,
+    cache_metadata: Callable[[BuildInputs], str] | None = None,
 ) -> DeviceSpec:
     def table(inputs: BuildInputs) -> Table:
         assert thin_id is not None  # noqa: S101 - without one the device is not built
@@ -241,11 +246,17 @@ def failover_table(names: VolumeNames, lun: str, cached: int) -> Table:
     return Table.of((sectors(cached), dmtable.Multipath((path(names.cached), lun), queue=True)))
 
 
-def vol_table(names: VolumeNames, lun: str, cached: int, volume_size: int) -> Table:
-    """The first ``cached`` bytes through the failover device; 0 for a volume without a cache."""
-    tail = dmtable.Linear(lun, sectors(cached))
-    failover = dmtable.Linear(path(names.failover))
-    return Table.of((sectors(cached), failover), (sectors(volume_size - cached), tail))
+def vol_table(names: VolumeNames, lun: str, shared: Extents, volume_size: int) -> Table:
+    """``shared`` through the failover device, the rest of the LUN; empty: without a cache."""
+    failover = path(names.failover)
+    segments: list[tuple[int, dmtable.Target]] = []
+    at = 0
+    for start, end in shared:
+        segments.append((sectors(start - at), dmtable.Linear(lun, sectors(at))))
+        segments.append((sectors(end - start), dmtable.Linear(failover, sectors(start))))
+        at = end
+    segments.append((sectors(volume_size - at), dmtable.Linear(lun, sectors(at))))
+    return Table.of(*segments)
 
 
 def old_vol_table(lun: str, volume_size: int) -> Table:

@@ -11,6 +11,7 @@ from os_brick_thunder.agent.policy import cachemap
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.devnames import POOL, path
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import Base, Stack
 from os_brick_thunder.common.threads import within
 
@@ -29,13 +30,10 @@ class Admission:
         host: Host,
         bases: Bases,
         refusal: Callable[[wire.ImageInfo], str],
-        longest_plan: float,
         budget: float,
     ) -> None:
         """
         :param refusal: why a volume of an image gets no cache now; empty if it may have one
-        :param longest_plan: seconds; a tracker that takes longer for a plan is not asked for one
-            while a guest waits
         :param budget: seconds within which an attach must have plan and base
         """
         self._host = host
@@ -43,7 +41,6 @@ class Admission:
         self._store = host.store
         self._bases = bases
         self._refusal = refusal
-        self._longest_plan = longest_plan
         self._budget = budget
 
     def prepare(self, stack: Stack, deadline: float) -> tuple[wire.Plan | None, str]:
@@ -85,23 +82,13 @@ class Admission:
             stack.tracker, stack.volume_id, topology, stack.stack_id
         )
 
-    def trial_plan(self, stack: Stack) -> wire.Plan:
-        """A plan for a volume in use, before its guest has to wait for one: it tells whether the
-        volume may have a cache, and whether the tracker answers quickly.
+    def base_in_use(self, stack: Stack) -> Base:
+        """The base of a volume's image, which stays while the volume's entry names it.
 
-        :raises errors.ThunderError: not now
+        :raises errors.ThunderError: it was removed just before
         """
         with self._bases.steady(stack.origin_image_id):
-            self.present_base(stack.origin_image_id)
-        began = time.monotonic()
-        plan = self.plan(stack)
-        seconds = time.monotonic() - began
-        if seconds > self._longest_plan:
-            raise errors.TrackerUnavailable(
-                f"volume {stack.volume_id}: {stack.tracker} took {seconds:.0f} s for a plan: too "
-                "long for a guest to wait"
-            )
-        return plan
+            return self.present_base(stack.origin_image_id)
 
     def admit(self, plan: wire.Plan) -> wire.Plan:
         """The plan, or a direct one with the reason if the pool has no space for it."""
@@ -123,6 +110,13 @@ class Admission:
             f"the local pool's disk has blocks of {pool} bytes, the volume of {lun}: "
             "it gets a cache when it is attached again"
         )
+
+    def shared(self, stack: Stack, plan: wire.Plan) -> Extents:
+        """What the volume would read from its cache: what the plan says that it shares with its
+        image. Empty for a direct plan.
+        """
+        unmodified = Extents.from_wire(plan.unmodified)
+        return cachemap.shared(unmodified, self.cached_length(stack, plan), self._kit.pool.block)
 
     def cached_length(self, stack: Stack, plan: wire.Plan) -> int:
         """Bytes that the cache would cover; 0 for a direct plan, or an image below a block."""

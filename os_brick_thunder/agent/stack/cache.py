@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection
 
 from os_brick_thunder.agent.base.bases import Bases
-from os_brick_thunder.agent.policy import cachemap
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.stack.admission import Admission
 from os_brick_thunder.agent.stack.devices import StackDevices
@@ -16,7 +15,7 @@ from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.state import READY, Base, Stack
 
 LOG = logging.getLogger(__name__)
@@ -52,9 +51,9 @@ class CacheBuilder:
         """
         self._kit.failover.ensure()
         stack = self._with_cache(stack, base, plan)
-        cache_map = self._cache_map(stack, plan)
+        shared = self._admission.shared(stack, plan)
         stack = dataclasses.replace(stack, mode="cached")
-        self._devices.build(stack, undo, cache_map)
+        self._devices.build(stack, undo, shared)
         return stack
 
     def candidates(self, ordered: Collection[str]) -> set[str]:
@@ -75,12 +74,12 @@ class CacheBuilder:
         }
 
     def to_cached(self, volume_id: str) -> Stack:
-        """Give a direct volume a cache while it is in use. Its I/O waits meanwhile.
+        """Give a direct volume a cache while it is in use. Its I/O waits for a moment only.
 
-        The cache map is computed while nothing can be written: a block written between the map and
-        the first use of the cache would be hidden by the image's. So the guest waits for one plan
-        of the tracker and for a few devices to be built: about a second, at most ``rpc_timeout``
-        more. Everything that may take longer is done before.
+        A block that is written between the tracker's plan and the first use of the cache must not
+        be read from the cache. So what is written is watched, from before the plan on; once the
+        cache is there, the volume is suspended, what was written is read from its LUN, as before,
+        and the rest of what the plan says from the cache.
 
         :returns: its entry, which is still direct if tracker or pool refuse a cache
         :raises errors.InvalidRequest: the volume has no stack here
@@ -107,53 +106,81 @@ class CacheBuilder:
                     return stack
                 if refused:
                     return self._stay_direct(stack, refused, stack.recache_pending)
-                return self._build_if_admitted(stack)
+                # From here on it uses the base, and the tracker may count it as cached.
+                image_id = stack.origin_image_id
+                user = dataclasses.replace(stack, base_image_id=image_id, recache_pending=True)
+                self._store.put(user)
+            try:
+                return self._plan_and_build(user)
+            except BaseException:
+                self._withdraw(user)
+                raise
 
     def _stay_direct(self, stack: Stack, reason: str, recache_pending: bool) -> Stack:
         stack = dataclasses.replace(stack, reason=reason, recache_pending=recache_pending)
         self._store.put(stack)
         return stack
 
-    def _build_if_admitted(self, stack: Stack) -> Stack:
-        # From here on the volume uses the base, and the tracker may count the volume as cached.
-        user = dataclasses.replace(stack, base_image_id=stack.origin_image_id, recache_pending=True)
-        try:
-            self._store.put(user)
-            plan = self._admission.trial_plan(user)
-            _check_content(self._store.bases[user.origin_image_id], plan)
-            admitted = self._admission.admit(plan)
-            refused = not self._admission.cached_length(user, admitted)
-        except BaseException:
-            self._store.put(dataclasses.replace(stack, recache_pending=True))
-            raise
-        if refused:
+    def _plan_and_build(self, user: Stack) -> Stack:
+        length = self._admission.base_in_use(user).size
+        with self._devices.watching_writes(user, length) as writes:
+            plan = self._admission.plan(user)  # without the lock: a detach waits for no tracker
+            with self._registry.lock(user.volume_id):
+                if not self._is_attached(user):
+                    raise errors.NoReplica(f"volume {user.volume_id} was attached anew meanwhile")
+                return self._build_if_admitted(user, plan, writes)
+
+    def _is_attached(self, user: Stack) -> bool:
+        """Whether the attachment that a plan was asked for lasts. Since another one began, another
+        host may have written to the volume.
+        """
+        stack = self._store.stacks.get(user.volume_id)
+        return (
+            stack is not None and stack.phase == READY and _attachment(stack) == _attachment(user)
+        )
+
+    def _build_if_admitted(self, user: Stack, plan: wire.Plan, writes: WriteMap) -> Stack:
+        _check_content(self._store.bases[user.origin_image_id], plan)
+        admitted = self._admission.admit(plan)
+        if not self._admission.shared(user, admitted):
             # The tracker orders again after its own refusal, but does not know of the pool's.
+            stack = dataclasses.replace(user, base_image_id=None)
             return self._stay_direct(stack, admitted.reason, recache_pending=admitted is not plan)
-        with UndoStack(f"cache of volume {stack.volume_id}") as undo:
-            undo.push(self._give_up, stack.volume_id)
-            stack, seconds = self._build_under_guest(user, undo)
+        with UndoStack(f"cache of volume {user.volume_id}") as undo:
+            undo.push(self._give_up, user.volume_id)
+            stack, seconds = self._build_under_guest(user, plan, writes, undo)
             undo.keep()
-        LOG.info("volume %s is cached now; its guest waited %.1f s", stack.volume_id, seconds)
+        LOG.info("volume %s is cached now; its guest waited %.3f s", stack.volume_id, seconds)
         return stack
 
-    def _build_under_guest(self, user: Stack, undo: UndoStack) -> tuple[Stack, float]:
+    def _withdraw(self, user: Stack) -> None:
+        """After a failure: the volume does not use the base, and gets its cache later."""
+        with self._registry.lock(user.volume_id):
+            if self._is_attached(user):
+                stack = self._store.stacks[user.volume_id]
+                if stack.local_id is None:
+                    self._store.put(dataclasses.replace(stack, base_image_id=None))
+                return
+            stack_id = self._store.stacks.get(user.volume_id, user).stack_id
+            gone = user.volume_id not in self._store.stacks or stack_id != user.stack_id
+        if gone and user.stack_id:
+            # The plan may have been recorded after the stack's release.
+            host = self._host.topology.host
+            self._host.tracker.release(user.volume_id, host, user.stack_id)
+
+    def _build_under_guest(
+        self, user: Stack, plan: wire.Plan, writes: WriteMap, undo: UndoStack
+    ) -> tuple[Stack, float]:
         """:returns: the cached entry, recorded, and the seconds that the guest waited"""
         with self._bases.steady(user.origin_image_id):
             base = self._admission.present_base(user.origin_image_id)
-            began = time.monotonic()
-            with self._devices.suspended(user.volume_id):
-                plan = self._admission.plan(user)
-                if plan.image is None or plan.image.id != base.image_id:
-                    raise errors.NoReplica(f"volume {user.volume_id} stays direct: {plan.reason}")
-                stack = self._with_cache(user, base, plan)
-                self._devices.build_cache(stack, undo, self._cache_map(stack, plan))
-                stack = dataclasses.replace(stack, mode="cached")
-                self._devices.reload_volume(stack)
-            seconds = time.monotonic() - began
-            stack = dataclasses.replace(
-                stack, reason="", recache_pending=False, cached_at=time.time()
-            )
-            self._store.put(stack)
+            stack = self._with_cache(user, base, plan)
+            self._devices.build_cache(stack, undo)
+        stack = dataclasses.replace(stack, mode="cached")
+        shared = self._admission.shared(stack, plan)
+        seconds = self._devices.swap_in_cache(stack, shared, writes)
+        stack = dataclasses.replace(stack, reason="", recache_pending=False, cached_at=time.time())
+        self._store.put(stack)
         return stack, seconds
 
     def _give_up(self, volume_id: str) -> None:
@@ -170,6 +197,8 @@ class CacheBuilder:
         :raises errors.NoReplica: the base is not one of the plan's image
         """
         _check_content(base, plan)
+        if plan.image is None or plan.image.id != base.image_id:
+            raise errors.NoReplica(f"volume {stack.volume_id} is not of image {base.image_id}")
         stack = dataclasses.replace(
             stack,
             base_image_id=base.image_id,
@@ -181,12 +210,9 @@ class CacheBuilder:
         self._store.put(stack)
         return stack
 
-    def _cache_map(self, stack: Stack, plan: wire.Plan) -> str:
-        """Maps the blocks that the volume still shares with its image."""
-        block = cachemap.block_size(stack.cached, self._kit.pool.block)
-        unmodified = Extents.from_wire(plan.unmodified)
-        mapped = cachemap.identity_map(unmodified, stack.cached, block)
-        return cachemap.metadata_xml(mapped, stack.cached // block, block)
+
+def _attachment(stack: Stack) -> tuple[str, float, str]:
+    return stack.stack_id, stack.attached_at, stack.device
 
 
 def _check_content(base: Base, plan: wire.Plan) -> None:

@@ -7,17 +7,20 @@ import time
 from collections.abc import Iterator
 
 from os_brick_thunder.agent import devices
-from os_brick_thunder.agent.policy import layout
-from os_brick_thunder.agent.policy.layout import BuildInputs
+from os_brick_thunder.agent.policy import cachemap, layout
+from os_brick_thunder.agent.policy.layout import NOTHING, BuildInputs
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Multipath, Table
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.failover import Paths
 from os_brick_thunder.common.policy.timelimits import PROBE
 from os_brick_thunder.common.state import Stack
+from os_brick_thunder.common.threads import urgent
 
 #: Seconds between two checks whether somebody has a device open.
 _POLL = 0.1
@@ -31,36 +34,85 @@ class StackDevices:
     def __init__(self, host: Host) -> None:
         self._kit = host.kit
 
-    def build(self, stack: Stack, undo: UndoStack, cache_map: str = "") -> None:
+    def build(self, stack: Stack, undo: UndoStack, shared: Extents = NOTHING) -> None:
         """Build all devices of a stack; ``undo`` removes them.
 
-        :param cache_map: for a stack with a cache; see :class:`.BuildInputs`
+        :param shared: for a stack with a cache: what the volume reads from it
         """
-        graph, inputs = layout.stack_devices(stack), self._inputs(stack, cache_map)
+        graph, inputs = layout.stack_devices(stack), self._inputs(stack, shared)
         devices.assemble(self._kit, graph, inputs, undo)
 
-    def build_cache(self, stack: Stack, undo: UndoStack, cache_map: str) -> None:
+    def build_cache(self, stack: Stack, undo: UndoStack) -> None:
         """Build the devices of a volume's cache, which it does not use yet."""
-        graph, inputs = layout.cache_devices(stack), self._inputs(stack, cache_map)
+        graph, inputs = layout.cache_devices(stack), self._inputs(stack)
         devices.assemble(self._kit, graph, inputs, undo)
+
+    @contextlib.contextmanager
+    def watching_writes(self, stack: Stack, length: int) -> Iterator[WriteMap]:
+        """For :meth:`swap_in_cache`: watch what is written to a volume in use from now on.
+
+        :param length: of what its cache may cover, bytes
+        :raises errors.ProcessError: that cannot be watched
+        """
+        name = VolumeNames(stack.volume_id).vol
+        writes = WriteMap(self._kit.dm, name, length, self._kit.pool.block)
+        try:
+            yield writes
+        finally:
+            with contextlib.suppress(errors.ThunderError):  # it was removed with the device
+                writes.remove()
+
+    def swap_in_cache(self, stack: Stack, shared: Extents, writes: WriteMap) -> float:
+        """Have a volume in use read from its cache what it shared with its image at any moment
+        since ``writes`` was made, and still shares with it.
+
+        :returns: seconds for which its I/O was held back
+        :raises errors.NoReplica: all of that was written since
+        :raises errors.ThunderError: it has a table as before
+        """
+        names, size = VolumeNames(stack.volume_id), self._inputs(stack).lun_size
+        # What is known now need not be looked at while the guest waits.
+        shared = shared.intersection(writes.unwritten())
+        with self._kit.failover.excluded(stack.volume_id), urgent():
+            try:
+                began = self._kit.dm.suspend(names.vol)
+                shared = shared.intersection(writes.unwritten()).at_most(cachemap.MAX_RANGES)
+                if not shared:
+                    raise errors.NoReplica(f"volume {stack.volume_id} was overwritten meanwhile")
+                table = layout.vol_table(names, stack.device, shared, size)
+                return self._kit.dm.swap(names.vol, table) - began
+            except BaseException:
+                self._kit.dm.resume(names.vol)  # before anything else is undone: a guest waits
+                raise
 
     def reload_volume(self, stack: Stack) -> None:
-        """Swap the table of the volume's own device: with its cache or without, by its entry, and
-        as large as its LUN.
+        """Swap the table of the volume's own device: as large as its LUN, and over that alone if
+        its entry says that it is direct. It reads from its cache what it reads from there now: only
+        that is known not to have been written.
 
         :raises errors.ThunderError: it has a table as before
         """
-        name, table = VolumeNames(stack.volume_id).vol, self._vol_table(stack)
+        names = VolumeNames(stack.volume_id)
         for _ in range(_RELOADS):  # the watcher may swap in its own, of the old length
-            if self._has(name, table):
+            table = self._vol_table(stack, names)
+            if self._has(names.vol, table):
                 return
-            self._kit.dm.reload(name, table)
+            self._kit.dm.reload(names.vol, table)
 
-    def _vol_table(self, stack: Stack) -> Table:
-        inputs = self._inputs(stack)
-        if self.is_old(stack.volume_id):
-            return layout.old_vol_table(stack.device, inputs.lun_size)
-        return layout.stack_devices(stack)[-1].table(inputs)
+    def _vol_table(self, stack: Stack, names: VolumeNames) -> Table:
+        size = self._inputs(stack).lun_size
+        live = self._kit.dm.table(names.vol)
+        if _is_old(live):
+            return layout.old_vol_table(stack.device, size)
+        shared = self._shared(live, names) if live and stack.mode == "cached" else NOTHING
+        return layout.vol_table(names, stack.device, shared, size)
+
+    def _shared(self, live: Table, names: VolumeNames) -> Extents:
+        devnum = self._kit.blocks.devnum
+        try:
+            return live.resolved(devnum).mapped_to(devnum(devnames.path(names.failover)))
+        except errors.DeviceNotFound:
+            return NOTHING
 
     def _has(self, name: str, table: Table) -> bool:
         """Whether a table is live, or its device is not there."""
@@ -142,24 +194,9 @@ class StackDevices:
         name = VolumeNames(volume_id).vol
         return any(d.name == name for d in self._kit.dm.devices())
 
-    @contextlib.contextmanager
-    def suspended(self, volume_id: str) -> Iterator[None]:
-        """Suspend a volume until the body has reloaded it, or has failed. Nobody else resumes it.
-
-        The body ends with :meth:`reload_volume`, which resumes it.
-        """
-        name = VolumeNames(volume_id).vol
-        with self._kit.failover.excluded(volume_id):
-            try:
-                self._kit.dm.suspend(name)
-                yield
-            except BaseException:
-                self._kit.dm.resume(name)  # before anything else is undone: a guest waits
-                raise
-
-    def _inputs(self, stack: Stack, cache_map: str = "") -> BuildInputs:
+    def _inputs(self, stack: Stack, shared: Extents = NOTHING) -> BuildInputs:
         size = self._kit.blocks.size(stack.device)
-        return BuildInputs(self._kit.pool.block, lun_size=size, cache_map=cache_map)
+        return BuildInputs(self._kit.pool.block, lun_size=size, shared=shared)
 
 
 def _is_old(table: Table | None) -> bool:

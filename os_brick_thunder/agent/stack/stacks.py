@@ -93,7 +93,8 @@ class Stacks:
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
             if old and old.phase == READY and self._devices.are_open(old.volume_id):
-                return _answer(self._without_cache(dataclasses.replace(old, device=device)))
+                again = dataclasses.replace(old, device=device, attached_at=time.time())
+                return _answer(self._without_cache(again))
             if old:
                 self._remove(old)
             stack = self._attach_new(payload, device, deadline)

@@ -68,6 +68,14 @@ def bytes_read(device: str) -> int:
     return int(_attribute(device, "stat").split()[2]) * 512
 
 
+def reads(device: str) -> int:
+    """Reads that a device has completed since it appeared (sysfs ``stat``).
+
+    :raises errors.DeviceNotFound:
+    """
+    return int(_attribute(device, "stat").split()[0])
+
+
 def in_flight(device: str) -> int:
     """Reads and writes that a device has begun and not completed (sysfs ``inflight``).
 

@@ -1,19 +1,23 @@
 """Device-mapper's ioctl interface, for what is too frequent to start a process for each time.
 
 ``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. The agent changes tables through
-dmsetup(8), which synchronises with udev; the failover watcher changes them here, at once.
+dmsetup(8), which synchronises with udev; where a guest waits, and in the failover watcher, they are
+changed here, at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import select
 import struct
+import time
 from collections.abc import Iterator
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism.blockdev import devnum
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy.dmtable import Table
 
@@ -29,11 +33,14 @@ _SPEC = struct.Struct("=QQiI16s")
 _MESSAGE = struct.Struct("=Q")
 #: struct dm_name_list: dev, next; then the name.
 _NAME = struct.Struct("=QI")
-_LIST_DEVICES, _DEV_SUSPEND, _TABLE_LOAD, _TABLE_STATUS, _TARGET_MSG = 2, 6, 9, 12, 14
+_LIST_DEVICES, _DEV_SUSPEND, _TABLE_LOAD, _TABLE_CLEAR, _TABLE_STATUS = 2, 6, 9, 10, 12
+_TARGET_MSG = 14
 _DEV_ARM_POLL = 16
 _STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
-_SKIP_LOCKFS = 1 << 10
+_SUSPEND, _SKIP_LOCKFS = 1 << 1, 1 << 10
 _BUFFER = 16 << 10
+#: Of the counters of a region: a guest waits while they are read, so not in several attempts.
+_COUNTERS = 1 << 20
 
 
 class DmIoctl(DmSetup):
@@ -52,6 +59,25 @@ class DmIoctl(DmSetup):
 
     def message(self, name: str, text: str) -> str:
         return message(name, text)
+
+    def suspend(self, name: str) -> float:
+        self._guard(name)
+        began = time.monotonic()
+        # A file system on it is not frozen: what it has not written yet comes after the resume.
+        _call("suspend", _DEV_SUSPEND, name, flags=_SUSPEND | _SKIP_LOCKFS)
+        return began
+
+    def swap(self, name: str, table: Table) -> float:
+        load(name, table.resolved(devnum))
+        try:
+            resume(name)
+        except BaseException:
+            with contextlib.suppress(errors.ProcessError):
+                _call("clear", _TABLE_CLEAR, name)
+            raise
+        ended = time.monotonic()
+        self._unguard(name)
+        return ended
 
 
 def status(name: str) -> str:
@@ -83,8 +109,12 @@ def message(name: str, text: str) -> str:
     :raises errors.ProcessError: as dmsetup would fail
     """
     payload = _MESSAGE.pack(0) + text.encode() + b"\0"
-    header, data = _call(f"message {text}", _TARGET_MSG, name, payload)
-    return _text(data) if header[7] & _DATA_OUT else ""
+    space = _COUNTERS if text.startswith("@stats_print") else _BUFFER
+    while True:
+        header, data = _call(f"message {text}", _TARGET_MSG, name, payload, space=space)
+        if not header[7] & _BUFFER_FULL:
+            return _text(data) if header[7] & _DATA_OUT else ""
+        space *= 4
 
 
 def numbers() -> dict[str, str]:
@@ -109,16 +139,21 @@ def numbers() -> dict[str, str]:
 
 
 def load(name: str, table: Table) -> None:
-    """Load a table of one segment, whose devices are given as ``major:minor``, beside the live one.
+    """Load a table, whose devices are given as ``major:minor``, beside the live one.
 
     :raises errors.ProcessError: as dmsetup would fail
     """
-    (segment,) = table.segments
-    kind, _, words = str(segment.target).partition(" ")
-    text = words.encode() + b"\0"
-    text = text.ljust(-(-len(text) // 8) * 8, b"\0")
-    spec = _SPEC.pack(0, segment.length, 0, _SPEC.size + len(text), kind.encode())
-    _call("load", _TABLE_LOAD, name, spec + text, targets=1)
+    parts, at = [], 0
+    for segment in table.segments:
+        kind, _, words = str(segment.target).partition(" ")
+        text = words.encode() + b"\0"
+        text = text.ljust(-(-len(text) // 8) * 8, b"\0")
+        spec = _SPEC.pack(at, segment.length, 0, _SPEC.size + len(text), kind.encode())
+        parts.append(spec + text)
+        at += segment.length
+    payload = b"".join(parts)
+    space = max(_BUFFER, len(payload))
+    _call("load", _TABLE_LOAD, name, payload, targets=len(parts), space=space)
 
 
 def resume(name: str, flush: bool = True) -> None:

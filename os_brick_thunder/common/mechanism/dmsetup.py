@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,17 +78,36 @@ class DmSetup:
                 self._run("dmsetup", "clear", name)
             raise
 
-    def suspend(self, name: str) -> None:
-        """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`reload`.
+    def suspend(self, name: str) -> float:
+        """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`swap`.
 
         If this process dies before that, the device is resumed nevertheless.
+
+        :returns: ``time.monotonic()`` since when I/O may wait
         """
-        if name not in self._guards:
-            self._guards[name] = when_killed("dmsetup", "resume", name)
+        self._guard(name)
+        began = time.monotonic()
         self._run("dmsetup", "suspend", name)
+        return began
+
+    def swap(self, name: str, table: Table) -> float:
+        """Replace the table of a suspended device, and resume it.
+
+        :returns: ``time.monotonic()`` when it was resumed
+        :raises errors.ProcessError: it is suspended still
+        """
+        self.reload(name, table)
+        return time.monotonic()
 
     def resume(self, name: str) -> None:
         self._run("dmsetup", "resume", name)
+        self._unguard(name)
+
+    def _guard(self, name: str) -> None:
+        if name not in self._guards:
+            self._guards[name] = when_killed("dmsetup", "resume", name)
+
+    def _unguard(self, name: str) -> None:
         if cancel := self._guards.pop(name, None):
             cancel()
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from os_brick_thunder.common.policy.extents import Extents
+
 SECTOR = 512
 
 
@@ -184,6 +186,15 @@ class Table:
         """The devices below this one, each once, in order."""
         found = (d for segment in self.segments for d in _devices(segment.target))
         return tuple(dict.fromkeys(found))
+
+    def mapped_to(self, device: str) -> Extents:
+        """The bytes that linear segments map to the same bytes of a device."""
+        found, at = [], 0
+        for segment in self.segments:
+            if segment.target == Linear(device, at):
+                found.append((at * SECTOR, (at + segment.length) * SECTOR))
+            at += segment.length
+        return Extents.of(found)
 
     def resolved(self, devnum: Callable[[str], str]) -> Table:
         """The same table with ``devnum`` applied to every device."""

@@ -71,8 +71,14 @@ class Extents:
         return Extents.of((*self.ranges, *other.ranges))
 
     def intersection(self, other: Extents) -> Extents:
-        size = max((e.ranges[-1][1] for e in (self, other) if e.ranges), default=0)
-        return self.complement(size).union(other.complement(size)).complement(size)
+        found: list[tuple[int, int]] = []
+        mine = theirs = 0
+        while mine < len(self.ranges) and theirs < len(other.ranges):
+            (start, end), (begin, stop) = self.ranges[mine], other.ranges[theirs]
+            if max(start, begin) < min(end, stop):
+                found.append((max(start, begin), min(end, stop)))
+            mine, theirs = (mine + 1, theirs) if end <= stop else (mine, theirs + 1)
+        return Extents(tuple(found))
 
     def difference(self, other: Extents) -> Extents:
         size = self.ranges[-1][1] if self.ranges else 0

@@ -715,7 +715,7 @@ def test_what_the_watcher_has_made_direct_is_direct_in_the_state(host: Host) -> 
     host.app.failover.check(10)
     assert store.stacks[VOLUME].mode == "cached"
     names = VolumeNames(VOLUME)
-    host.dm.reload(names.vol, layout.vol_table(names, LUN, 0, GIB))
+    host.dm.reload(names.vol, layout.vol_table(names, LUN, Extents(), GIB))
     host.app.failover.check(10)
     assert (store.stacks[VOLUME].mode, store.stacks[VOLUME].local_id) == ("direct", None)
     assert host.volumes() == {names.vol}
@@ -851,7 +851,7 @@ def test_extend_tries_again_if_the_watcher_swaps_the_table_meanwhile(host: Host)
         reload(name, table, readonly)
         if not swapped:
             swapped.append(name)
-            reload(name, layout.vol_table(names, LUN, 0, GIB))
+            reload(name, layout.vol_table(names, LUN, Extents(), GIB))
 
     host.dm.reload = swap  # type: ignore[method-assign]
     host.blocks.sizes[LUN] = 2 * GIB

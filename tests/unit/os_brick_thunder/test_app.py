@@ -34,7 +34,6 @@ def test_settings_come_from_the_options(tmp_path: Path) -> None:
     settings = Settings.of(options.thunder)
     assert settings.portal == "[fd00::1]:3261"
     assert settings.fill_rate == 3 << 20
-    assert settings.longest_plan == 6.0
     with pytest.raises(errors.InvalidRequest, match="pool_low_percent 95 is not below"):
         built(tmp_path, settings)
 

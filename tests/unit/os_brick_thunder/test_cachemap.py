@@ -1,4 +1,4 @@
-"""The cache map contains the whole unmodified blocks of the image, and nothing else."""
+"""A volume reads the whole unmodified blocks of its image from its cache, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ BLOCK = 4096
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 10)), max_size=8),
     st.integers(0, 40),
 )
-def test_only_whole_unmodified_blocks_are_mapped(
+def test_only_whole_unmodified_blocks_are_read_from_the_cache(
     pieces: list[tuple[int, int]], blocks: int
 ) -> None:
     step = BLOCK // 4
     unmodified = Extents.of((s * step, (s + n) * step) for s, n in pieces)
-    mapped = cachemap.identity_map(unmodified, blocks * BLOCK, BLOCK)
-    inside = {i for first, last in mapped for i in range(first, last)}
+    shared = cachemap.shared(unmodified, blocks * BLOCK, BLOCK)
+    assert shared.whole_blocks(BLOCK) == shared
     for i in range(50):
-        whole = not Extents.of([(i * BLOCK, (i + 1) * BLOCK)]).difference(unmodified)
-        assert (i in inside) == (whole and i < blocks)
+        block = Extents.of([(i * BLOCK, (i + 1) * BLOCK)])
+        whole = not block.difference(unmodified)
+        assert bool(block.intersection(shared)) == (whole and i < blocks)
+
+
+def test_of_many_ranges_the_longest_are_read_from_the_cache() -> None:
+    ranges = [(i * 8 * BLOCK, (i * 8 + 1 + i % 3) * BLOCK) for i in range(cachemap.MAX_RANGES * 2)]
+    shared = cachemap.shared(Extents.of(ranges), 1 << 40, BLOCK)
+    assert len(shared.ranges) == cachemap.MAX_RANGES
+    assert shared.length > 2 * cachemap.MAX_RANGES * BLOCK
 
 
 def test_a_large_cache_has_larger_blocks_instead_of_more() -> None:
     kib, gib, tib = 1 << 10, 1 << 30, 1 << 40
-    sizes = {8 * gib: 64 * kib, 8 * gib + 1: 128 * kib, 100 * gib: 1024 * kib, tib: 8192 * kib}
+    sizes = {gib: 64 * kib, gib + 1: 128 * kib, 100 * gib: 8192 * kib, tib: 65536 * kib}
     assert {size: cachemap.block_size(size, 64 * kib) for size in sizes} == sizes
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from os_brick_thunder.agent.policy import layout
-from os_brick_thunder.common.policy import dmtable
+from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
@@ -133,7 +133,22 @@ def test_a_volume_reads_its_cache_first_then_its_lun() -> None:
 
 def test_after_the_image_and_without_a_cache_a_volume_is_its_lun() -> None:
     names = VolumeNames("v")
-    assert str(layout.vol_table(names, "/dev/sdb", MIB, 4 * MIB)) == (
+    image = Extents.of([(0, MIB)])
+    assert str(layout.vol_table(names, "/dev/sdb", image, 4 * MIB)) == (
         "0 2048 linear /dev/mapper/thunder-failover-v 0\n2048 6144 linear /dev/sdb 2048"
     )
-    assert str(layout.vol_table(names, "/dev/sdb", 0, 4 * MIB)) == "0 8192 linear /dev/sdb 0"
+    alone = layout.vol_table(names, "/dev/sdb", Extents(), 4 * MIB)
+    assert str(alone) == "0 8192 linear /dev/sdb 0"
+
+
+def test_what_a_volume_reads_from_its_cache_is_told_by_its_table() -> None:
+    names = VolumeNames("v")
+    shared = Extents.of([(MIB, 2 * MIB), (3 * MIB, 4 * MIB)])
+    table = layout.vol_table(names, "/dev/sdb", shared, 8 * MIB)
+    assert len(table.segments) == 5
+    assert table.length == 8 * MIB // 512
+    assert table.mapped_to(devnames.path(names.failover)) == shared
+    assert table.mapped_to("/dev/sdb") == shared.complement(8 * MIB)
+    assert table.mapped_to("/dev/sdc") == Extents()
+    elsewhere = Table.of((8, dmtable.Linear("/dev/sdb", 8)))
+    assert elsewhere.mapped_to("/dev/sdb") == Extents()

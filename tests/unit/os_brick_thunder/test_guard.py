@@ -328,7 +328,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
 
     world.host.tracker.plan_attach = plan_attach  # type: ignore[method-assign]
     assert world.host.app.stack.builder.to_cached(volume).mode == "cached"
-    assert asked == [False, True], "the map that counts is asked for while nothing is written"
+    assert asked == [False], "one plan, for which the guest does not wait"
     assert world.host.dm.suspended == set()
     table = world.host.dm.table(VolumeNames(volume).vol)
     assert table is not None
@@ -338,7 +338,7 @@ def test_a_direct_volume_gets_a_cache_under_its_guest(world: World) -> None:
     assert world.host.app.stack.remover.remove_failed() == []
     assert world.leftovers() == []
     assert world.host.app.stack.builder.to_cached(volume).mode == "cached"
-    assert len(asked) == 2
+    assert len(asked) == 1
 
 
 def test_what_speaks_against_a_cache_leaves_the_volume_direct(world: World) -> None:
@@ -372,7 +372,8 @@ def test_wherever_taking_a_cache_up_ends_the_volume_is_whole(tmp_path: Path, cra
             tripwire.error = lambda: errors.ThunderError("injected")
         try:
             host.app.stack.builder.to_cached(VOLUME)
-            assert counting.steps[at].startswith(("tracker.report", "state.save")), where
+            harmless = ("tracker.report", "state.save", "dm.message")  # the region is left
+            assert counting.steps[at].startswith(harmless), where
         except (Crash, errors.ThunderError):
             pass
         if crash:

@@ -19,6 +19,7 @@ from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common import stats as figures
 from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Stack, StateFile
 from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
@@ -147,7 +148,8 @@ def test_figures_of_a_stack(host: Host) -> None:
     table = layout.cached_table(names, "/dev/sdb", 512 * MIB, 64 << 10, "writethrough")
     dm.create(names.cached, table)
     dm.create(names.failover, layout.failover_table(names, "/dev/sdb", 512 * MIB))
-    dm.create(names.vol, layout.vol_table(names, "/dev/sdb", 512 * MIB, 1 << 30))
+    shared = Extents.of([(0, 128 * MIB), (256 * MIB, 512 * MIB)])
+    dm.create(names.vol, layout.vol_table(names, "/dev/sdb", shared, 1 << 30))
     entry = figures.of_stack(dm, stack)
     assert (entry["present"], entry["failed"], entry["volume_id"]) == (True, 0, VOLUME)
     cache = entry["cache"]

@@ -17,6 +17,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import Stack, StateFile
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
@@ -139,7 +140,13 @@ def test_orders_are_carried_out_in_another_thread_than_the_heartbeat(host: Host)
 
 def test_an_agent_that_stops_leaves_no_volume_suspended(host: Host) -> None:
     app = migrated(host, base=True)
-    host.tracker.delay = 0.3
+    swap = host.dm.swap
+
+    def slow(name: str, table: Table) -> float:
+        time.sleep(0.3)
+        return swap(name, table)
+
+    host.dm.swap = slow  # type: ignore[method-assign]
     recacher = Recacher(app.stack.builder)
     recacher.start()
     recacher.obey([VOLUME])
@@ -152,25 +159,89 @@ def test_an_agent_that_stops_leaves_no_volume_suspended(host: Host) -> None:
     assert devices(host) == (FAILOVER, LUN)
 
 
-def test_a_volume_stays_direct_if_a_migration_begins_meanwhile(host: Host) -> None:
-    """The plan made while the volume is suspended counts, and shows a second attachment."""
+def test_a_volume_stays_direct_if_a_migration_has_begun(host: Host) -> None:
     app = migrated(host)
-    waited = answers(host, PLAN, ELSEWHERE, ELSEWHERE, PLAN, PLAN)
-    with pytest.raises(errors.NoReplica, match="stays direct: the volume is attached to cmp9 too"):
-        app.stack.builder.to_cached(VOLUME)
-    assert waited == [False, True]
-    assert host.dm.suspended == set()
-    assert devices(host) == (LUN,)
-    # One more plan is asked for, since the tracker may count the volume as cached.
+    waited = answers(host, ELSEWHERE, PLAN)
     recacher = Recacher(app.stack.builder)
+    recacher.obey([VOLUME])
     assert recacher.attempt()
-    assert waited == [False, True, False]
-    assert not recacher.attempt()
+    assert "attached to cmp9 too" in stack_of(host).reason
+    assert devices(host) == (LUN,)
     assert not stack_of(host).recache_pending
     assert host.tracker.modes == {VOLUME: "direct"}
+    recacher = Recacher(app.stack.builder)
     recacher.obey([VOLUME])  # when the migration is over
     assert recacher.attempt()
     assert stack_of(host).mode == "cached"
+    assert waited == [False, False]
+
+
+def shared(host: Host) -> Extents:
+    """What the volume reads from its cache."""
+    table = host.dm.table(VOL)
+    assert table is not None
+    return table.mapped_to(FAILOVER)
+
+
+def test_what_is_written_after_the_plan_is_not_read_from_the_cache(host: Host) -> None:
+    """Between the plan and the volume's suspension, at any step."""
+    app = migrated(host)
+    plan_attach, create, suspend = host.tracker.plan_attach, host.dm.create, host.dm.suspend
+    step = 128 << 10  # 512 MiB have 4096 areas of this size
+
+    def plan(server: str, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
+        found = plan_attach(server, volume_id, topology, stack_id)
+        host.dm.write(VOL, 0, 4096)
+        return found
+
+    def build(name: str, table: Table, readonly: bool = False) -> None:
+        create(name, table, readonly)
+        host.dm.write(VOL, 10 * step - 512, 1024)  # crosses a border
+
+    def last(name: str) -> float:
+        host.dm.write(VOL, 100 * step, 3 * step)
+        return suspend(name)
+
+    host.tracker.plan_attach = plan  # type: ignore[method-assign]
+    host.dm.create = build  # type: ignore[method-assign]
+    host.dm.suspend = last  # type: ignore[method-assign]
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
+    assert shared(host) == Extents.of(
+        [(step, 9 * step), (11 * step, 100 * step), (103 * step, 512 << 20)]
+    )
+    assert host.dm.regions[VOL] == {}
+    host.blocks.sizes[LUN] = 2 * GIB
+    before = shared(host)
+    app.stack.stacks.extend(VOLUME)
+    assert shared(host) == before  # what was written is not brought back
+    table = host.dm.table(VOL)
+    assert table is not None
+    assert table.length == 2 * GIB // 512
+
+
+def test_a_volume_that_was_overwritten_meanwhile_stays_direct_for_now(host: Host) -> None:
+    app = migrated(host)
+    suspend = host.dm.suspend
+
+    def overwritten(name: str) -> float:
+        host.dm.write(VOL, 0, GIB)
+        return suspend(name)
+
+    host.dm.suspend = overwritten  # type: ignore[method-assign]
+    with pytest.raises(errors.NoReplica, match="was overwritten meanwhile"):
+        app.stack.builder.to_cached(VOLUME)
+    assert (devices(host), host.dm.suspended, host.dm.regions[VOL]) == ((LUN,), set(), {})
+    assert stack_of(host).recache_pending
+
+
+def test_what_a_killed_agent_has_watched_is_forgotten(host: Host) -> None:
+    """Its region says nothing of the time before the new one."""
+    app = migrated(host)
+    host.dm.message(VOL, "@stats_create 0+1048576 256 thunder")
+    host.dm.write(VOL, 0, 4096)
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
+    assert shared(host) == Extents.of([(0, 512 << 20)])
+    assert host.dm.regions[VOL] == {}
 
 
 def test_an_error_of_the_lun_costs_the_cache_for_a_while_only(host: Host) -> None:
@@ -202,17 +273,16 @@ def test_no_volume_gets_a_cache_without_a_watcher(host: Host) -> None:
     assert devices(host) == (LUN,)
 
 
-def test_the_watcher_resumes_no_volume_whose_map_is_being_made(host: Host) -> None:
-    """Something could be written after the map was made, and the cache would hide it."""
+def test_the_watcher_resumes_no_volume_whose_table_is_being_swapped(host: Host) -> None:
+    """Something could be written after the counters were read, and the cache would hide it."""
     app, excluded = migrated(host), []
-    plan_attach = host.tracker.plan_attach
+    swap = host.dm.swap
 
-    def plan(server: str, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
-        if VOL in host.dm.suspended:
-            excluded.append(VOLUME in host.kit.failover.excluded_now)  # type: ignore[attr-defined]
-        return plan_attach(server, volume_id, topology, stack_id)
+    def watched(name: str, table: Table) -> float:
+        excluded.append(VOLUME in host.kit.failover.excluded_now)  # type: ignore[attr-defined]
+        return swap(name, table)
 
-    host.tracker.plan_attach = plan  # type: ignore[method-assign]
+    host.dm.swap = watched  # type: ignore[method-assign]
     app.stack.builder.to_cached(VOLUME)
     assert excluded == [True]
     assert host.kit.failover.excluded_now == set()  # type: ignore[attr-defined]
@@ -230,35 +300,42 @@ def test_a_volume_of_an_older_agent_gets_no_cache(host: Host) -> None:
     assert host.dm.tables[VOL] == (old, readonly)
 
 
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_volume_is_resumed_if_the_tracker_does_not_answer(host: Host, at: int) -> None:
-    """As when the storage host, which also has the volume's LUN, fails at that moment."""
+def test_a_volume_stays_direct_while_the_tracker_does_not_answer(host: Host) -> None:
     app, clock = migrated(host, base=True), Clock()
     silent = errors.TrackerUnavailable("did not answer in 8 s")
-    waited = answers(host, *[PLAN] * at, silent, PLAN, PLAN)
+    waited = answers(host, silent, PLAN)
     recacher = Recacher(app.stack.builder, clock=clock)
     recacher.obey([VOLUME])
     assert recacher.attempt()
-    assert waited == [False, True][: at + 1]
-    assert host.dm.suspended == set()
     assert devices(host) == (LUN,)
+    assert host.dm.regions[VOL] == {}
     # The tracker may have planned a cache, so it is tried again without an order.
     recacher.obey([])
     assert not recacher.attempt()
     clock.now += 5
     assert recacher.attempt()
     assert stack_of(host).mode == "cached"
+    assert waited == [False, False]
 
 
-def test_a_slow_tracker_is_not_asked_while_a_guest_waits(host: Host) -> None:
+def test_a_guest_waits_for_no_tracker_and_no_device(host: Host) -> None:
     app = migrated(host)
-    app.stack.admission._longest_plan = 0.01
-    host.tracker.delay = 0.05
-    waited = answers(host, PLAN)
-    with pytest.raises(errors.TrackerUnavailable, match="too long for a guest to wait"):
-        app.stack.builder.to_cached(VOLUME)
-    assert waited == [False]
-    assert stack_of(host).recache_pending
+    host.tracker.delay = host.dm.delay = 0.05
+    suspend, swap = host.dm.suspend, host.dm.swap
+    at: list[float] = []
+
+    def first(name: str) -> float:
+        at.append(suspend(name))
+        return at[0]
+
+    def last(name: str, table: Table) -> float:
+        at.append(swap(name, table))
+        return at[1]
+
+    host.dm.suspend, host.dm.swap = first, last  # type: ignore[method-assign]
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
+    began, ended = at
+    assert ended - began < 0.05
 
 
 def test_a_volume_whose_lun_does_not_answer_is_not_suspended(host: Host) -> None:
@@ -383,6 +460,57 @@ def test_a_detach_does_not_wait_for_replicas(host: Host) -> None:
     store = StateFile(host.file)
     assert host.leftovers(store) == []
     assert host.disagreements(store) == set()
+
+
+def while_planned(host: Host, app: App, call: Callable[[], object]) -> list[object]:
+    """Have a volume given a cache, and something done while its tracker makes the plan.
+
+    :returns: what came of the cache
+    """
+    plan_attach, results = host.tracker.plan_attach, list[object]()
+
+    def plan(server: str, volume_id: str, topology: wire.Topology, stack_id: str = "") -> wire.Plan:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), "it waits for the tracker"
+        return plan_attach(server, volume_id, topology, stack_id)
+
+    host.tracker.plan_attach = plan  # type: ignore[method-assign]
+    try:
+        results.append(app.stack.builder.to_cached(VOLUME))
+    except errors.ThunderError as error:
+        results.append(error)
+    host.tracker.plan_attach = plan_attach  # type: ignore[method-assign]
+    return results
+
+
+def test_a_detach_does_not_wait_for_a_plan(host: Host) -> None:
+    app = migrated(host)
+
+    def detach() -> None:
+        host.dm.held.discard(VOL)
+        app.stack.stacks.detach(VOLUME)
+        app.stack.stacks.release_all()  # before the plan is recorded
+
+    (result,) = while_planned(host, app, detach)
+    assert "attached anew meanwhile" in str(result)
+    assert host.volumes() == set()
+    store = StateFile(host.file)
+    assert host.leftovers(store) == []
+    assert host.disagreements(store) == set()
+
+
+def test_a_plan_is_not_used_for_a_later_attachment(host: Host) -> None:
+    """Its guest has migrated away and come back: another host has written to the volume."""
+    app = migrated(host)
+    again = (PAYLOAD, LUN, soon())
+    (result,) = while_planned(host, app, lambda: app.stack.stacks.attach(*again))
+    assert "attached anew meanwhile" in str(result)
+    assert devices(host) == (LUN,)
+    assert host.tracker.stacks == {VOLUME}
+    assert app.stack.builder.candidates({VOLUME}) == {VOLUME}
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
 
 
 def test_a_base_is_not_removed_while_a_plan_depends_on_it(host: Host) -> None:

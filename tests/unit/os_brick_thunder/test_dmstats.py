@@ -1,0 +1,48 @@
+"""The counters of a region, as the kernel prints them, as a map of what was written."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from os_brick_thunder.common.policy import dmstats
+from os_brick_thunder.common.policy.extents import Extents
+
+BLOCK = 64 << 10
+#: Four areas of 128 sectors: read; nothing; written; written and in flight. The last one is cut off
+#: by the end of the region, and yet told as a whole one.
+COUNTERS = (
+    "0+128 12 0 96 4 0 0 0 0 0 4 4 4 0\n"
+    "128+128 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+    "256+128 0 0 0 0 7 0 56 12 0 12 12 0 12\n"
+    "384+128 1 0 8 0 10 2 80 12 3 12 12 0 12\n"
+)
+
+
+def test_areas_with_a_write_are_written() -> None:
+    assert dmstats.written(COUNTERS, 4) == Extents.of([(2 * BLOCK, 4 * BLOCK)])
+
+
+def test_a_part_of_the_counters_is_refused() -> None:
+    """A buffer that was too small must not pass for areas without a write."""
+    with pytest.raises(ValueError, match="3 areas of 4"):
+        dmstats.written(COUNTERS.rpartition("384")[0], 4)
+    with pytest.raises(ValueError, match="0 areas of 4"):
+        dmstats.written("", 4)
+
+
+@given(st.integers(1, 1 << 44), st.integers(1, 8192))
+def test_areas_are_few_and_of_whole_blocks(length: int, cpus: int) -> None:
+    area = dmstats.area_size(length, BLOCK, cpus)
+    areas = -(-length // area)
+    assert area % BLOCK == 0
+    assert areas <= dmstats.MAX_AREAS
+    assert areas * cpus * 104 <= 14 << 20
+    limit = max(1, min(dmstats.MAX_AREAS, (1 << 17) // cpus))
+    assert area == BLOCK or (area - BLOCK) * limit < length  # no larger than they must be
+
+
+def test_ids_are_read_from_the_listing() -> None:
+    assert dmstats.regions("0: 0+1024 128 thunder -\n3: 0+1024 128 thunder -\n") == [0, 3]
+    assert dmstats.regions("") == []
