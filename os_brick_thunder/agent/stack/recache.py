@@ -1,13 +1,14 @@
 """Gives direct volumes a cache as soon as they may have one, above all after a live migration.
 
-The tracker says with every heartbeat which volumes may. One volume at a time is done, in a thread
-of its own, because the guest of each waits for a moment; and only while the local pool is at its
-low mark or below, where the cache would not be given up again at once.
+The tracker says with every heartbeat which volumes may. A few are done at a time, since most of the
+time goes by while others work; and only while the local pool is at its low mark or below, where the
+cache would not be given up again at once.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -20,6 +21,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between checks for attempts that are due.
 _INTERVAL = 1.0
+#: Attempts at a time: a volume that takes long, because its LUN is away, say, holds up no other.
+_AT_ONCE = 4
 #: Seconds after a cache was built until the next one may be, if it has failed by then: a volume
 #: with a bad sector loses its cache each time that is read.
 _AFTER_SUCCESS = (5.0, 60.0, 300.0, 900.0, 3600.0)
@@ -45,45 +48,72 @@ class Recacher:
         self._ordered: frozenset[str] = frozenset()
         self._tried: dict[str, Backoff] = {}
         self._built: dict[str, Backoff] = {}  # caches that did not last, or have not yet
-        self._thread = PeriodicThread(Task("recache", _INTERVAL, self._run))
+        self._busy: set[str] = set()
+        self._guard = threading.Lock()
+        task = Task("recache", _INTERVAL, self._run)
+        self._threads = [PeriodicThread(task) for _ in range(_AT_ONCE)]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """An attempt under way ends first: its guest may be suspended."""
-        self._thread.stop()
-        self._thread.join(_LAST)
+        """The attempts under way end first: their guests may be suspended."""
+        for thread in self._threads:
+            thread.stop()
+        until = time.monotonic() + _LAST
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def obey(self, volumes: Iterable[str]) -> None:
         """Only these volumes may have caches: see :class:`.wire.Orders`."""
-        self._ordered = frozenset(volumes)
-        self._thread.wake()
+        with self._guard:
+            self._ordered = frozenset(volumes)
+        for thread in self._threads:
+            thread.wake()
 
     def attempt(self) -> bool:
-        """Make one attempt if one is due.
+        """Make one attempt if one is due, beside those that others are making.
 
         :returns: whether one was made
         """
+        if not self._may_build():
+            return False
+        with self._guard:
+            volume_id = self._next()
+            if volume_id is None:
+                return False
+            self._busy.add(volume_id)
+        built = False
+        try:
+            built = self._build(volume_id)
+        finally:
+            with self._guard:
+                self._note(volume_id, built)
+        return True
+
+    def _next(self) -> str | None:
+        """The volume whose turn it is, if it is that of any."""
         candidates = self._builder.candidates(self._ordered)
         now = self._clock()
-        for volume_id in self._tried.keys() - candidates:
+        for volume_id in self._tried.keys() - candidates - self._busy:
             del self._tried[volume_id]
         for volume_id, built in list(self._built.items()):
             if built.due + _SETTLED < now:
                 del self._built[volume_id]
-        due = {each: self._due(each) for each in candidates}
-        first = min(candidates, key=lambda each: (due[each], each), default=None)
-        if first is None or due[first] > now or not self._may_build():
-            return False
-        try:
-            if self._build(first):
-                built = self._built.get(first, Backoff())
-                self._built[first] = built.after_attempt(self._clock(), _AFTER_SUCCESS)
-        finally:
-            tried = self._tried.get(first, Backoff())
-            self._tried[first] = tried.after_attempt(self._clock())
-        return True
+        due = {each: self._due(each) for each in candidates - self._busy}
+        first = min(due, key=lambda each: (due[each], each), default=None)
+        return first if first is not None and due[first] <= now else None
+
+    def _note(self, volume_id: str, built: bool) -> None:
+        now = self._clock()
+        self._busy.discard(volume_id)
+        if built:  # an order is for one cache, which may be removed later
+            self._ordered -= {volume_id}
+            before = self._built.get(volume_id, Backoff())
+            self._built[volume_id] = before.after_attempt(now, _AFTER_SUCCESS)
+        tried = self._tried.get(volume_id, Backoff())
+        self._tried[volume_id] = tried.after_attempt(now)
 
     def _due(self, volume_id: str) -> float:
         tried, built = (each.get(volume_id, Backoff()) for each in (self._tried, self._built))
@@ -98,12 +128,11 @@ class Recacher:
         except Exception:
             LOG.exception("volume %s stays direct for now", volume_id)
         else:
-            if found.mode == "cached":  # an order is for one cache, which may be removed later
-                self._ordered -= {volume_id}
+            if found.mode == "cached":
                 return True
             LOG.info("volume %s stays direct for now: %s", volume_id, found.reason)
         return False
 
     def _run(self) -> None:
-        while not self._thread.stopping and self.attempt():
+        while not self._threads[0].stopping and self.attempt():
             pass

@@ -389,6 +389,35 @@ def test_attempts_back_off_and_other_volumes_go_first(host: Host) -> None:
     assert recacher.attempt()
 
 
+def test_a_volume_that_takes_long_holds_up_no_other(host: Host) -> None:
+    app = migrated(host)
+    go_on, done = threading.Event(), set[str]()
+    at_work: list[str] = []
+
+    def to_cached(volume_id: str) -> Any:
+        assert volume_id not in at_work, "it is given two caches at once"
+        at_work.append(volume_id)
+        if volume_id == "vol-0":
+            go_on.wait(10)
+        at_work.remove(volume_id)
+        done.add(volume_id)
+        return dataclasses.replace(stack_of(host), volume_id=volume_id, mode="cached")
+
+    ordered = {f"vol-{i}" for i in range(20)}
+    app.stack.builder.to_cached = to_cached  # type: ignore[method-assign]
+    app.stack.builder.candidates = lambda ordered: set(ordered)  # type: ignore[method-assign]
+    recacher = Recacher(app.stack.builder)
+    recacher.start()
+    recacher.obey(ordered)
+    until = time.monotonic() + 10
+    while len(done) < 19 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (done, at_work) == (ordered - {"vol-0"}, ["vol-0"])
+    go_on.set()
+    recacher.stop()
+    assert done == ordered
+
+
 def test_no_cache_is_built_without_space_for_it(tmp_path: Path) -> None:
     """Neither above the low mark nor while the base does not fit below it; later it is, unasked."""
     world = World(tmp_path)
