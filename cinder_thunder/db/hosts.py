@@ -92,6 +92,10 @@ class HostTable:
             )
         ).first()
 
+    def interval(self) -> float:
+        """Seconds between two heartbeats of a compute host, at least; 0 in a small cloud."""
+        return self._transactions.heartbeat_interval
+
     def all(self) -> list[KnownHost]:
         """Every host that ever sent a heartbeat, by name."""
         now = self._transactions.now()

@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -190,12 +191,52 @@ class LocationTable:
             session.execute(sa.update(row).where(row.id == location_id).values(children=children))
         return bool(wrong)
 
-    @retried
     def report(self, report: wire.LocationReport) -> None:
         """Record what an agent says of its base. One whose row was lost is recorded again.
 
-        A base of other content than the image's is no replica of it, and is to be removed.
+        A base of other content than the image's is no replica of it, and is to be removed. Only
+        what changes the tree takes its lock.
         """
+        if not self._refresh(report):
+            self._record(report)
+
+    @retried
+    def _refresh(self, report: wire.LocationReport) -> bool:
+        """:returns: False if the report says more than how much of the base is filled"""
+        now, row, image = self._transactions.now(), models.LocationRow, models.ImageRow
+        here = row.image_id == report.image_id
+        with self._transactions.read() as session:
+            known = session.execute(
+                sa.select(row.__table__, image.os_hash_algo, image.os_hash_value)
+                .join(image, image.id == row.image_id)
+                .where(here, row.host == report.host)
+            ).one_or_none()
+            if known is None or report.state == tree.GONE:
+                return False
+            source = None
+            if report.source:
+                source = session.execute(
+                    sa.select(row.__table__).where(here, row.host == report.source)
+                ).one_or_none()
+        own = location_of(known, now)
+        content = content_of(known.os_hash_algo, known.os_hash_value)
+        base = tree.reported(own, report, source and location_of(source, now), content)
+        export = known.portal, known.iqn, known.lun
+        if replace(base, filled=own.filled) != own or export != (
+            report.portal, report.iqn, report.lun
+        ):  # fmt: skip
+            return False
+        if base.filled != own.filled:
+            with self._transactions.write() as session:
+                session.execute(
+                    sa.update(row)
+                    .where(row.id == own.id, row.state == own.state)
+                    .values(filled=base.filled, updated_at=now)
+                )
+        return True
+
+    @retried
+    def _record(self, report: wire.LocationReport) -> None:
         now = self._transactions.now()
         with self._transactions.write() as session:
             known = lock_tree(session, report.image_id)

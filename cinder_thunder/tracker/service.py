@@ -70,6 +70,7 @@ class TrackerService:
         """
         self._database.hosts.heartbeat(topology, free)
         orders = self._database.locations.orders(topology.host)
+        orders = replace(orders, interval=self._database.hosts.interval())
         if topology.kind == "storage":  # which has no volumes
             return orders
         stacks = self._database.volumes.stacks_on(topology.host)

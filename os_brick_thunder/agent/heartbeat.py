@@ -27,7 +27,7 @@ class Heartbeat:
         chores: Sequence[Callable[[], None]],
     ) -> None:
         """
-        :param interval: seconds between two beats
+        :param interval: seconds between two beats, unless the trackers order more
         :param obey: gets the orders, and carries them out in the background
         :param release: tells the trackers which stacks were removed: at once after
             :meth:`release_soon`, and after every beat
@@ -35,6 +35,7 @@ class Heartbeat:
         """
         self._host = host
         self._interval = interval
+        self._ordered = 0.0
         self._obey = obey
         self._release = release
         self._chores = (release, *chores)
@@ -61,13 +62,15 @@ class Heartbeat:
                 LOG.warning("a release waits: %s", error)
         else:
             self.beat()
-            self._due = time.monotonic() + self._interval
+            self._due = time.monotonic() + max(self._interval, self._ordered)
         return max(0.0, self._due - time.monotonic())
 
     def beat(self) -> None:
         """One heartbeat, and the chores."""
         try:
-            self._obey(self._host.tracker.heartbeat(self._host.topology))
+            orders = self._host.tracker.heartbeat(self._host.topology)
+            self._ordered = orders.interval
+            self._obey(orders)
             self.catch_up()
         except errors.ThunderError as error:
             LOG.warning("heartbeat: %s", error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import defaultdict
 
 from os_brick_thunder.agent.availability import Availability
@@ -17,6 +19,9 @@ from os_brick_thunder.common.state import READY, Base
 
 LOG = logging.getLogger(__name__)
 
+#: Seconds after which a complete base is reported again although nothing has changed.
+AGAIN = 300.0
+
 
 class Reporter:
     """Reports bases to the trackers, and withdraws those that were removed."""
@@ -27,6 +32,8 @@ class Reporter:
         self._availability = availability
         self._portal = portal
         self._reporting: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        #: By image, the last report of a complete base, and its time.monotonic().
+        self._said: dict[str, tuple[wire.LocationReport, float]] = {}
 
     # -- figures ----------------------------------------------------------------------------
 
@@ -54,14 +61,15 @@ class Reporter:
     # -- reports ----------------------------------------------------------------------------
 
     def report_all(self) -> None:
-        """Report every base; one that cannot be reported does not keep the others from it.
+        """Report every base, but a complete one only after :data:`AGAIN`: a tracker may have lost
+        its row. One that cannot be reported does not keep the others from it.
 
         :raises errors.TrackerUnavailable:
         """
         for base in self._host.store.bases.values():
             if base.phase == READY:
                 try:
-                    self._report(base, self._state(base), self.filled(base))
+                    self._report(base, self._state(base), self.filled(base), repeat=False)
                 except errors.TrackerUnavailable:
                     raise
                 except errors.ThunderError as error:
@@ -104,28 +112,36 @@ class Reporter:
             return "draining"
         return "complete" if base.complete else "filling"
 
-    def _report(self, base: Base, state: str, filled: int) -> None:
+    def _report(self, base: Base, state: str, filled: int, repeat: bool = True) -> None:
+        """:param repeat: even if that was reported a moment ago"""
         # One at a time for each image: no report may follow the one that says "gone".
         with self._reporting[base.image_id]:
             known = self._host.store.bases.get(base.image_id)
             if state == "gone" or (known and _same(known, base)):
-                self._send(base, state, filled)
+                self._send(self._made(base, state, filled), repeat)
 
-    def _send(self, base: Base, state: str, filled: int) -> None:
+    def _send(self, report: wire.LocationReport, repeat: bool) -> None:
+        now = time.monotonic()
+        said, when = self._said.pop(report.image_id, (None, -math.inf))
+        if repeat or said != report or now - when >= AGAIN:
+            self._host.tracker.report(report)
+            when = now
+        if report.state == "complete":
+            self._said[report.image_id] = report, when
+
+    def _made(self, base: Base, state: str, filled: int) -> wire.LocationReport:
         name = self._host.topology.host
-        self._host.tracker.report(
-            wire.LocationReport(
-                location_id=base.location_id,
-                image_id=base.image_id,
-                host=name,
-                state=state,
-                filled=filled,
-                portal=self._portal,
-                iqn=iqn_of(name, base.image_id),
-                lun=LUN,
-                source=next((path.host for path in base.paths if path.is_open), None),
-                content=base.content,
-            )
+        return wire.LocationReport(
+            location_id=base.location_id,
+            image_id=base.image_id,
+            host=name,
+            state=state,
+            filled=filled,
+            portal=self._portal,
+            iqn=iqn_of(name, base.image_id),
+            lun=LUN,
+            source=next((path.host for path in base.paths if path.is_open), None),
+            content=base.content,
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,11 +14,13 @@ import sqlalchemy as sa
 
 from cinder_thunder.db import candidates, migration, models
 from cinder_thunder.db.api import Database
+from cinder_thunder.db.engine import HEARTBEATS
 from cinder_thunder.db.locations import RECOUNT_AFTER
 from cinder_thunder.db.values import Image
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.wire import LocationReport, Topology
+from tests.mariadb import new_database
 
 STORAGE, IMAGE = "stor1@thunder", "image"
 LIMITS = Limits(fanout=2, storage_fanout=2)
@@ -162,3 +166,50 @@ def test_a_host_that_is_moved_is_near_others(world: World) -> None:
     world.database.hosts.heartbeat(world.host(0, rack=3))
     world.database.hosts.heartbeat(world.host(1, rack=0))
     assert world.plan(8)[0] == world.host(1, rack=0).host
+
+
+def test_only_what_changes_the_tree_takes_its_lock(mariadb: str) -> None:
+    """How much is filled is recorded while another transaction holds it."""
+    world = World(new_database(mariadb))
+    for number in (0, 1):
+        world.plan(number)
+        world.report(number, "filling", STORAGE)
+    lock = sa.select(models.ImageRow.id).where(models.ImageRow.id == IMAGE).with_for_update()
+    report = LocationReport("", IMAGE, "c0000", "filling", MIB // 2, "p", "iqn", 0, STORAGE)
+    engine = world.database.engine
+    with engine.connect() as holder, ThreadPoolExecutor(1) as thread:
+        holder.execute(lock)
+        thread.submit(world.database.locations.report, report).result(20)
+        filled = {each.host: each.filled for each in world.database.locations.of(IMAGE)}
+        assert filled["c0000"] == MIB // 2
+        moved = thread.submit(world.database.locations.report, replace(report, source="c0001"))
+        with pytest.raises(TimeoutError):
+            moved.result(1)
+        holder.rollback()
+        moved.result(20)
+    assert world.counted() == world.children()
+
+
+def test_a_large_cloud_has_a_slower_heartbeat(world: World) -> None:
+    """And is more patient: all its hosts together send no more than the trackers can serve."""
+    database, known = world.database, models.HostRow
+    assert database.hosts.interval() == 0
+    hosts = [world.host(number) for number in range(4000)]
+    with database.engine.begin() as connection:
+        connection.execute(
+            sa.insert(known),
+            [
+                {
+                    "host": h.host, "kind": "compute", "rack": h.rack, "zone": h.zone,
+                    "address": h.address, "initiator": h.initiator, "drained": False,
+                    "heartbeat_at": world.now,
+                }
+                for h in hosts
+            ],
+        )  # fmt: skip
+    database = Database(str(database.engine.url.render_as_string(False)), 60, lambda: world.now)
+    assert database.hosts.interval() == 4000 / HEARTBEATS == 20
+    world.now += timedelta(seconds=79)
+    assert {host.state for host in database.hosts.all() if host.kind == "compute"} == {"suspect"}
+    world.now += timedelta(seconds=2)
+    assert {host.state for host in database.hosts.all() if host.kind == "compute"} == {"dead"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from os_brick_thunder.agent.reaper import Reaper
+from os_brick_thunder.agent.reporter import AGAIN
 from os_brick_thunder.agent.stack import stacks as stacks_module
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
@@ -232,6 +234,7 @@ def test_a_base_that_cannot_be_reported_does_not_keep_the_others_from_it(
         report(said)
 
     monkeypatch.setattr(host.tracker, "report", refuse)
+    monkeypatch.setattr("os_brick_thunder.agent.reporter.AGAIN", 0.0)
     before = len(host.tracker.reports)
     host.app.heartbeat.beat()
     found = [(report.image_id, report.state) for report in host.tracker.reports[before:]]
@@ -417,3 +420,37 @@ def test_the_second_base_of_an_image_keeps_the_sources_that_it_shares(host: Host
     assert [path.host for path in store.bases[IMAGE].paths] == [s.host for s in SOURCES]
     assert host.tracker.closed[closed:].count("cmp2") == 1  # by the eviction
     assert host.tracker.admitted == {s.exporter for s in SOURCES}
+
+
+def test_a_complete_base_is_not_reported_with_every_heartbeat(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is filling is, and all are after some minutes: a tracker may have lost a row."""
+    host.agent()[1].attach(PAYLOAD, LUN, soon())
+    second_image(host)
+
+    def reported() -> list[str]:
+        before = len(host.tracker.reports)
+        host.app.heartbeat.beat()
+        return [report.image_id for report in host.tracker.reports[before:]]
+
+    assert reported() == [IMAGE]  # the other one was reported when it became complete
+    host.tracker.down = True
+    reported()
+    host.tracker.down = False
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + AGAIN)
+    assert sorted(reported()) == sorted([IMAGE, OTHER])
+    assert reported() == [IMAGE]
+
+
+def test_the_trackers_set_the_pace_of_heartbeats(host: Host) -> None:
+    host.agent()
+    heartbeat = host.app.heartbeat
+    configured = heartbeat._woken()
+    host.tracker.orders = wire.Orders(interval=3 * configured)
+    heartbeat._due = 0.0
+    assert heartbeat._woken() == pytest.approx(3 * configured, rel=0.1)
+    host.tracker.orders = wire.Orders()  # an older tracker
+    heartbeat._due = 0.0
+    assert heartbeat._woken() == pytest.approx(configured, rel=0.1)
