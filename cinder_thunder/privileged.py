@@ -7,8 +7,6 @@ a daemon that it starts through Cinder's root helper (see
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import logging
 import os
@@ -17,11 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cinder.cmd import rtstool as cinder_rtstool
 from oslo_privsep import capabilities, priv_context
 
 from cinder_thunder import concurrency
-from cinder_thunder.mechanism import thintools, volumetargets
+from cinder_thunder.mechanism import saveconfig, thintools, volumetargets
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta
@@ -151,16 +148,43 @@ def unexport(iqn: str) -> None:
 @context.entrypoint
 def exports(prefix: str) -> list[str]:
     """Names of the targets that start with ``prefix``."""
-    return [target.iqn for target in lio.targets(prefix)]
+    return sorted(name for name in lio.names() if name.startswith(prefix))
 
 
 @context.entrypoint
-def rtstool(arguments: list[str]) -> str:
-    """The output of ``cinder-rtstool ARGUMENTS``. Raises the errors of rtslib and configfs."""
-    printed = io.StringIO()
-    with lio.exclusive(), contextlib.redirect_stdout(printed):
-        cinder_rtstool.main(["cinder-rtstool", *arguments])
-    return printed.getvalue()
+def target_exists(iqn: str) -> bool:
+    """:func:`cinder_thunder.mechanism.volumetargets.exists`"""
+    return volumetargets.exists(iqn)
+
+
+@context.entrypoint
+def create_target(device: str, iqn: str, portals: list[str], port: int, iser: bool) -> None:
+    """:func:`cinder_thunder.mechanism.volumetargets.create`"""
+    volumetargets.create(device, iqn, portals, port, iser)
+
+
+@context.entrypoint
+def remove_target(iqn: str) -> None:
+    """:func:`cinder_thunder.mechanism.volumetargets.remove`"""
+    volumetargets.remove(iqn)
+
+
+@context.entrypoint
+def add_initiator(iqn: str, initiator: str, user: str, password: str) -> None:
+    """:func:`cinder_thunder.mechanism.volumetargets.admit`"""
+    volumetargets.admit(iqn, initiator, user, password)
+
+
+@context.entrypoint
+def delete_initiator(iqn: str, initiator: str) -> None:
+    """:func:`cinder_thunder.mechanism.volumetargets.revoke`"""
+    volumetargets.revoke(iqn, initiator)
+
+
+@context.entrypoint
+def save_targets(changed: list[str] | None) -> None:
+    """:func:`cinder_thunder.mechanism.saveconfig.save`"""
+    saveconfig.save(changed)
 
 
 @context.entrypoint

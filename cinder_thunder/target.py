@@ -1,12 +1,16 @@
 """LIO, for volumes and for masters. One lock serialises all users of rtslib on the host.
 
 Cinder's LIO helper starts ``cinder-rtstool`` as a process some five times an attach, which takes
-seconds each on a busy host, and passes the CHAP secret as an argument that every user can read.
-Here the same code is called in the privileged daemon.
+seconds each on a busy host, passes the CHAP secret as an argument that every user can read, and
+goes through all targets of the host each time. Here the privileged daemon does the same to the one
+target that is meant.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from cinder import exception
@@ -18,11 +22,116 @@ from oslo_log import log as logging
 
 from cinder_thunder import privileged
 from cinder_thunder.volumes import initiators
+from os_brick_thunder.common.policy.iscsinames import PORT
 from os_brick_thunder.common.transport.base import Credentials
 
 LOG = logging.getLogger(__name__)
 #: The lock that ``cinder-rtstool`` of other backends takes, too.
 locked = cinder_utils.synchronized("lioadm", external=True)
+
+
+class Saving:
+    """LIO's configuration on disk: saved once for all who wait, and only what has changed of it.
+
+    Who has changed a target, and notes that, is answered by a save that began after it asked. What
+    has changed before the first save is not known: that one saves everything, and so does the one
+    after an error.
+    """
+
+    def __init__(self, save: Callable[[list[str] | None], None]) -> None:
+        """:param save: saves the targets of these names, or all"""
+        self._save = save
+        self._lock = threading.Lock()  # never held while anything else is waited for
+        self._next: Future[None] | None = None  # of the save that has not begun
+        self._changed: set[str] | None = None  # since the last save began; None: anything
+
+    def note(self, iqn: str) -> None:
+        """A target was changed, or may have been."""
+        with self._lock:
+            if self._changed is not None:
+                self._changed.add(iqn)
+
+    def wait(self) -> None:
+        """Have all changes that were noted saved.
+
+        Raises the error of the save, in each caller that waited for it.
+        """
+        with self._lock:
+            first = self._next is None
+            result = self._next = self._next or Future()
+        if first:
+            try:
+                self._save_changes()
+            except Exception as error:
+                result.set_exception(error)
+            else:
+                result.set_result(None)
+            finally:
+                self._close(result)
+        result.result()
+
+    @locked
+    def _save_changes(self) -> None:
+        """Whoever has made a change while the lock was waited for is answered, too."""
+        with self._lock:
+            self._next = None  # who asks from now on waits for another save
+            changed, self._changed = self._changed, set()
+        try:
+            self._save(None if changed is None else sorted(changed))
+        except BaseException as error:
+            LOG.warning("LIO's configuration could not be saved: %r", error)
+            with self._lock:
+                self._changed = None
+            raise
+
+    def _close(self, result: Future[None]) -> None:
+        """Nobody may wait for a save that never began, or for that of a thread that is killed."""
+        with self._lock:
+            if self._next is result:
+                self._next = None
+        result.cancel()
+
+
+def _create(device: str, iqn: str, user: str, password: str, iser: str, *options: str) -> None:
+    """The secret is each initiator's own, and of none when a target is made."""
+    found = rtstool.parse_optional_create(options)
+    portals, port = found["portals_ips"], found.get("portals_port", PORT)
+    _change(iqn, privileged.create_target, device, iqn, portals, port, iser == "True")
+
+
+def _delete(iqn: str) -> None:
+    _change(iqn, privileged.remove_target, iqn)
+
+
+def _add_initiator(iqn: str, user: str, password: str, initiator: str) -> None:
+    _change(iqn, privileged.add_initiator, iqn, initiator, user, password)
+
+
+def _delete_initiator(iqn: str, initiator: str) -> None:
+    _change(iqn, privileged.delete_initiator, iqn, initiator)
+
+
+def _save() -> None:
+    _saving.wait()
+
+
+def _change(iqn: str, function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        locked(function)(*arguments)
+    finally:
+        _saving.note(iqn)
+
+
+#: One for all backends of this process.
+_saving = Saving(lambda changed: privileged.save_targets(changed))
+#: What Cinder's LIO helper has ``cinder-rtstool`` do.
+_VERBS: dict[str, Callable[..., None]] = {
+    "create": _create,
+    "delete": _delete,
+    "add-initiator": _add_initiator,
+    "delete-initiator": _delete_initiator,
+    "save": _save,
+}
 
 
 class VolumeTargetDriver(cinder_lio.LioAdm):
@@ -32,18 +141,22 @@ class VolumeTargetDriver(cinder_lio.LioAdm):
         rtstool.verify_rtslib()
 
     @staticmethod
-    @locked
     def _execute(*args: Any, **kwargs: Any) -> tuple[str, str]:
         """Replace a run of ``cinder-rtstool``, and fail as a process would."""
-        program, *arguments = (str(argument) for argument in args)
+        program, verb, *arguments = (str(argument) for argument in args)
         try:
-            return privileged.rtstool(arguments), ""
+            _VERBS[verb](*arguments)
         except Exception as error:  # whatever rtslib and configfs raise
             raise processutils.ProcessExecutionError(
-                cmd=f"{program} {arguments[0]}",  # the other arguments may be secrets
+                cmd=f"{program} {verb}",  # the other arguments may be secrets
                 exit_code=1,
                 stderr=f"{type(error).__name__}: {error}",
             ) from error
+        return "", ""
+
+    def _get_target(self, iqn: str) -> str | None:
+        """Cinder lists all targets of the host."""
+        return iqn if privileged.target_exists(iqn) else None
 
     def ensure_export(self, context: Any, volume: Any, volume_path: str) -> None:
         """Restore the export of a volume after a restart, whatever other exports there are.
@@ -71,7 +184,7 @@ class VolumeTargetDriver(cinder_lio.LioAdm):
             iqn, 0, 0, volume_path, (user, password), **self._get_portals_config()
         )
         for initiator in initiators(volume):
-            self._execute("cinder-rtstool", "add-initiator", iqn, user, password, initiator)
+            _add_initiator(iqn, user, password, initiator)
         self._persist_configuration(volume.id)
 
     @staticmethod

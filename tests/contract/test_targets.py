@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rtslib_fb
 from cinder.cmd import rtstool
+from rtslib_fb.utils import RTSLibError
 
-from cinder_thunder.mechanism import volumetargets
+from cinder_thunder.mechanism import saveconfig, volumetargets
 from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy.dmtable import Linear, Table
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -19,7 +22,7 @@ from os_brick_thunder.common.transport import lio
 from tests.contract.conftest import World
 
 PORTAL = "127.0.0.1:3260"
-VOLUME = "iqn.2010-10.org.openstack:volume-v"
+VOLUME, OTHER = "iqn.2010-10.org.openstack:volume-v", "iqn.2010-10.org.openstack:volume-w"
 HOST, READER = "iqn.1993-08.org.debian:01:cmp1", "iqn.1993-08.org.debian:01:cmp2"
 REPLICA = iqn_of("here", "image")
 #: Half of the disk is a volume, half of it is a base.
@@ -27,12 +30,14 @@ HALF = 32 << 11
 
 
 @pytest.fixture
-def disks(world: World) -> tuple[str, str]:
+def disks(world: World) -> Iterator[tuple[str, str]]:
     """The devices of a volume and of a base; they are removed with the world."""
     dm = DmSetup()
     for at, name in enumerate(("thunder-volume", "thunder-base")):
         dm.create(name, Table.of((HALF, Linear(world.disk, at * HALF))))
-    return "/dev/mapper/thunder-volume", "/dev/mapper/thunder-base"
+    yield "/dev/mapper/thunder-volume", "/dev/mapper/thunder-base"
+    for iqn in (VOLUME, OTHER):
+        volumetargets.remove(iqn)
 
 
 @pytest.fixture
@@ -43,14 +48,28 @@ def saved(tmp_path: Path, disks: tuple[str, str]) -> Iterator[Path]:
     lio.admit(REPLICA, READER)
     rtstool.save_to_file(str(tmp_path / "saved.json"))
     yield tmp_path / "saved.json"
-    volumetargets._remove(VOLUME)
     lio.unexport(REPLICA)
 
 
 def _create(disk: str) -> None:
-    lio.forget_cached()
-    rtstool.create(disk, VOLUME, "user", "secret", "False", None, ["127.0.0.1"])
-    rtstool.add_initiator(VOLUME, HOST, "user", "secret")
+    volumetargets.create(disk, VOLUME, ["127.0.0.1"], 3260, iser=False)
+    volumetargets.admit(VOLUME, HOST, "user", "secret")
+
+
+def _dumped(iqn: str) -> Any:
+    """What rtslib saves of a target and of its disk, without what is random."""
+
+    def plain(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {key: plain(value) for key, value in found.items() if key != "alias"}
+        return [plain(each) for each in found] if isinstance(found, list) else found
+
+    store, target = lio.find_store(iqn), lio.find(iqn)
+    assert store is not None
+    assert target is not None
+    disk = store.dump()
+    assert disk.pop("wwn")
+    return plain([disk, target.dump()])
 
 
 def _reboot() -> None:
@@ -61,7 +80,8 @@ def _reboot() -> None:
 def _described(iqn: str) -> tuple[str, list[tuple[str, str]]]:
     """The identity of a target's disk, and its initiators with their secrets."""
     lio.forget_cached()
-    target = next(t for t in rtslib_fb.RTSRoot().targets if t.wwn == iqn)
+    target = lio.find(iqn)
+    assert target is not None
     (group,) = target.tpgs
     (lun,) = group.luns
     initiators = [(acl.node_wwn, acl.chap_password) for acl in group.node_acls]
@@ -125,6 +145,104 @@ def test_targets_of_other_backends_are_restored_and_replicas_are_not(
     assert lio.targets() == ()
     volumetargets.restore_others(saved)
     assert _described(VOLUME) == before
+
+
+def test_a_volume_is_exported_as_cinder_rtstool_exports_it(disks: tuple[str, str]) -> None:
+    lio.forget_cached()
+    rtstool.create(disks[0], VOLUME, "user", "secret", "False", None, ["127.0.0.1"])
+    rtstool.add_initiator(VOLUME, HOST, "user", "secret")
+    expected = _dumped(VOLUME)
+    rtstool.delete(VOLUME)
+    _create(disks[0])
+    _create(disks[0])  # what is there stays
+    assert _dumped(VOLUME) == expected
+    volumetargets.revoke(VOLUME, HOST)
+    assert _described(VOLUME)[1] == []
+    volumetargets.revoke(VOLUME, HOST)
+    lio.forget_cached()
+    rtstool.add_initiator(VOLUME, HOST, "user", "secret")
+    assert _dumped(VOLUME) == expected
+    for _ in range(2):
+        volumetargets.remove(VOLUME)
+        assert not volumetargets.exists(VOLUME)
+        assert list(rtslib_fb.RTSRoot().storage_objects) == []
+        assert list(Path(lio._core()).glob("iblock_*")) == []
+    volumetargets.revoke(VOLUME, HOST)
+    with pytest.raises(RTSLibError, match="there is no target"):
+        volumetargets.admit(VOLUME, HOST, "user", "secret")
+
+
+def test_an_interrupted_attempt_to_export_is_completed(disks: tuple[str, str]) -> None:
+    """cinder-rtstool takes a disk without a target for a target, and an ACL without a LUN for one
+    that was admitted.
+    """
+    store = rtslib_fb.BlockStorageObject(VOLUME, dev=disks[0])
+    target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), VOLUME, mode="create")
+    rtslib_fb.TPG(target, 1, mode="create")
+    volumetargets.create(disks[0], VOLUME, ["127.0.0.1"], 3260, iser=False)
+    rtslib_fb.NodeACL(rtslib_fb.TPG(lio.find(VOLUME), 1, mode="lookup"), HOST, mode="create")
+    volumetargets.admit(VOLUME, HOST, "user", "secret")
+    made = _dumped(VOLUME)
+    volumetargets.remove(VOLUME)
+    assert not store.exists
+    _create(disks[0])
+    assert _dumped(VOLUME) == made
+    group = rtslib_fb.TPG(lio.find(VOLUME), 1, mode="lookup")
+    group.enable = False  # by an operator
+    volumetargets.create(disks[0], VOLUME, ["127.0.0.1"], 3260, iser=False)
+    assert not group.enable  # a host uses it: it is not made anew
+
+
+def test_nothing_remains_of_an_export_that_failed(disks: tuple[str, str]) -> None:
+    with pytest.raises(RTSLibError, match="Could not create NetworkPortal"):
+        volumetargets.create(disks[0], VOLUME, ["127.0.0.1", "127.0.0.999"], 3260, iser=False)
+    assert not volumetargets.exists(VOLUME)
+    assert list(rtslib_fb.RTSRoot().storage_objects) == []
+    _create(disks[0])
+
+
+def test_what_has_changed_is_saved_as_if_everything_were(
+    saved: Path, disks: tuple[str, str], tmp_path: Path
+) -> None:
+    def content(file: Path) -> Any:
+        config = json.loads(file.read_text())
+        for kind in ("storage_objects", "targets"):
+            config[kind].sort(key=lambda entry: entry.get("name") or entry["wwn"])
+        return config
+
+    saveconfig.save(None, saved)
+    assert [part["targets"][0]["wwn"] for part in saveconfig.parts(saved)] == [VOLUME]
+    volumetargets.admit(VOLUME, READER, "user", "secret")
+    lio.unexport(REPLICA)
+    volumetargets.create(disks[1], OTHER, ["127.0.0.1"], 3260, iser=False)
+    saveconfig.save([VOLUME, OTHER], saved)
+    saveconfig.save(None, tmp_path / "whole.json")
+    assert content(saved) == content(tmp_path / "whole.json")
+    rtslib_fb.RTSRoot().save_to_file(str(tmp_path / "rtslib.json"))
+    assert content(saved) == content(tmp_path / "rtslib.json")
+    volumetargets.remove(OTHER)
+    saveconfig.save([OTHER], saved)
+    before = _described(VOLUME)
+    _reboot()
+    rtstool.restore_from_file(str(saved))
+    assert _described(VOLUME) == before
+    assert lio.names() == [VOLUME]
+
+
+def test_a_target_that_rtslib_refuses_stops_no_other(saved: Path, disks: tuple[str, str]) -> None:
+    """A name with an underscore is one for the kernel and none for rtslib."""
+    foreign = Path(rtslib_fb.FabricModule("iscsi").path) / "iqn.2026-11.org.example:not_ours"
+    foreign.mkdir()
+    try:
+        lio.export(disks[1], REPLICA, PORTAL)
+        lio.admit(REPLICA, HOST)
+        assert [target.initiators for target in lio.targets()] == [tuple(sorted((HOST, READER)))]
+        volumetargets.admit(VOLUME, READER, "user", "secret")
+        lio.unexport(REPLICA)
+        volumetargets.remove(VOLUME)
+        assert lio.names() == [foreign.name]
+    finally:
+        foreign.rmdir()
 
 
 _ADMIT = """\

@@ -5,6 +5,9 @@ idempotent: an existing export is matched, and removing an absent one is success
 configfs is the only state. Credentials are read back from it, so a restart of the exporter does not
 break sessions.
 
+A host may have hundreds of targets, so each is looked up by its name. rtslib's lists of all targets
+and of all storage objects make an object of each, and fail if it cannot make one of them.
+
 Calls must not run at the same time as other users of rtslib (``cinder-rtstool``, targetcli): the
 library has no locking of its own. :func:`exclusive` serialises all of ours on a host, the agent's
 and cinder-volume's; a caller that shares the host with others takes their lock, too.
@@ -13,6 +16,7 @@ and cinder-volume's; a caller that shares the host with others takes their lock,
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -24,7 +28,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import rtslib_fb
-from rtslib_fb.utils import RTSLibError
+from rtslib_fb.utils import RTSLibError, RTSLibNotInCFSError
 
 from os_brick_thunder.common import errors, files, formats, wire
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, LUN
@@ -52,6 +56,8 @@ LOG = logging.getLogger(__name__)
 #: What processes lock: the root of the tree that they change, which is the same one in every
 #: container of a host.
 CONFIGFS = Path("/sys/kernel/config")
+#: The kernel's folder of a block device that is exported: below ``core``, one for each.
+_BACKSTORE = "iblock"
 _lock = threading.RLock()
 _held: list[int] = []  # the descriptor that has the lock, while a call has it
 
@@ -91,8 +97,93 @@ def forget_cached() -> None:
 
     :raises OSError: :data:`DBROOT` cannot be made
     """
-    DBROOT.mkdir(parents=True, exist_ok=True)
+    DBROOT.mkdir(mode=0o755, parents=True, exist_ok=True)  # oslo.privsep's daemon has no umask
     rtslib_fb.RTSRoot().invalidate_caches()
+
+
+# -- by name: for callers of exclusive() ---------------------------------------------------------
+
+
+def names() -> list[str]:
+    """Names of all iSCSI targets of this host."""
+    fabric = rtslib_fb.FabricModule("iscsi")
+    return [name for name in _listed(fabric.path) if name.startswith(("iqn.", "naa.", "eui."))]
+
+
+def find(iqn: str) -> Any | None:
+    """rtslib's target of this name, or None.
+
+    :raises RTSLibError: no target can have that name
+    """
+    fabric = rtslib_fb.FabricModule("iscsi")
+    if not fabric.exists:  # rtslib would load the module
+        return None
+    try:
+        return rtslib_fb.Target(fabric, iqn, mode="lookup")
+    except RTSLibNotInCFSError:
+        return None
+
+
+def find_store(name: str) -> Any | None:
+    """rtslib's storage object of this name, for a block device, or None."""
+    for backstore, index in _backstores():
+        if backstore == _BACKSTORE and os.path.isdir(f"{_core()}/{backstore}_{index}/{name}"):
+            return rtslib_fb.BlockStorageObject(name, index=index)
+    return None
+
+
+def create_store(name: str, device: str, **options: Any) -> Any:
+    """A new storage object for a block device.
+
+    :param options: of rtslib's
+    :raises RTSLibError: the device is in use, or cannot be exported
+    """
+    used = {index for _, index in _backstores()}
+    index = next(index for index in itertools.count() if index not in used)
+    return rtslib_fb.BlockStorageObject(name, dev=device, index=index, **options)
+
+
+def remove(iqn: str, store: str) -> None:
+    """Remove a target and its storage object. Absent is success.
+
+    :raises RTSLibError: the kernel refused
+    :raises OSError: the kernel refused
+    """
+    target = find(iqn)
+    if target is not None:
+        target.delete()
+    found = find_store(store)
+    if found is None:
+        return
+    folder = Path(found.path)
+    try:
+        folder.rmdir()
+    except OSError:  # something uses it: rtslib looks for that in all targets
+        found.delete()
+    else:
+        folder.parent.rmdir()
+
+
+def _core() -> str:
+    return f"{rtslib_fb.Target.configfs_dir}/core"
+
+
+def _backstores() -> Iterator[tuple[str, int]]:
+    """Kind and index of each: "iblock_7" is ("iblock", 7)."""
+    for folder in _listed(_core()):
+        kind, _, index = folder.rpartition("_")
+        if kind and index.isdecimal():
+            yield kind, int(index)
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:  # LIO's modules are not loaded
+        return []
+
+
+# -- replicas ------------------------------------------------------------------------------------
 
 
 def _serialised(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -123,15 +214,15 @@ def export(device: str, iqn: str, portal: str) -> None:
     """
     _check(iqn)
     wire.checked(formats.Portal, portal, "portal")
-    found = _find(iqn)
+    found = find(iqn)
     if found is not None and _is(found, device, portal):
         return
     unexport(iqn)
     with contextlib.ExitStack() as undo:
         undo.callback(_undo, iqn)
-        store = rtslib_fb.BlockStorageObject(
-            _store_name(iqn),
-            dev=device,
+        store = create_store(
+            store_name(iqn),
+            device,
             wwn=str(uuid.uuid5(uuid.NAMESPACE_URL, iqn)),  # the same disk after a restart
             readonly=True,
         )
@@ -154,7 +245,7 @@ def admit(iqn: str, initiator: str) -> Credentials:
     """
     _check(iqn)
     _check_initiator(initiator)
-    target = _find(iqn)
+    target = find(iqn)
     if target is None:
         raise errors.ExportError(f"there is no export {iqn} to admit {initiator} to")
     group = rtslib_fb.TPG(target, 1, mode="lookup")
@@ -171,7 +262,7 @@ def admit(iqn: str, initiator: str) -> Credentials:
 def revoke(iqn: str, initiator: str) -> None:
     """Remove an initiator's ACL, which ends its session. Absent is success."""
     _check(iqn)
-    target = _find(iqn)
+    target = find(iqn)
     for group in target.tpgs if target else ():
         for acl in group.node_acls:
             if acl.node_wwn == initiator.lower():
@@ -182,7 +273,7 @@ def revoke(iqn: str, initiator: str) -> None:
 def unexport(iqn: str) -> None:
     """Remove an export with its sessions and ACLs. Absent is success."""
     _check(iqn)
-    _remove(iqn)
+    remove(iqn, store_name(iqn))
 
 
 @_serialised
@@ -232,16 +323,14 @@ def _check_initiator(name: str) -> None:
 
 
 def _targets(prefix: str) -> Iterator[Any]:
-    for target in rtslib_fb.RTSRoot().targets:
-        if target.fabric_module.name == "iscsi" and target.wwn.startswith(prefix):
+    for name in names():
+        target = find(name) if name.startswith(prefix) else None
+        if target is not None:
             yield target
 
 
-def _find(iqn: str) -> Any | None:
-    return next((target for target in _targets(iqn) if target.wwn == iqn), None)
-
-
-def _store_name(iqn: str) -> str:
+def store_name(iqn: str) -> str:
+    """Of a replica's storage object."""
     return "thunder." + iqn.removeprefix(IQN_PREFIX).replace(":", ".")
 
 
@@ -274,15 +363,6 @@ def _number(device: str) -> str:
 def _undo(iqn: str) -> None:
     """Remove the remains of a failed export; a failure here must not hide the first one."""
     try:
-        _remove(iqn)
+        remove(iqn, store_name(iqn))
     except (RTSLibError, OSError):
         LOG.exception("Could not remove the incomplete export %s", iqn)
-
-
-def _remove(iqn: str) -> None:
-    target = _find(iqn)
-    if target is not None:
-        target.delete()
-    for store in list(rtslib_fb.RTSRoot().storage_objects):
-        if store.plugin == "block" and store.name == _store_name(iqn):
-            store.delete()

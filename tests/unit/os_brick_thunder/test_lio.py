@@ -48,6 +48,16 @@ def test_a_host_without_the_folder_of_rtslib_gets_it(dbroot: Path) -> None:
     assert dbroot.is_dir()
 
 
+def test_the_folder_is_roots_alone_whatever_the_umask(dbroot: Path) -> None:
+    """oslo.privsep's daemon has none, and the folder has the secrets of volumes in it."""
+    before = os.umask(0)
+    try:
+        lio.targets()
+    finally:
+        os.umask(before)
+    assert dbroot.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_export(dbroot: Path) -> None:
     dbroot.parent.write_text("a file")
     with pytest.raises(errors.ExportError, match=r"Not a directory|File exists"):
@@ -134,3 +144,30 @@ def test_the_lock_is_free_after_a_call_within_a_call(
     other = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
+
+
+@pytest.fixture
+def configfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's tree, as far as look-ups read it."""
+    monkeypatch.setattr("rtslib_fb.node.CFSNode.configfs_dir", str(tmp_path))
+    return tmp_path
+
+
+def test_targets_and_disks_are_found_by_name(configfs: Path) -> None:
+    assert (lio.names(), lio.find(IQN), lio.find_store("a")) == ([], None, None)
+    (configfs / "iscsi" / "discovery_auth").mkdir(parents=True)
+    for name in (IQN, "iqn.2026-11.org.example:not_ours"):  # rtslib refuses an underscore
+        (configfs / "iscsi" / name).mkdir()
+    found = lio.find(IQN)
+    assert found is not None
+    assert found.wwn == IQN
+    assert lio.find(IQN + "2") is None
+    assert sorted(lio.names()) == sorted(["iqn.2026-11.org.example:not_ours", IQN])
+    assert [target.iqn for target in lio.targets()] == [IQN]
+    for folder in ("alua", "iblock_0/a", "fileio_1/b", "rd_mcp_2/c", "iblock_4/d"):
+        (configfs / "core" / folder).mkdir(parents=True)
+    store = lio.find_store("d")
+    assert store is not None
+    assert store.path == str(configfs / "core/iblock_4/d")
+    assert lio.find_store("b") is None
+    assert sorted(index for _, index in lio._backstores()) == [0, 1, 2, 4]
