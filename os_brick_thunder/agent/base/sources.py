@@ -147,13 +147,14 @@ class Sources:
         if base := self._store.bases.get(image_id):
             self._reporter.report(base)
 
-    def lacks_spares(self, image_id: str) -> bool:
-        """Whether a base reads from the first of its sources alone so far."""
+    def without_spares(self, image_id: str) -> Base | None:
+        """The base of an image, if it does not read from all of its planned sources."""
         base = self._paths.reading(image_id)
-        return base is not None and base.thin_id in self._planned
+        return base if base and base.thin_id in self._planned else None
 
     def add_spares(self, image_id: str) -> None:
-        """Have a base that was just built read from all of its sources.
+        """Have a base that was just built read from all of its sources; those that do not answer
+        are left out.
 
         :raises errors.ThunderError: it reads as before
         """
@@ -175,8 +176,9 @@ class Sources:
         device's page cache, which retries failed readahead.
         """
         image_id, lock = base.image_id, self._availability.lock(base.image_id)
-        working = {path.exporter for path in self._paths.working(base)}
-        missing = [source for source in sources if source.exporter not in working]
+        working = self._paths.working(base)
+        used = {path.exporter for path in working}
+        missing = [source for source in sources if source.exporter not in used]
         requested = replica_paths.requested(missing)
         with lock:
             if found := self._reading_still(base):
@@ -201,9 +203,10 @@ class Sources:
             with lock:
                 if not self._reading_still(base):
                     return undo.run()
-                table = layout.paths_table(tuple(disks.values()), base.size)
-                name = ImageNames(image_id).paths
-                self._host.kit.dm.reload_noflush(name, table, readonly=True)
+                if tuple(disks) != found.paths or disks != working:
+                    table = layout.paths_table(tuple(disks.values()), base.size)
+                    name = ImageNames(image_id).paths
+                    self._host.kit.dm.reload_noflush(name, table, readonly=True)
                 undo.keep()
         for path in every:
             if path not in disks:
@@ -212,7 +215,8 @@ class Sources:
         with lock:
             if found := self._reading_still(base):
                 found = self._record(found, tuple(disks), every)
-                self._planned.pop(base.thin_id, None)
+                if len(disks) >= len(sources):
+                    self._planned.pop(base.thin_id, None)
                 LOG.info(
                     "base of image %s reads from %s now", image_id, replica_paths.describe(found)
                 )

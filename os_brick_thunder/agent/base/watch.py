@@ -27,6 +27,8 @@ LOG = logging.getLogger(__name__)
 INTERVAL = 2.0
 #: Seconds for which a path must have been broken before a new source is asked for.
 GRACE = 3.0
+#: Attempts to have a new base read from all of its sources. After that it has those that work.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class SourceWatch:
         self._evict = evict
         self._clock = clock
         self._troubles: dict[str, _Trouble] = {}
-        self._spares: dict[str, Backoff] = {}
+        self._spares: dict[int, Backoff] = {}  # by thin id
         self._jobs = Jobs("sources")
         self._thread = PeriodicThread(Task("watch", INTERVAL, self.check))
 
@@ -84,10 +86,12 @@ class SourceWatch:
 
     def check(self) -> None:
         """Check the paths of every base once, in the background: a read of a replica may hang."""
-        reading = {i for i, b in self._store.bases.items() if b.phase == READY and not b.complete}
-        for known in (self._troubles, self._spares):
-            for image_id in known.keys() - reading:
-                del known[image_id]
+        bases = self._store.bases
+        reading = {i for i, b in bases.items() if b.phase == READY and not b.complete}
+        for image_id in self._troubles.keys() - reading:
+            del self._troubles[image_id]
+        for thin_id in self._spares.keys() - {bases[i].thin_id for i in reading}:
+            del self._spares[thin_id]
         for image_id in reading:
             self._jobs.start(image_id, functools.partial(self._check_one, image_id))
 
@@ -105,12 +109,11 @@ class SourceWatch:
 
     def _add_spares(self, image_id: str) -> None:
         """Have a base that was just built read from all of its sources."""
-        if not self._sources.lacks_spares(image_id):
-            self._spares.pop(image_id, None)
+        if not (base := self._sources.without_spares(image_id)):
             return
-        tried = self._spares.get(image_id, Backoff())
-        if tried.due <= self._clock():
-            self._spares[image_id] = tried.after_attempt(self._clock())
+        tried = self._spares.get(base.thin_id, Backoff())
+        if tried.due <= self._clock() and tried.attempts < _ATTEMPTS:
+            self._spares[base.thin_id] = tried.after_attempt(self._clock())
             self._sources.add_spares(image_id)
 
     def _replace(self, image_id: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent.base import watch as watching
+from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.state import READY
@@ -122,11 +123,10 @@ def test_the_watch_adds_the_other_sources(host: Host) -> None:
     host.tracker.down = False
     bases.remove(IMAGE)
     bases.ensure(PLAN)
-    host.app.watch._spares.clear()
     host.app.watch.check()
     host.app.watch._jobs.join(10)
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
-    assert not host.app.base.sources.lacks_spares(IMAGE)
+    assert host.app.base.sources.without_spares(IMAGE) is None
     host.app.watch.stop()
 
 
@@ -143,6 +143,35 @@ def test_the_other_sources_are_added_at_once(host: Host, monkeypatch: pytest.Mon
             time.sleep(0.01)
     finally:
         host.app.watch.stop()
+
+
+def test_a_source_that_does_not_answer_is_asked_again_a_few_times(host: Host) -> None:
+    _, _, bases, store = host.agent()
+    bases.ensure(PLAN)
+    now = [0.0]
+    app = host.app.base
+    watch = SourceWatch(store, app.sources, app.health, bases.evict, lambda: now[0])
+    host.initiator.unreachable.add("stor1:3260")
+    for expected, reachable in ((["cmp2"], False), (["cmp2", "stor1"], True)):
+        if reachable:
+            host.initiator.unreachable.clear()
+        watch.check()
+        watch._jobs.join(10)
+        assert [path.host for path in store.bases[IMAGE].paths] == expected
+        now[0] += 5.0
+    reloads = host.dm.log.count(f"reload {PATHS}")
+    assert reloads == 2  # for the first source, and for the second
+    assert app.sources.without_spares(IMAGE) is None
+    bases.remove(IMAGE)
+    bases.ensure(PLAN)
+    host.initiator.unreachable.add("stor1:3260")
+    closed = len(host.tracker.closed)
+    for _ in range(6):
+        now[0] += 60.0
+        watch.check()
+        watch._jobs.join(10)
+    assert len(host.tracker.closed) - closed == 3
+    watch.stop()
 
 
 def test_a_base_that_is_removed_while_sources_are_added_leaves_no_session(host: Host) -> None:
