@@ -138,6 +138,7 @@ class Sources:
             sources = [source for source in plan.sources if source.host not in exclude]
             if not sources:
                 raise errors.NoReplica(f"image {image_id}: {plan.reason or 'no other source'}")
+            self._planned.pop(base.thin_id, None)  # this plan is newer
             self._replace(base, sources, exclude)
         finally:
             self.close_stale(image_id)

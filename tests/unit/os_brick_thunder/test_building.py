@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.state import READY
-from tests.unit.os_brick_thunder.test_agent import IMAGE, PLAN, Host
+from tests.unit.os_brick_thunder.test_agent import IMAGE, PLAN, SOURCES, Host
 
 PATHS, CHILD = f"thunder-paths-{IMAGE}", "iqn.x:cmp9"
 
@@ -172,6 +173,19 @@ def test_a_source_that_does_not_answer_is_asked_again_a_few_times(host: Host) ->
         watch._jobs.join(10)
     assert len(host.tracker.closed) - closed == 3
     watch.stop()
+
+
+def test_sources_of_an_older_plan_do_not_come_back(host: Host) -> None:
+    _, _, bases, store = host.agent()
+    bases.ensure(PLAN)
+    other = wire.Source("l4", "cmp4", "base", "cmp4")
+    host.tracker.plan = dataclasses.replace(PLAN, volume_id="", sources=(other, SOURCES[-1]))
+    host.initiator.unreachable.add("stor1:3260")
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
+    host.app.watch.check()
+    host.app.watch._jobs.join(10)
+    host.app.watch.stop()
+    assert [path.host for path in store.bases[IMAGE].paths] == ["cmp4"]
 
 
 def test_a_base_that_is_removed_while_sources_are_added_leaves_no_session(host: Host) -> None:
