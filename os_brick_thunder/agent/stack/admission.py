@@ -17,6 +17,8 @@ from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
+#: Why a volume whose plan refuses no cache gets none.
+NOTHING_SHARED = "nothing of it is as in its image any more"
 #: The share of an attach's time within which plan and base must be there, whatever the budget; the
 #: rest is for building the devices.
 _PREPARATION = 0.5

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
-from os_brick_thunder.agent.stack.admission import Admission
+from os_brick_thunder.agent.stack.admission import NOTHING_SHARED, Admission
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.agent.stack.registry import StackRegistry
@@ -145,7 +145,8 @@ class CacheBuilder:
         if not self._admission.shared(user, admitted):
             # The tracker orders again after its own refusal, but does not know of the pool's.
             stack = dataclasses.replace(user, base_image_id=None)
-            return self._stay_direct(stack, admitted.reason, recache_pending=admitted is not plan)
+            reason = admitted.reason or NOTHING_SHARED
+            return self._stay_direct(stack, reason, recache_pending=admitted is not plan)
         with UndoStack(f"cache of volume {user.volume_id}") as undo:
             undo.push(self._give_up, user.volume_id)
             stack, seconds = self._build_under_guest(user, plan, writes, undo)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
-from os_brick_thunder.agent.stack.admission import Admission
+from os_brick_thunder.agent.stack.admission import NOTHING_SHARED, Admission
 from os_brick_thunder.agent.stack.cache import CacheBuilder
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.direct import CacheRemover
@@ -132,7 +132,7 @@ class Stacks:
         :param plan: None if there is none: the volume gets a cache later
         :raises errors.ThunderError: it could not be built; no devices are left
         """
-        if plan and self._admission.cached_length(stack, plan):
+        if plan and self._admission.shared(stack, plan):
             try:
                 return self._build_cached(stack, plan, deadline)
             except errors.ThunderError as error:
@@ -141,7 +141,9 @@ class Stacks:
                     raise  # not all of it could be undone: its entry tells what is left
                 stack, plan = dataclasses.replace(stack, reason=str(error)), None
         stack = dataclasses.replace(
-            stack, reason=plan.reason if plan else stack.reason, recache_pending=plan is None
+            stack,
+            reason=plan.reason or NOTHING_SHARED if plan else stack.reason,
+            recache_pending=plan is None,
         )
         self._store.put(stack)
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:

@@ -234,6 +234,18 @@ def test_a_volume_that_was_overwritten_meanwhile_stays_direct_for_now(host: Host
     assert stack_of(host).recache_pending
 
 
+def test_a_volume_that_shares_nothing_with_its_image_gets_no_cache(host: Host) -> None:
+    """Whether it is attached or in use: it would leave that cache at once, again and again."""
+    _, stacks, _, store = host.agent()
+    host.tracker.plan = dataclasses.replace(PLAN, unmodified=((100, 4096),))  # no whole block
+    answer = stacks.attach(PAYLOAD, LUN, soon())
+    assert (answer.mode, answer.reason) == ("direct", "nothing of it is as in its image any more")
+    assert not store.stacks[VOLUME].recache_pending
+    found = host.app.stack.builder.to_cached(VOLUME)
+    assert (found.mode, found.reason) == (answer.mode, answer.reason)
+    assert host.volumes() == {VOL}
+
+
 def test_what_a_killed_agent_has_watched_is_forgotten(host: Host) -> None:
     """Its region says nothing of the time before the new one."""
     app = migrated(host)
