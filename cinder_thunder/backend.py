@@ -146,6 +146,7 @@ def build(
         privileged.PrivilegedDm(),
         tools,
         Reservation(folder / f"{host}.metadata-snapshot"),
+        privileged.same_mappings,
     )
     peers = Peers(
         RpcTracker(rpc.TRANSPORT, RPC_TIMEOUT),

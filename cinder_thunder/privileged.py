@@ -10,18 +10,20 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from oslo_config import cfg
 from oslo_privsep import capabilities, priv_context
 
 from cinder_thunder import concurrency
 from cinder_thunder.mechanism import saveconfig, thintools, volumetargets
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
-from os_brick_thunder.common.mechanism import dmioctl, thinmeta
+from os_brick_thunder.common.mechanism import dmioctl, thinmeta, thinroots
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.transfer import GRAIN
@@ -43,6 +45,9 @@ context = priv_context.PrivContext(
         capabilities.CAP_SYS_NICE,  # LVM raises its priority while devices are suspended
     ],
 )
+# Most calls wait for a tool, the kernel or each other: a thread each, so that a storm of one kind
+# does not hold up the others.
+cfg.CONF.set_default("thread_pool_size", 64, group="thunder_privileged")
 if os.geteuid() == 0:
     context.set_client_mode(False)
 # At DEBUG it logs what calls return, and some of these return secrets.
@@ -115,6 +120,14 @@ def _device_mapper(name: str, verb: str, *words: str) -> str:
         message = " ".join(words)
         raise errors.InvalidRequest(f"{message!r} is not a message that thunder sends as root")
     return _VERBS[verb](name, *words)
+
+
+@context.entrypoint
+def same_mappings(metadata: str, root: int, one: int, other: int) -> bool:
+    """:func:`os_brick_thunder.common.mechanism.thinroots.same_mappings`, of a pool of LVM's"""
+    if not re.fullmatch(r"/dev/mapper/[\w.+-]+_tmeta", metadata):
+        raise errors.InvalidRequest(f"{metadata!r} is not the metadata device of a thin pool")
+    return thinroots.same_mappings(metadata, root, one, other)
 
 
 # -- exports -------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Costs:
     :ivar process: of a process such as dmsetup
     :ivar cinder_cpu: CPU time of Cinder's code to read a volume from its database
     :ivar cinder: how long Cinder's database then takes
+    :ivar roots: to see that a clone was never written, of which the older code knows nothing
+    :ivar fresh: the volumes are such clones
     :ivar cores: of the storage host: so many thin_deltas run at a time
     """
 
@@ -44,6 +46,8 @@ class Costs:
     cinder_cpu: float = 0.004
     cinder: float = 0.005
     cores: int = 16
+    roots: float = 0.004
+    fresh: bool = True
 
 
 class Played:
@@ -70,6 +74,10 @@ class Played:
             time.sleep(self._costs.commit)
             self._root = 7 if text.startswith("reserve") else 0
         return ""
+
+    def same(self, metadata: str, root: int, one: int, other: int) -> bool:
+        time.sleep(self._costs.roots)
+        return self._costs.fresh
 
     # processes
 
@@ -111,7 +119,7 @@ def tracker(url: str, host: str, costs: Costs, volumes: dict[str, str]) -> Any:
             name, attached = found(volume_id)
             return CinderVolume(name, False, frozenset({Attachment(attached)}))
 
-        pool = StoragePool("vg", "pool", played.run, played)
+        pool = StoragePool("vg", "pool", played.run, played, same=played.same)
         return service.TrackerService(host, database(url), pool, Limits(), volume)
     thinpool: Any = importlib.import_module("cinder_thunder.mechanism.thinpool")
     former: Any = service

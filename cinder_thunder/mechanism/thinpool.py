@@ -8,7 +8,8 @@ from typing import Protocol
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism import dmioctl
-from os_brick_thunder.common.mechanism.thinmeta import Reservation, ThinMetadata
+from os_brick_thunder.common.mechanism.thinmeta import Reservation, SameMappings, ThinMetadata
+from os_brick_thunder.common.mechanism.thinroots import same_mappings
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
@@ -51,11 +52,13 @@ class StoragePool:
         dm: DmQueries = dmioctl,
         flaw: Callable[[], str] = lambda: "",
         reservation: Reservation | None = None,
+        same: SameMappings | None = same_mappings,
     ) -> None:
         """:param runner: runs thin_delta and thin_dump, the only processes that are started
         :param flaw: why the answers of these cannot be used; empty if they can
         :param reservation: of the pool's metadata snapshot; required to call :meth:`allocated` and
             :meth:`modified` of a pool that other programs use
+        :param same: tells volumes that were never written since they were cloned
         """
         self.name = f"{group}/{pool}"
         self._group = group
@@ -69,6 +72,7 @@ class StoragePool:
             dm,
             runner,
             reservation,
+            same,
         )
 
     def release_stale(self) -> None:

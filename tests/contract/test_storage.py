@@ -170,3 +170,42 @@ def test_how_full_the_pool_is(storage: Storage) -> None:
     assert storage.pool.status().used == 2 * BLOCK
     storage.volumes.remove("v")
     assert storage.pool.status().used == 0
+
+
+def test_a_clone_that_was_never_written_needs_no_thin_delta(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was written, or from which something was discarded, does."""
+    volumes, pool = storage.volumes, storage.pool
+    volumes.create("master", SIZE)
+    storage.write("master", 0, 3 * BLOCK)
+    started: list[str] = []
+
+    def counted(*argv: str) -> str:
+        started.append(argv[0])
+        return run(*argv)
+
+    if storage.kernel:
+        monkeypatch.setattr(pool._metadata, "_run", counted)
+    for name in ("fresh", "written", "discarded", "spoilt"):
+        volumes.snapshot(name, "master")
+        volumes.extend(name, 2 * SIZE)
+    volumes.snapshot("saved", "fresh")
+    with open(volumes.path("fresh"), "rb") as volume:
+        assert volume.read(512) == b"x" * 512  # reading changes nothing
+    for name in ("fresh", "saved"):
+        assert pool.modified(name, "master") == Extents()
+    assert started == []
+    storage.write("written", 4 * BLOCK)
+    assert pool.modified("written", "master").ranges == ((4 * BLOCK, 5 * BLOCK),)
+    if not storage.kernel:
+        return
+    assert started == ["thin_delta"]
+    run("blkdiscard", "--offset", "0", "--length", str(BLOCK), volumes.path("discarded"))
+    assert pool.modified("discarded", "master").ranges == ((0, BLOCK),)
+    assert started == ["thin_delta"] * 2
+    # Its tree cannot be read: thin_delta is asked.
+    monkeypatch.setattr(pool._metadata, "_metadata", "/dev/null")
+    with pytest.raises(errors.ProcessError):
+        pool.modified("spoilt", "master")
+    assert started == ["thin_delta"] * 3

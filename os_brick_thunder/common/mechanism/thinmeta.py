@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.timelimits import METADATA_SNAPSHOT
 from os_brick_thunder.common.run import Runner, run
+
+LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 #: Messages to a pool.
 RESERVE, RELEASE = "reserve_metadata_snap", "release_metadata_snap"
@@ -84,6 +89,28 @@ class _Batch:
     error: BaseException | None = None  # why there is no snapshot for them
 
 
+@dataclass(frozen=True)
+class Held:
+    """A metadata snapshot.
+
+    :ivar root: its block of the metadata, as the pool's status has it
+    :ivar now: the root of the snapshot that is held now; empty if there is none
+    """
+
+    root: str
+    now: Callable[[], str]
+
+    def __call__(self) -> bool:
+        """Whether it is still held."""
+        return self.now() == self.root
+
+
+class SameMappings(Protocol):
+    """The type of :func:`.thinroots.same_mappings`."""
+
+    def __call__(self, metadata: str, root: int, one: int, other: int) -> bool: ...
+
+
 class MetadataSnapshot:
     """A pool can have one metadata snapshot; concurrent callers share it.
 
@@ -106,10 +133,10 @@ class MetadataSnapshot:
         self._unreleased = ""  # the root of a snapshot of ours that could not be released
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[Callable[[], bool]]:
+    def __call__(self) -> Iterator[Held]:
         """Hold a snapshot that was reserved after this call.
 
-        :returns: a function that tells whether it is still held: other programs can take it away
+        :returns: it; called, it tells whether it is still held: other programs can take it away
         :raises errors.ProcessError: it cannot be reserved
         :raises errors.DeviceBusy: another program has it
         """
@@ -118,7 +145,7 @@ class MetadataSnapshot:
             batch.members += 1
         try:
             self._await(batch)
-            yield lambda: self._root() == batch.root
+            yield Held(batch.root, self._root)
         finally:
             self._leave(batch)
 
@@ -225,10 +252,15 @@ class ThinMetadata:
         dm: Messenger,
         runner: Runner = run,
         reservation: Reservation | None = None,
+        same: SameMappings | None = None,
     ) -> None:
         """:param pool: name of the pool's device; ``metadata``: path of its metadata device
         :param reservation: as of :class:`MetadataSnapshot`
+        :param same: finds out whether thin_delta need not be run
         """
+        self._same = same
+        #: One process on each core.
+        self._cores = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._metadata = metadata
         self._run = runner
         self._snapshot = MetadataSnapshot(pool, dm, reservation)
@@ -239,7 +271,8 @@ class ThinMetadata:
 
     def mapped(self, thin_id: int) -> Extents:
         """The ranges of a thin device, in bytes, that are mapped to blocks."""
-        return mapped_ranges(self._read("thin_dump", "--dev-id", str(thin_id)))
+        options = "--dev-id", str(thin_id)
+        return mapped_ranges(self._read(lambda _held: self._tool("thin_dump", *options)))
 
     def different(self, one: int, other: int) -> Extents:
         """The ranges, in bytes, in which two thin devices may differ.
@@ -247,33 +280,54 @@ class ThinMetadata:
         They are mapped in only one of the devices, or to different blocks. All other ranges are
         shared or holes in both. Beyond the end of the shorter device, every mapped range differs.
         """
-        return different_ranges(
-            self._read("thin_delta", "--thin1", str(one), "--thin2", str(other))
-        )
+        arguments = "--thin1", str(one), "--thin2", str(other)
 
-    def _read(self, tool: str, *options: str) -> str:
-        """What a tool prints of a metadata snapshot that was held until its end.
+        def different(held: Held) -> Extents:
+            if self._are_same(held, one, other):
+                return Extents()
+            return different_ranges(self._tool("thin_delta", *arguments))
+
+        return self._read(different)
+
+    def _are_same(self, held: Held, one: int, other: int) -> bool:
+        """Whether two devices certainly have the same blocks, as a clone that was never written."""
+        if self._same is None:
+            return False
+        try:
+            return self._same(self._metadata, int(held.root), one, other)
+        except (OSError, ValueError) as error:
+            LOG.debug("%s: %s", self._metadata, error)
+            return False
+
+    def _tool(self, tool: str, *options: str) -> str:
+        """What a tool prints of the metadata snapshot that is held."""
+        with self._cores:
+            return self._run(tool, "--metadata-snap", *options, self._metadata)
+
+    def _read(self, reading: Callable[[Held], _T]) -> _T:
+        """What is read from a metadata snapshot that was held until the end.
 
         :raises errors.ToolError: the snapshot was taken away each time
         """
         for _ in range(_ATTEMPTS):
-            with self._snapshot() as is_held:
+            with self._snapshot() as held:
                 try:
-                    text = self._run(tool, "--metadata-snap", *options, self._metadata)
+                    found = reading(held)
                 except errors.ProcessError:  # perhaps because of what the blocks are now
-                    if is_held():
+                    if held():
                         raise
                     continue
-                if is_held():
-                    return text
+                if held():
+                    return found
         raise errors.ToolError(
-            f"another program releases the metadata snapshots that {tool} reads: its answers are "
+            "another program releases the metadata snapshots that thunder reads: its answers are "
             "not used"
         )
 
     def ids(self) -> set[int]:
         """The ids of all thin devices of the pool."""
-        text = self._read("thin_ls", "--no-headers", "--format", "DEV")
+        options = "--no-headers", "--format", "DEV"
+        text = self._read(lambda _held: self._tool("thin_ls", *options))
         return {int(word) for word in text.split()}
 
 

@@ -369,7 +369,7 @@ def test_an_answer_is_thrown_away_if_its_snapshot_was_taken_away(
 def test_an_answer_is_thrown_away_each_time(pool: Pool, note: Path) -> None:
     tool = Robbed(pool, times=99)
     metadata = ThinMetadata(POOL, "/dev/mapper/tmeta", pool, tool, Reservation(note))
-    with pytest.raises(errors.ToolError, match="thin_delta reads: its answers are not used"):
+    with pytest.raises(errors.ToolError, match="thunder reads: its answers are not used"):
         metadata.different(1, 2)
     assert tool.runs == 3
 
