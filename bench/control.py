@@ -29,6 +29,7 @@ import sqlalchemy as sa
 
 from bench.controlling import load
 from bench.controlling.tracker import IMAGE, Costs
+from cinder_thunder.db.engine import HEARTBEATS
 from os_brick_thunder.common.policy.timelimits import (
     HEARTBEAT_INTERVAL,
     HEARTBEAT_TIMEOUT,
@@ -147,7 +148,7 @@ def run(case: Case, tree: Path, database: str, broker: str, costs: Costs) -> dic
         check=True,
     )
     fill(database, case)
-    older = not (tree / "os_brick_thunder" / "common").exists()
+    older = is_older(tree)
     attached = {volume: load.host(n).host for n, (volume, _host) in enumerate(volumes)}
     given = [dataclasses.asdict(costs), attached]
     trackers = [
@@ -181,6 +182,11 @@ def run(case: Case, tree: Path, database: str, broker: str, costs: Costs) -> dic
         "heartbeats": sent,
         "tracker_cpu": sum(tracker.result() for tracker in trackers),
     }
+
+
+def is_older(tree: Path) -> bool:
+    """Whether it is from before trackers knew ids of stacks."""
+    return not (tree / "os_brick_thunder" / "common").exists()
 
 
 def _suspect(database: str, case: Case) -> int:
@@ -240,7 +246,7 @@ def main() -> None:
     parser.add_argument("--storage", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--idle", type=int, default=1000, help="hosts that only send heartbeats")
     parser.add_argument("--bases", type=int, help="how many of these have the image")
-    parser.add_argument("--interval", type=float, default=HEARTBEAT_INTERVAL)
+    parser.add_argument("--interval", type=float, help="default: what the trackers order")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the trackers' code")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
@@ -263,10 +269,13 @@ def main() -> None:
             rabbitmq.server(_folder(home, "r")) as (broker, pid),
         ):
             pids = {"MariaDB": int((Path(home) / "m" / "pid").read_text()), "RabbitMQ": pid}
+            older = is_older(parsed.tree)
+            ordered = 0.0 if older else parsed.idle / HEARTBEATS
+            interval = parsed.interval or max(HEARTBEAT_INTERVAL, ordered)
             for storage in parsed.storage:
                 for attaches in parsed.attaches:
                     bases = parsed.idle if parsed.bases is None else parsed.bases
-                    case = Case(attaches, storage, parsed.idle, bases, parsed.interval)
+                    case = Case(attaches, storage, parsed.idle, bases, interval)
                     before = cpu_of(pids)
                     url = mariadb.new_database(databases)
                     result = run(case, parsed.tree.resolve(), url, broker, costs)

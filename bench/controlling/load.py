@@ -14,6 +14,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 from bench.controlling.tracker import IMAGE
+from os_brick_thunder.agent.reporter import AGAIN
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.timelimits import RPC_TIMEOUT
 from os_brick_thunder.common.rpc import RpcTracker
@@ -100,8 +101,8 @@ def idle(url: str, hosts: range, interval: float, bases: int, older: bool) -> in
     They are cast: a tracker does the same for them as for calls, but their answers, which nobody
     reads here, would take as much CPU time of this machine again.
 
-    :param bases: how many of the hosts have a base. With an older tracker each is reported with
-        every heartbeat
+    :param bases: how many of the hosts have a complete base. An older agent reports it with every
+        heartbeat
     :returns: how many were sent
     """
     transport = _transport(url)
@@ -111,13 +112,14 @@ def idle(url: str, hosts: range, interval: float, bases: int, older: bool) -> in
     client = oslo_messaging.get_rpc_client(transport, target)
     ended = threading.Event()
     sent, began = 0, time.monotonic()
+    every = 1 if older else max(1, round(AGAIN / interval))  # heartbeats for one report
     print("ready", flush=True)
     threading.Thread(target=_at_the_end, args=(ended,), daemon=True).start()
     while not ended.is_set():
         number = hosts[sent % len(hosts)]
         topology = host(number)
         client.cast({}, "heartbeat", topology=topology.to_wire())
-        if older and number - hosts.start < bases:
+        if number - hosts.start < bases and sent // len(hosts) % every == number % every:
             report = wire.LocationReport(
                 f"base-{number}", IMAGE, topology.host, "complete", 1 << 29,
                 f"{topology.address}:3260", f"iqn.2026-11.org.example:{topology.host}", 0,

@@ -184,7 +184,8 @@ def serve(url: str, transport_url: str, host: str, costs: Costs, volumes: dict[s
 
     cfg.CONF([], project="bench", default_config_files=[])
     transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=transport_url)
-    topology = common("wire").Topology(host, "10.0.0.1", "s", "z0", "", "storage")
+    address = f"10.0.0.{host.partition('@')[0].removeprefix('stor')}"
+    topology = common("wire").Topology(host, address, "s", "z0", "", "storage")
     made = tracker(url, host, costs, volumes)
     server = Server(transport, "threading", topology, made, None, 5.0, lambda: None)  # type: ignore[arg-type]
     server.start()

@@ -336,12 +336,15 @@ class LocationTable:
             ).all()
             if not rows:
                 return wire.Orders()
-            parents = sa.select(location.parent_id).where(*here)
-            among = sa.select(parent.host).where(parent.id.in_(parents))
-            hosts = host_states(self._transactions, session, among)
-            back_at = session.scalar(
-                sa.select(models.HostRow.back_at).where(models.HostRow.host == host)
-            )
+            hosts: dict[str, ranking.HostState] = {}
+            back_at = None
+            if any(above is not None for _base, above, *_image in rows):  # complete bases have none
+                parents = sa.select(location.parent_id).where(*here)
+                among = sa.select(parent.host).where(parent.id.in_(parents))
+                hosts = host_states(self._transactions, session, among)
+                back_at = session.scalar(
+                    sa.select(models.HostRow.back_at).where(models.HostRow.host == host)
+                )
         bases = [
             tree.HeldBase(
                 base.image_id,
