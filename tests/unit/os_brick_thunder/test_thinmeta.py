@@ -382,3 +382,40 @@ def test_a_tool_that_fails_on_our_snapshot_fails(pool: Pool, note: Path) -> None
     with pytest.raises(errors.ProcessError, match="no such device"):
         metadata.different(1, 2)
     assert pool.said == [RESERVE, RELEASE]
+
+
+def _delta(*lines: str) -> str:
+    return f'<superblock data_block_size="128"><diff>{"".join(lines)}</diff></superblock>'
+
+
+def test_a_map_that_a_guest_made_large_is_bounded() -> None:
+    """It wrote every other block: what is not looked at counts as written."""
+    block = 65536
+    lines = [
+        f'<different begin="{2 * n}" length="1"/><same begin="{2 * n + 1}" length="1"/>'
+        for n in range(5000)
+    ]
+    found = thinmeta.different_ranges(_delta(*lines), most=100)
+    assert len(found.ranges) == 101
+    assert found.ranges[:2] == ((0, block), (2 * block, 3 * block))
+    assert found.complement(1 << 40).ranges[-1] == (199 * block, 200 * block)
+    assert thinmeta.different_ranges(_delta(*lines)).length == 5000 * block
+
+
+def test_neighbours_are_one_range() -> None:
+    lines = [f'<different begin="{n}" length="1"/>' for n in range(3000)]
+    assert thinmeta.different_ranges(_delta(*lines), most=1).ranges == ((0, 3000 * 65536),)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        "no XML",
+        _delta('<different begin="1" length="1"/>')[:-5],
+        _delta('<different begin="5" length="1"/>', '<different begin="1" length="1"/>'),
+    ],
+)
+def test_what_is_no_map_is_not_used(output: str) -> None:
+    with pytest.raises(ValueError, match=r"not the output|ascending"):
+        thinmeta.different_ranges(output)
