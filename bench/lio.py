@@ -130,8 +130,8 @@ class Scene:
     def fill(self, count: int) -> None:
         """Have that many targets."""
         volumes = self._volumes(count - len(self._attached))
-        for volume in volumes:
-            self._attach(THUNDER, volume)
+        with ThreadPoolExecutor(24) as threads:
+            list(threads.map(lambda volume: self._attach(THUNDER, volume), volumes))
         self._attached += volumes
 
     def measure(self, driver: str, at_once: int, count: int) -> Result:
