@@ -16,8 +16,10 @@ from oslo_messaging.rpc.server import RPCServer
 
 #: Methods that read the thin pool's metadata.
 SLOW = frozenset({"plan_attach"})
-#: Threads that compute plans. Those that wait at the same time share a metadata snapshot.
-WORKERS = 32
+#: Threads that compute plans. Those that wait at the same time share a metadata snapshot. More of
+#: them would need more connections to the database than its pool keeps (5 by default), and open
+#: some for each plan.
+WORKERS = 8
 
 _arrival: contextvars.ContextVar[float] = contextvars.ContextVar("arrival")
 
