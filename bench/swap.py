@@ -49,13 +49,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.swap", description=__doc__)
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--plan", type=float, default=0.3, help="seconds that a plan takes")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no swap after these")
     parser.add_argument("--lab", default="", help="name of a lab that is up; default: a new one")
     args = parser.parse_args()
-    options = f"--swaps {args.swaps} --plan {args.plan}"
+    options = f"--swaps {args.swaps} --plan {args.plan} --seconds {args.seconds}"
     topology = Topology.standard(storage=0, compute=1)
     with existing_or_new(args.lab, "swap", topology, _BARE) as cluster:
         command = _COMMANDS.format(tree=TREE, options=options)
-        done = cluster.node("cmp1").run(command, timeout=60 + 10 * args.swaps)
+        done = cluster.node("cmp1").run(command, timeout=300 + args.seconds)
     swaps, guest = json.loads(done.stdout.strip().splitlines()[-1])
     print(report(swaps, guest))
     for line in (guest["errors"] + guest["wrong"])[:20]:

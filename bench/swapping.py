@@ -73,9 +73,12 @@ class Report:
 class Guest:
     """Reads and writes a device, until it is told to stop; it runs in a process of its own."""
 
-    def __init__(self, touched: mmap.mmap, threads: int, seed: int) -> None:
-        """:param touched: a byte for each page, set once it was written"""
-        self._touched, self._threads, self._seed = touched, threads, seed
+    def __init__(self, touched: mmap.mmap, threads: int, seed: int, pause: float) -> None:
+        """
+        :param touched: a byte for each page, set once it was written
+        :param pause: seconds of each thread between two requests
+        """
+        self._touched, self._threads, self._seed, self._pause = touched, threads, seed, pause
         self._versions = [0] * (VOLUME // PAGE)
         self._serial = itertools.count(1)
         self._go, self._ended = threading.Event(), threading.Event()
@@ -131,6 +134,8 @@ class Guest:
                 self.report.errors.append(f"{kind} of page {first}: {error}")
             self.report.calls += 1
             self.report.longest = max(self.report.longest, time.monotonic() - began)
+            if self._pause:
+                time.sleep(self._pause)
 
     def _request(self, kind: str, pages: range, fd: int, buffer: mmap.mmap) -> None:
         offset, length = pages[0] * PAGE, len(pages) * PAGE
@@ -265,8 +270,11 @@ def write_image(device: str, length: int) -> None:
 
 
 @contextlib.contextmanager
-def scene(folder: Path, threads: int = 4, seed: int = 1, delay_ms: int = 0) -> Iterator[Scene]:
-    """:param delay_ms: of each write of the LUN: some are in flight at any time"""
+def scene(folder: Path, delay_ms: int = 0, pause: float = 0.0) -> Iterator[Scene]:
+    """
+    :param delay_ms: of each write of the LUN: some are in flight at any time
+    :param pause: seconds of each thread of the guest between two requests
+    """
     loops = [_loop(folder / "lun", VOLUME), _loop(folder / "pool", 768 * MIB)]
     dm, lun = DmIoctl(), loops[0]
     if delay_ms:
@@ -284,7 +292,7 @@ def scene(folder: Path, threads: int = 4, seed: int = 1, delay_ms: int = 0) -> I
     kit.dm.create(NAMES.vol, layout.vol_table(NAMES, lun, Extents(), VOLUME))
     here, there = multiprocessing.Pipe()
     fork = multiprocessing.get_context("fork")
-    guest = fork.Process(target=Guest(touched, threads, seed).run, args=(path(NAMES.vol), there))
+    guest = fork.Process(target=Guest(touched, 4, 1, pause).run, args=(path(NAMES.vol), there))
     guest.start()
     try:
         yield Scene(kit, lun, here, touched)
@@ -320,11 +328,13 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--plan", type=float, default=0.3, help="seconds that a plan takes")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no swap after these")
     args = parser.parse_args()
     done: list[Swapped] = []
-    with scene(args.folder) as found:
+    with scene(args.folder, pause=0.005) as found:
         found.tell("go")
-        for _ in range(args.swaps):
+        until = time.monotonic() + args.seconds
+        while len(done) < args.swaps and time.monotonic() < until:
             done.append(found.swap(args.plan))
             time.sleep(0.1)
             found.leave()
