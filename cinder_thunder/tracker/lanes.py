@@ -16,9 +16,9 @@ from oslo_messaging.rpc.server import RPCServer
 
 #: Methods that read the thin pool's metadata.
 SLOW = frozenset({"plan_attach"})
-#: Threads that compute plans. Those that wait at the same time share a metadata snapshot. More of
-#: them would need more connections to the database than its pool keeps (5 by default), and open
-#: some for each plan.
+#: Threads of each kind. Plans that wait at the same time share a metadata snapshot. More threads
+#: would need more connections to the database than its pool keeps (5 by default), and open one for
+#: each call.
 WORKERS = 8
 
 _arrival: contextvars.ContextVar[float] = contextvars.ContextVar("arrival")
@@ -34,8 +34,8 @@ def waited() -> float:
 
 
 class TwoLaneServer(RPCServer):
-    """Serves :data:`SLOW` methods by :data:`WORKERS` threads, and all others as oslo.messaging
-    does. No method of one kind waits for the other kind.
+    """Serves :data:`SLOW` methods by :data:`WORKERS` threads, and all others by as many. No method
+    of one kind waits for the other kind.
     """
 
     _executor_cls: Any
@@ -49,8 +49,12 @@ class _Lanes:
     """An executor as oslo.messaging uses it, made of two."""
 
     def __init__(self, executor: Callable[..., Any], max_workers: int) -> None:
-        """:param executor: makes an executor of ``max_workers`` threads, or green ones"""
-        self._fast, self._slow = executor(max_workers=max_workers), executor(max_workers=WORKERS)
+        """
+        :param executor: makes an executor of ``max_workers`` threads, or green ones
+        :param max_workers: what oslo.messaging would take for both kinds
+        """
+        threads = min(max_workers, WORKERS)
+        self._fast, self._slow = executor(max_workers=threads), executor(max_workers=threads)
 
     def submit(self, serve: Callable[[Any], None], incoming: Any) -> None:
         slow = incoming[0].message.get("method") in SLOW

@@ -9,6 +9,7 @@ from typing import Any
 
 import oslo_messaging
 from oslo_log import log as logging
+from oslo_messaging.rpc.server import RPCServer
 
 from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.tracker import lanes
@@ -138,11 +139,11 @@ class Server:
                 [endpoint],
                 executor=executor,
                 access_policy=oslo_messaging.DefaultRPCAccessPolicy,
-                server_cls=lanes.TwoLaneServer,
+                server_cls=server,
             )
-            for topic, endpoint in (
-                (wire.TRACKER_TOPIC, TrackerEndpoint(tracker)),
-                (wire.EXPORTER_TOPIC, MasterExporterEndpoint(exporter)),
+            for topic, endpoint, server in (
+                (wire.TRACKER_TOPIC, TrackerEndpoint(tracker), lanes.TwoLaneServer),
+                (wire.EXPORTER_TOPIC, MasterExporterEndpoint(exporter), RPCServer),
             )
         ]
 
