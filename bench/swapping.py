@@ -73,12 +73,9 @@ class Report:
 class Guest:
     """Reads and writes a device, until it is told to stop; it runs in a process of its own."""
 
-    def __init__(self, touched: mmap.mmap, threads: int, seed: int, pause: float) -> None:
-        """
-        :param touched: a byte for each page, set once it was written
-        :param pause: seconds of each thread between two requests
-        """
-        self._touched, self._threads, self._seed, self._pause = touched, threads, seed, pause
+    def __init__(self, threads: int, seed: int, pause: float) -> None:
+        """:param pause: seconds of each thread between two requests"""
+        self._threads, self._seed, self._pause = threads, seed, pause
         self._versions = [0] * (VOLUME // PAGE)
         self._serial = itertools.count(1)
         self._go, self._ended = threading.Event(), threading.Event()
@@ -160,7 +157,6 @@ class Guest:
 
     def _note(self, pages: range, versions: list[int]) -> None:
         self._versions[pages[0] : pages[-1] + 1] = versions
-        self._touched[pages[0] : pages[-1] + 1] = b"\1" * len(pages)
 
     def _check(self, fd: int, pages: range, buffer: mmap.mmap) -> None:
         length = len(pages) * PAGE
@@ -194,9 +190,9 @@ class Swapped:
 class Scene:
     """A volume on a LUN, a base of its image in a local pool, and a guest."""
 
-    def __init__(self, kit: Kit, lun: str, guest: Connection, touched: mmap.mmap) -> None:
+    def __init__(self, kit: Kit, lun: str, guest: Connection) -> None:
         self.kit, self.lun = kit, lun
-        self._guest, self._touched = guest, touched
+        self._guest = guest
         self.devices = StackDevices(Host(kit, *cast(Any, (None, None, None))))
         self.direct = Stack("v", "t", lun, "direct")
         self._thin_id = 10
@@ -246,14 +242,22 @@ class Scene:
         """Make the volume its image again."""
         self.tell("pause")
         write_image(self.lun, VOLUME)
-        self._touched[:] = bytes(len(self._touched))
         self.tell("forget")
         self.tell("go")
 
     def _unmodified(self) -> Extents:
-        """What the storage host knows not to be written; what is being written may be in it."""
-        touched = bytes(self._touched)
-        written = ((at * PAGE, (at + 1) * PAGE) for at, each in enumerate(touched) if each)
+        """What the LUN still has of the image, as the storage host knows it: what the guest's
+        process takes down may be late. What is being written may be in it.
+        """
+        written = []
+        fd = os.open(self.lun, os.O_RDONLY | os.O_DIRECT)
+        with mmap.mmap(-1, MIB) as buffer:
+            for offset in range(0, IMAGE, MIB):
+                os.preadv(fd, [buffer], offset)
+                for at in range(0, MIB, PAGE):
+                    if buffer[at : at + PAGE] != page((offset + at) // PAGE, 0):
+                        written.append((offset + at, offset + at + PAGE))
+        os.close(fd)
         return Extents.of(written).complement(IMAGE)
 
 
@@ -288,14 +292,13 @@ def scene(folder: Path, delay_ms: int = 0, pause: float = 0.0) -> Iterator[Scene
     kit.dm.create(ImageNames("i").base, layout.thin_table(IMAGE, 1))
     write_image(path(ImageNames("i").base), IMAGE)
     write_image(lun, VOLUME)
-    touched = mmap.mmap(-1, VOLUME // PAGE)
     kit.dm.create(NAMES.vol, layout.vol_table(NAMES, lun, Extents(), VOLUME))
     here, there = multiprocessing.Pipe()
     fork = multiprocessing.get_context("fork")
-    guest = fork.Process(target=Guest(touched, 4, 1, pause).run, args=(path(NAMES.vol), there))
+    guest = fork.Process(target=Guest(4, 1, pause).run, args=(path(NAMES.vol), there))
     guest.start()
     try:
-        yield Scene(kit, lun, here, touched)
+        yield Scene(kit, lun, here)
     finally:
         guest.kill()
         guest.join()

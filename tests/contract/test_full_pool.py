@@ -220,12 +220,13 @@ def test_a_volume_goes_direct_and_back_while_it_is_written(
     while guest.waits(0.2):
         host.app.stack.remover.to_direct("v", "said so")
         modes.append(host.app.stack.builder.to_cached("v").mode)
-    assert modes
-    assert set(modes) == {"cached"}
+    assert modes[0] == "cached"
+    assert modes == sorted(modes)  # direct in the end: all that was the image's is written
     print(f"{len(modes)} times there and back, longest call of the guest {guest.longest:.2f} s")
     assert guest.errors == []
     assert_written()
-    assert " F " not in host.kit.dm.status(NAMES.failover)
+    if modes[-1] == "cached":
+        assert " F " not in host.kit.dm.status(NAMES.failover)
     host.stacks.detach("v")
     host.bases.remove("i")
 
