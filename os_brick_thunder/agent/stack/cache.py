@@ -16,6 +16,7 @@ from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.mechanism.writemap import WriteMap
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Base, Stack
 
 LOG = logging.getLogger(__name__)
@@ -44,14 +45,16 @@ class CacheBuilder:
         self._admission = admission
         self._remover = remover
 
-    def build_stack(self, stack: Stack, base: Base, plan: wire.Plan, undo: UndoStack) -> Stack:
+    def build_stack(
+        self, stack: Stack, base: Base, plan: wire.Plan, shared: Extents, undo: UndoStack
+    ) -> Stack:
         """Build a whole stack with a cache; ``undo`` removes its devices.
 
+        :param shared: what the volume reads from it, :meth:`.Admission.shared`
         :returns: its entry, which is still to be recorded as ready
         """
         self._kit.failover.ensure()
         stack = self._with_cache(stack, base, plan)
-        shared = self._admission.shared(stack, plan)
         stack = dataclasses.replace(stack, mode="cached")
         self._devices.build(stack, undo, shared)
         return stack
@@ -142,14 +145,15 @@ class CacheBuilder:
     def _build_if_admitted(self, user: Stack, plan: wire.Plan, writes: WriteMap) -> Stack:
         _check_content(self._store.bases[user.origin_image_id], plan)
         admitted = self._admission.admit(plan)
-        if not self._admission.shared(user, admitted):
+        shared = self._admission.shared(user, admitted)
+        if not shared:
             # The tracker orders again after its own refusal, but does not know of the pool's.
             stack = dataclasses.replace(user, base_image_id=None)
             reason = admitted.reason or NOTHING_SHARED
             return self._stay_direct(stack, reason, recache_pending=admitted is not plan)
         with UndoStack(f"cache of volume {user.volume_id}") as undo:
             undo.push(self._give_up, user.volume_id)
-            stack, seconds = self._build_under_guest(user, plan, writes, undo)
+            stack, seconds = self._build_under_guest(user, plan, shared, writes, undo)
             undo.keep()
         LOG.info("volume %s is cached now; its guest waited %.3f s", stack.volume_id, seconds)
         return stack
@@ -170,7 +174,7 @@ class CacheBuilder:
             self._host.tracker.release(user.volume_id, host, user.stack_id)
 
     def _build_under_guest(
-        self, user: Stack, plan: wire.Plan, writes: WriteMap, undo: UndoStack
+        self, user: Stack, plan: wire.Plan, shared: Extents, writes: WriteMap, undo: UndoStack
     ) -> tuple[Stack, float]:
         """:returns: the cached entry, recorded, and the seconds that the guest waited"""
         with self._bases.steady(user.origin_image_id):
@@ -178,7 +182,6 @@ class CacheBuilder:
             stack = self._with_cache(user, base, plan)
             self._devices.build_cache(stack, undo)
         stack = dataclasses.replace(stack, mode="cached")
-        shared = self._admission.shared(stack, plan)
         seconds = self._devices.swap_in_cache(stack, shared, writes)
         stack = dataclasses.replace(stack, reason="", recache_pending=False, cached_at=time.time())
         self._store.put(stack)

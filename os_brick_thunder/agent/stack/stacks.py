@@ -26,6 +26,7 @@ from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, REMOVING, Stack
 
 LOG = logging.getLogger(__name__)
@@ -132,9 +133,10 @@ class Stacks:
         :param plan: None if there is none: the volume gets a cache later
         :raises errors.ThunderError: it could not be built; no devices are left
         """
-        if plan and self._admission.shared(stack, plan):
+        shared = self._admission.shared(stack, plan) if plan else None
+        if plan and shared:
             try:
-                return self._build_cached(stack, plan, deadline)
+                return self._build_cached(stack, plan, shared, deadline)
             except errors.ThunderError as error:
                 LOG.warning("volume %s: its cache was not built: %s", stack.volume_id, error)
                 if self._devices.are_left(self._store.stacks[stack.volume_id]):
@@ -150,7 +152,9 @@ class Stacks:
             self._devices.build(stack, undo)
             return self._finish(stack, deadline, undo)
 
-    def _build_cached(self, stack: Stack, plan: wire.Plan, deadline: float) -> Stack:
+    def _build_cached(
+        self, stack: Stack, plan: wire.Plan, shared: Extents, deadline: float
+    ) -> Stack:
         assert plan.image is not None  # noqa: S101 - a plan with a cached length has one
         image_id = plan.image.id
         # From here on the base is in use and is not removed.
@@ -161,7 +165,7 @@ class Stacks:
             # Not while it is built: volumes of an image would wait for each other.
             with self._bases.steady(image_id, time.monotonic() + patience):
                 base = self._admission.present_base(image_id)
-            stack = self._builder.build_stack(stack, base, plan, undo)
+            stack = self._builder.build_stack(stack, base, plan, shared, undo)
             return self._finish(stack, deadline, undo)
 
     def _finish(self, stack: Stack, deadline: float, undo: UndoStack) -> Stack:
