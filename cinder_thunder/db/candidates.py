@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions
+from cinder_thunder.db.hosts import host_state
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.timelimits import SUSPECT_SHARE
@@ -96,14 +97,7 @@ def surroundings(
         served[own.parent_id] = max(0, served[own.parent_id] - 1)
     return Surroundings(
         {
-            row.host: ranking.HostState(
-                row.host,
-                row.rack,
-                row.zone,
-                transactions.state(row.heartbeat_at, now),
-                row.drained,
-                row.address,
-            )
+            row.host: host_state(transactions, row, now)
             for row in rows.values()
             if row.heartbeat_at is not None
         },

@@ -167,9 +167,16 @@ def host_states(
     found = models.HostRow
     columns = found.host, found.rack, found.zone, found.heartbeat_at, found.drained, found.address
     rows = session.execute(sa.select(*columns).where(found.host.in_(among)))
-    return {
-        host: ranking.HostState(
-            host, rack, zone, transactions.state(heartbeat_at, now), drained, address
-        )
-        for host, rack, zone, heartbeat_at, drained, address in rows
-    }
+    return {row.host: host_state(transactions, row, now) for row in rows}
+
+
+def host_state(transactions: Transactions, row: Any, now: datetime) -> ranking.HostState:
+    """:param row: a host, or its columns"""
+    return ranking.HostState(
+        host=row.host,
+        rack=row.rack,
+        zone=row.zone,
+        state=transactions.state(row.heartbeat_at, now),
+        drained=row.drained,
+        address=row.address,
+    )
