@@ -191,7 +191,7 @@ def test_only_what_changes_the_tree_takes_its_lock(mariadb: str) -> None:
 
 
 def test_a_large_cloud_has_a_slower_heartbeat(world: World) -> None:
-    """And is more patient: all its hosts together send no more than the trackers can serve."""
+    """The timeouts grow with the interval, which bounds the load of all heartbeats together."""
     database, known = world.database, models.HostRow
     assert database.hosts.interval() == 0
     hosts = [world.host(number) for number in range(4000)]

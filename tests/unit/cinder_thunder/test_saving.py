@@ -52,10 +52,11 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def begin(
-    saving: target.Saving, threads: ThreadPoolExecutor, *names: str
-) -> tuple[list[Future[None]], threading.Semaphore]:
-    """Have a thread for each target change it and wait until that is saved."""
+def begin(saving: target.Saving, threads: ThreadPoolExecutor, *names: str) -> list[Future[None]]:
+    """Have a thread for each target change it, and wait until that is saved.
+
+    :returns: one for each thread, when all have made their changes
+    """
     asking = threading.Semaphore(0)
 
     def change(iqn: str) -> None:
@@ -63,19 +64,20 @@ def begin(
         asking.release()
         saving.wait()
 
-    return [threads.submit(change, name) for name in names], asking
+    futures = [threads.submit(change, name) for name in names]
+    for _ in names:
+        assert asking.acquire(timeout=30)
+    return futures
 
 
 def test_one_save_answers_all_who_asked_before_it_began(
     disk: Disk, threads: ThreadPoolExecutor
 ) -> None:
     saving = target.Saving(disk.save)
-    (first,), _ = begin(saving, threads, "a")
+    (first,) = begin(saving, threads, "a")
     assert disk.began.acquire(timeout=30)
     names = [f"b{number:02}" for number in range(24)]
-    others, asking = begin(saving, threads, *names)
-    for _ in names:
-        assert asking.acquire(timeout=30)
+    others = begin(saving, threads, *names)
     assert not first.done()
     disk.go.release()
     first.result(30)
@@ -93,20 +95,18 @@ def test_an_error_reaches_all_who_waited_and_the_next_save_is_of_everything(
     disk: Disk, threads: ThreadPoolExecutor
 ) -> None:
     saving = target.Saving(disk.save)
-    (first,), _ = begin(saving, threads, "a")
+    (first,) = begin(saving, threads, "a")
     assert disk.began.acquire(timeout=30)
-    others, asking = begin(saving, threads, "b", "c", "d")
-    for _ in others:
-        assert asking.acquire(timeout=30)
+    others = begin(saving, threads, "b", "c", "d")
     disk.error = OSError(28, "No space left on device")
     disk.go.release(30)
     for failed in (first, *others):
         assert isinstance(failed.exception(30), OSError)
     disk.error = None
-    (again,), _ = begin(saving, threads, "a")
+    (again,) = begin(saving, threads, "a")
     again.result(30)
     assert disk.saves[-1] is None
-    begin(saving, threads, "e")[0][0].result(30)
+    begin(saving, threads, "e")[0].result(30)
     assert disk.saves[-1] == ["e"]
 
 
