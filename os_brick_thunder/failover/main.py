@@ -25,12 +25,15 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two checks without an event: one may be missed.
 _INTERVAL = 1.0
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 #: The kernel is to kill others first, if memory runs out.
 _OOM_SCORE = "-900"
 #: If this process is killed and no other one takes its place for some seconds, I/O that finds no
-#: path fails, rather than wait for a watcher that may never come.
+#: path fails, rather than wait for a watcher that may never come. One that came and was killed as
+#: well has left a newer time at the file, and sees to this itself.
 _NO_HEIR = (
     'sleep 10; flock -n "$1" true || exit 0; '
+    'test $(($(date +%s) - $(stat -c %Y "$1"))) -ge 9 || exit 0; '
     f"for each in /dev/mapper/{FAILOVER_PREFIX}*; do "
     'dmsetup message "${each##*/}" 0 fail_if_no_path; done'
 )
@@ -46,30 +49,39 @@ def main(argv: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("thunder-failover works on devices: run it as root", file=sys.stderr)
         return 1
-    claim = failoverlocks.claim(failoverlocks.Watcher(os.getpid(), VERSION))
-    if claim is None:
-        print(f"thunder-failover runs already: {failoverlocks.running()}", file=sys.stderr)
-        return 1
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(_OOM_SCORE)
+    # Both before the claim, after which the agent relies on this process, however it ends.
     cancel_last_will = when_killed(
         "/bin/sh", "-c", _NO_HEIR, "sh", str(failoverlocks.watcher_file())
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    for number in _STOPS:
         signal.signal(number, _exit)
+    try:
+        claim = failoverlocks.claim(failoverlocks.Watcher(os.getpid(), VERSION))
+        if claim is None:
+            print(f"thunder-failover runs already: {failoverlocks.running()}", file=sys.stderr)
+            return 1
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_OOM_SCORE)
+        _run(claim)
+    finally:
+        cancel_last_will()
+    return 0
+
+
+def _run(claim: int) -> None:
     watcher = Watcher(RealKernel(), failoverlocks.volume)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         events = dmioctl.Events()
         events.arm()
         watcher.start()
         LOG.info("watches")
         _watch(watcher, events, claim)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         watcher.stop()
-        cancel_last_will()
         LOG.info("stopped")
-    return 0
 
 
 def _watch(watcher: Watcher, events: dmioctl.Events, claim: int) -> None:

@@ -347,6 +347,22 @@ def test_without_a_watcher_that_follows_nothing_waits_for_ever(
     read(0)
 
 
+def test_a_watcher_killed_after_another_is_waited_for_as_long(
+    scene: Scene, watcher: FailoverProcess
+) -> None:
+    """What the first leaves behind must not end the waiting for a successor of the second."""
+    stop_watcher()
+    first = time.monotonic()
+    watcher.ensure()
+    while time.monotonic() < first + 6:
+        time.sleep(0.1)
+    stop_watcher()
+    while time.monotonic() < first + 12:
+        time.sleep(0.1)
+    assert "queue_if_no_path" in dmsetup("table", NAMES.failover)
+    wait_for(lambda: "queue_if_no_path" not in dmsetup("table", NAMES.failover))
+
+
 def test_a_pool_that_stays_full_without_an_agent_costs_the_cache(
     scene: Scene, watcher: FailoverProcess
 ) -> None:

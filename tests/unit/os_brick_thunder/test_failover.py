@@ -446,3 +446,33 @@ def test_a_watcher_can_be_ended(process: Callable[[int], FailoverProcess], tmp_p
 def test_a_watcher_that_cannot_run_is_an_error(tmp_path: Path, command: tuple[str, ...]) -> None:
     with pytest.raises(errors.WatcherError, match="the failover watcher"):
         FailoverProcess(command, tmp_path).ensure()
+
+
+#: The program, told to stop the moment it has become the watcher.
+TOLD_AT_ONCE = """
+import os, pathlib, signal, types
+from os_brick_thunder.common.mechanism import failoverlocks
+from os_brick_thunder.failover import main
+
+folder = pathlib.Path({folder!r})
+claim, file = failoverlocks.claim, failoverlocks.watcher_file
+
+def claim_and_stop(watcher):
+    found = claim(watcher, folder)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return found
+
+failoverlocks.claim, failoverlocks.watcher_file = claim_and_stop, lambda _=None: file(folder)
+os.geteuid = lambda: 0
+main.RealKernel = lambda: types.SimpleNamespace(
+    numbers=lambda: {{"thunder-failover-v": "254:1"}}, message=print
+)
+main.main([])
+"""
+
+
+def test_a_watcher_that_is_told_to_stop_at_once_leaves_nothing_waiting(tmp_path: Path) -> None:
+    code = TOLD_AT_ONCE.format(folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "thunder-failover-v fail_if_no_path\n"
