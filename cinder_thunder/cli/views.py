@@ -71,6 +71,7 @@ class LocationView:
     """A replica in its relay tree.
 
     :ivar percent: how much of the image's allocated bytes it holds
+    :ivar depth: how many replicas it reads through
     :ivar parent: the host that it reads from; empty for a master
     :ivar children: the hosts that read from it, sorted
     """
@@ -80,6 +81,7 @@ class LocationView:
     address: str
     iqn: str
     percent: int
+    depth: int
     parent: str
     children: tuple[str, ...]
 
@@ -151,7 +153,7 @@ def image(database: Database, image_id: str) -> ImageView:
         volumes=sum(database.volumes.count(image_id, host) for host in masters),
         bases=len(bases),
         complete=sum(location.state == COMPLETE for location in bases),
-        depth=max((location.depth for location in locations), default=0),
+        depth=max(levels(locations).values(), default=0),
     )
 
 
@@ -188,6 +190,7 @@ def location(database: Database, word: str) -> LocationView:
         address={host.host: host.address for host in database.hosts.all()}.get(found.host, ""),
         iqn=iqn_of(found.host, image.id),
         percent=percent(found, image.allocated.length),
+        depth=levels(loc for _, loc in everywhere.values())[found.id],
         parent=parent[1].host if parent else "",
         children=tuple(
             sorted(loc.host for _, loc in everywhere.values() if loc.parent == found.id)
@@ -220,6 +223,18 @@ def volume(database: Database, volume_id: str, ask: Ask) -> VolumeView:
         entry=entry,
         cache=caches.counters(entry),
     )
+
+
+def levels(locations: Iterable[Location]) -> dict[str, int]:
+    """How many other replicas each of an image's replicas reads through, by id."""
+    parents = {location.id: location.parent for location in locations}
+    found: dict[str, int] = {}
+    for each in parents:
+        level, parent, passed = 0, parents[each], {each}
+        while parent in parents and parent not in passed:  # a table may have been edited
+            level, passed, parent = level + 1, {*passed, parent}, parents[parent]
+        found[each] = level
+    return found
 
 
 def percent(location: Location, allocated: int) -> int:

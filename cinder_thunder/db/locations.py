@@ -16,12 +16,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
-from cinder_thunder.db import models
+from cinder_thunder.db import models, orders
 from cinder_thunder.db.candidates import location_of, surroundings
 from cinder_thunder.db.engine import Transactions, retried
-from cinder_thunder.db.hosts import host_states
 from cinder_thunder.db.values import Image, PlannedSources
 from cinder_thunder.db.volumes import write_stack
 from cinder_thunder.policy import ranking, tree
@@ -83,7 +82,7 @@ class LocationTable:
                     answering=answering,
                     served=around.served,
                 )
-                if again or not tree.is_full(assignment, around.served, limits):
+                if again or (assignment is not None and not assignment.overflow):
                     break
                 if not self._recount_full(session, image_id, limits):
                     break
@@ -320,42 +319,9 @@ class LocationTable:
             if row is not None and row.state == ranking.CREATING and row.updated_at < since:
                 delete_location(session, row)
 
-    def orders(self, host: str) -> wire.Orders:
+    def orders(self, child: wire.Topology, limits: ranking.Limits) -> wire.Orders:
         """What should change on a host that has just sent a heartbeat."""
-        now = self._transactions.now()
-        location, parent = models.LocationRow, aliased(models.LocationRow)
-        here = (location.host == host, location.kind == ranking.BASE)
-        needed = sa.exists().where(models.VolumeRow.image_id == location.image_id)
-        with self._transactions.read() as session:
-            rows = session.execute(
-                sa.select(location, parent, models.ImageRow.deleted, needed)
-                .join(models.ImageRow, models.ImageRow.id == location.image_id)
-                .join(parent, parent.id == location.parent_id, isouter=True)
-                .where(*here)
-                .order_by(location.image_id)
-            ).all()
-            if not rows:
-                return wire.Orders()
-            hosts: dict[str, ranking.HostState] = {}
-            back_at = None
-            if any(above is not None for _base, above, *_image in rows):  # complete bases have none
-                parents = sa.select(location.parent_id).where(*here)
-                among = sa.select(parent.host).where(parent.id.in_(parents))
-                hosts = host_states(self._transactions, session, among)
-                back_at = session.scalar(
-                    sa.select(models.HostRow.back_at).where(models.HostRow.host == host)
-                )
-        bases = [
-            tree.HeldBase(
-                base.image_id,
-                location_of(base, now),
-                above and location_of(above, now),
-                *image,
-            )
-            for base, above, *image in rows
-        ]
-        returned = None if back_at is None else (now - back_at).total_seconds()
-        return tree.orders(bases, hosts, returned, self._transactions.heartbeat_timeout)
+        return orders.of_host(self._transactions, child, limits)
 
 
 # What several subjects do with rows of locations

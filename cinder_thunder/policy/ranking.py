@@ -5,7 +5,8 @@ Pure functions on frozen values. Times are in seconds, amounts in bytes.
 The edges of one image form a tree. A location's *depth* is fixed when it is planned (for a base,
 its first parent's plus one). All that a location may ever read from has a smaller depth: its
 spare sources, and every later parent. So no sequence of fail-overs can close a cycle, however old
-the plans are. Locations that read from no other have depth 0: masters, and complete bases.
+the plans are. Locations that read from no other have depth 0: masters, and complete bases. A base
+that a master serves for want of other room has depth :data:`OVERFLOW`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ COMPLETE = "complete"
 DRAINING = "draining"
 #: A base of what the image was before its id was used again: about to be removed.
 STALE = "stale"
+
+#: Depth of a base whose parent is a master only because nobody else had room: greater than that of
+#: all others, so that it can be moved below any of them later.
+OVERFLOW = 1 << 20
 
 ALIVE = "alive"
 SUSPECT = "suspect"

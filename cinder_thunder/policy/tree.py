@@ -27,10 +27,12 @@ class Assignment:
 
     :ivar own: its location; None if one is to be made
     :ivar sources: what it may read from, best first; empty if it needs nothing
+    :ivar overflow: its parent is a master, which serves as many as it should without it
     """
 
     own: Location | None
     sources: tuple[Location, ...]
+    overflow: bool = False
 
     @property
     def parent(self) -> str | None:
@@ -41,7 +43,9 @@ class Assignment:
     @property
     def depth(self) -> int:
         """That of its location: it is fixed when the location is made."""
-        return ranking.depth_below(self.sources[0]) if self.own is None else self.own.depth
+        if self.own is not None:
+            return self.own.depth
+        return ranking.OVERFLOW if self.overflow else ranking.depth_below(self.sources[0])
 
 
 def assign(
@@ -73,7 +77,17 @@ def assign(
     complete = own is not None and own.state == ranking.COMPLETE
     if not sources and not (complete and for_volume):
         return None
-    return Assignment(own, sources)
+    if served is None:
+        served = ranking.count(locations, hosts, own, limits)
+    return Assignment(own, sources, _overflows(sources, served, limits))
+
+
+def _overflows(sources: Iterable[Location], served: Mapping[str, int], limits: Limits) -> bool:
+    first, *_ = (*sources, None)
+    if first is None or first.kind != ranking.MASTER:
+        return False
+    masters = (source.id for source in sources if source.kind == ranking.MASTER)
+    return sum(served.get(found, 0) for found in masters) >= limits.storage_fanout
 
 
 def check_own(host: str, image_id: str, locations: Iterable[Location]) -> None:
@@ -128,22 +142,6 @@ def found_again(report: wire.LocationReport, deepest: int) -> Location:
     )
 
 
-def is_full(assignment: Assignment | None, served: Mapping[str, int], limits: Limits) -> bool:
-    """Whether a host was sent to a storage host, or nowhere, for want of room anywhere.
-
-    :param served: the children of each location by its id
-    """
-    if assignment is None:
-        return True
-    masters = {source.id for source in assignment.sources if source.kind == ranking.MASTER}
-    first = assignment.sources[:1]
-    return (
-        bool(first)
-        and first[0].id in masters
-        and (sum(served.get(found, 0) for found in masters) >= limits.storage_fanout)
-    )
-
-
 @dataclass(frozen=True)
 class HeldBase:
     """A base, as far as its host's orders depend on it.
@@ -151,6 +149,7 @@ class HeldBase:
     :ivar parent: None if it has none, or one that is not recorded
     :ivar deleted: the image was deleted in Glance
     :ivar needed: some volume is a clone of the image
+    :ivar movable: its parent is a master that serves too many, and a base has room for it
     """
 
     image_id: str
@@ -158,6 +157,7 @@ class HeldBase:
     parent: Location | None
     deleted: bool
     needed: bool
+    movable: bool = False
 
 
 def orders(
@@ -182,7 +182,7 @@ def orders(
     for base in bases:
         if base.location.state == ranking.STALE or (base.deleted and not base.needed):
             remove.append(base.image_id)
-        elif ranking.needs_new_parent(base.location, base.parent, hosts):
+        elif base.movable or ranking.needs_new_parent(base.location, base.parent, hosts):
             reparent.append(base.image_id)
     return wire.Orders(tuple(reparent), tuple(remove))
 

@@ -69,7 +69,7 @@ class TrackerService:
         :raises errors.HostConflict: another host uses its name or its initiator name
         """
         self._database.hosts.heartbeat(topology, free)
-        orders = self._database.locations.orders(topology.host)
+        orders = self._database.locations.orders(topology, self._limits)
         orders = replace(orders, interval=self._database.hosts.interval())
         if topology.kind == "storage":  # which has no volumes
             return orders

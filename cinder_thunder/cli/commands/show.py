@@ -184,7 +184,7 @@ class LocationShow(CloudCommand, ShowOne):
             state=location.state,
             filled=location.filled,
             percent=view.percent,
-            depth=location.depth,
+            depth=view.depth,
             reads_from=view.parent,
             read_by=", ".join(view.children),
             heard_of_s=round(location.age, 1),

@@ -73,6 +73,10 @@ def plan(database: Database, image_id: str, host: str, **kwargs: Any) -> Planned
     return planned
 
 
+def orders(database: Database, host: str) -> Orders:
+    return database.locations.orders(topology(host), Limits())
+
+
 def hosts(planned: PlannedSources) -> list[str]:
     return [source.host for source in planned.sources]
 
@@ -194,17 +198,17 @@ def test_children_of_a_dead_host_are_ordered_to_find_another_parent(
     plan(database, image, "c2")
     fills(database, image, "c1", STORAGE)
     fills(database, image, "c2", "c1")
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
     for _ in range(12):
         clock.passes(5)
         database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
         fills(database, image, "c2", "c1")
-        assert database.locations.orders("c2") == Orders()  # c1 is merely late
+        assert orders(database, "c2") == Orders()  # c1 is merely late
     clock.passes(5)
     database.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
-    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert orders(database, "c2") == Orders(reparent=(image,))
     assert hosts(plan(database, image, "c2", exclude=["c1"])) == [STORAGE]
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
     fills(database, image, "c2", None, "complete")
     [base] = [loc for loc in database.locations.of(image) if loc.host == "c2"]
     assert (base.parent, base.depth) == (None, 0)
@@ -218,11 +222,11 @@ def test_a_host_that_was_silent_itself_is_told_of_dead_parents_later(
     fills(database, image, "c1", STORAGE)
     clock.passes(300)
     database.hosts.heartbeat(topology("c1"))
-    assert database.locations.orders("c1") == Orders()
+    assert orders(database, "c1") == Orders()
     for _ in range(13):
         clock.passes(5)
         database.hosts.heartbeat(topology("c1"))
-    assert database.locations.orders("c1") == Orders(reparent=(image,))
+    assert orders(database, "c1") == Orders(reparent=(image,))
 
 
 def test_suspect_hosts_get_no_new_children(database: Database, image: str, clock: Clock) -> None:
@@ -240,7 +244,51 @@ def test_suspect_hosts_get_no_new_children(database: Database, image: str, clock
     assert all(host.alive for host in database.hosts.all())
     assert hosts(plan(database, image, "c3")) == [STORAGE]
     assert hosts(plan(database, image, "c2", keep=True)) == ["c1", "c3", STORAGE]
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
+
+
+def test_who_fell_back_to_a_storage_host_is_moved_to_a_peer_with_room(
+    database: Database, image: str
+) -> None:
+    plan(database, image, "c1")
+    for host in ("c2", "c3"):
+        assert hosts(plan(database, image, host))[0] == "c1"
+    assert orders(database, "c2") == Orders()
+    for host in ("c1", "c2", "c3"):  # c1 did not answer in time
+        fills(database, image, host, STORAGE)
+    assert orders(database, "c1") == Orders()  # nobody has fewer replicas between it and a master
+    assert orders(database, "c2") == orders(database, "c3") == Orders(reparent=(image,))
+    assert hosts(plan(database, image, "c3"))[0] == "c1"
+    assert orders(database, "c2") == orders(database, "c3") == Orders()  # storage_fanout holds
+    fills(database, image, "c3", STORAGE)
+    fills(database, image, "c2", None, "complete")
+    assert orders(database, "c3") == Orders()
+
+
+def test_who_was_sent_to_a_storage_host_for_want_of_room_is_moved_below_any_base(
+    database: Database, image: str
+) -> None:
+    limits = Limits(fanout=1, storage_fanout=1)
+
+    def sources(host: str) -> list[str]:
+        database.hosts.heartbeat(topology(host))
+        planned = database.locations.plan(image, topology(host), limits)
+        assert planned is not None
+        return hosts(planned)
+
+    for host in ("c1", "c2", "c3"):
+        sources(host)
+    fills(database, image, "c1", STORAGE)
+    fills(database, image, "c2", "c1")
+    fills(database, image, "c3", "c2")
+    fills(database, image, "c3", "c2", "draining")
+    assert sources("c4") == [STORAGE]
+    fills(database, image, "c4", STORAGE)
+    assert database.locations.orders(topology("c4"), limits) == Orders()
+    fills(database, image, "c3", None, "gone")
+    assert database.locations.orders(topology("c4"), limits) == Orders(reparent=(image,))
+    assert sources("c4")[0] == "c2"
+    assert database.locations.orders(topology("c4"), limits) == Orders()
 
 
 def test_a_drained_host_loses_its_children(database: Database, image: str) -> None:
@@ -249,14 +297,14 @@ def test_a_drained_host_loses_its_children(database: Database, image: str) -> No
         fills(database, image, host, source)
     database.hosts.set_drained("c1", True)
     assert {h.host: h.drained for h in database.hosts.all()}["c1"] is True
-    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert orders(database, "c2") == Orders(reparent=(image,))
     assert "c1" not in hosts(plan(database, image, "c3"))
     database.hosts.heartbeat(topology("c1"))  # which does not change it
     database.hosts.set_drained(STORAGE, True)
     assert database.locations.plan(image, topology("c4"), Limits(), exclude=["c2", "c3"]) is None
     database.hosts.set_drained("c1", False)
     database.hosts.set_drained(STORAGE, False)
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
 
 
 def test_draining_an_unknown_host(database: Database, image: str) -> None:
@@ -271,13 +319,13 @@ def test_a_draining_base(database: Database, image: str) -> None:
     plan(database, image, "c2")
     fills(database, image, "c2", "c1")
     fills(database, image, "c1", None, "draining")
-    assert database.locations.orders("c1") == Orders()  # it holds everything
-    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert orders(database, "c1") == Orders()  # it holds everything
+    assert orders(database, "c2") == Orders(reparent=(image,))
     assert hosts(plan(database, image, "c2")) == [STORAGE]
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
     fills(database, image, "c1", None, "gone")
     fills(database, image, "c2", "c1")  # a late report
-    assert database.locations.orders("c2") == Orders()
+    assert orders(database, "c2") == Orders()
 
 
 def test_a_parent_that_was_dropped(database: Database, image: str) -> None:
@@ -285,7 +333,7 @@ def test_a_parent_that_was_dropped(database: Database, image: str) -> None:
         plan(database, image, host)
         fills(database, image, host, source)
     database.locations.drop(image, "c1")
-    assert database.locations.orders("c2") == Orders(reparent=(image,))
+    assert orders(database, "c2") == Orders(reparent=(image,))
 
 
 def test_a_volume_on_a_host_with_a_complete_base_needs_no_source(
@@ -317,7 +365,7 @@ def test_images_on_another_storage_host_survive_a_dead_one(
         clock.passes(5)
         database.hosts.heartbeat(topology(other, "r9", "storage"))
         database.hosts.heartbeat(topology("c1"))
-    assert database.locations.orders("c1") == Orders(reparent=(image,))
+    assert orders(database, "c1") == Orders(reparent=(image,))
     assert hosts(plan(database, image, "c1")) == [other]
     assert [found.hosts for found in database.images.holders()] == [{STORAGE, other}]
 
@@ -350,10 +398,10 @@ def test_an_id_that_is_used_again(database: Database, clock: Clock) -> None:
         plan(database, "i", "c1", volume_id="v")
     for said in (OLD, ""):  # an older agent does not say
         database.locations.report(replace(report, content=said))
-        assert database.locations.orders("c1") == Orders(remove=("i",))
+        assert orders(database, "c1") == Orders(remove=("i",))
         assert hosts(plan(database, "i", "c3")) == [STORAGE]
     database.locations.report(replace(report, state="gone"))
-    assert database.locations.orders("c1") == Orders()
+    assert orders(database, "c1") == Orders()
     assert hosts(plan(database, "i", "c1", volume_id="v")) == ["c3", STORAGE]
 
 
@@ -365,10 +413,10 @@ def test_a_host_that_returns_with_a_base_of_the_old_content(database: Database) 
     report = LocationReport("l", "i", "c1", "complete", 0, "p", "i", 0, content=OLD)
     database.locations.report(report)
     assert hosts(plan(database, "i", "c2")) == [STORAGE]
-    assert database.locations.orders("c1") == Orders(remove=("i",))
+    assert orders(database, "c1") == Orders(remove=("i",))
     database.locations.report(replace(report, content=NEW))  # it was built anew
     assert hosts(plan(database, "i", "c2")) == ["c1", STORAGE]
-    assert database.locations.orders("c1") == Orders()
+    assert orders(database, "c1") == Orders()
 
 
 def test_content_that_is_not_known_is_learnt(database: Database) -> None:
@@ -490,16 +538,12 @@ def test_an_image_that_was_deleted_in_glance(database: Database, image: str, clo
     assert not database.images.set_deleted("unknown", True)
     assert database.images.holders() == []
     assert [found.deleted for found in database.images.all()] == [True]
-    assert database.locations.orders("c1") == Orders()
+    assert orders(database, "c1") == Orders()
     assert [database.images.useless_masters(host) for host in (STORAGE, other)] == [[], []]
     database.volumes.drop("v1")
-    assert database.locations.orders("c1") == Orders()
+    assert orders(database, "c1") == Orders()
     database.volumes.drop("v2")
-    assert (
-        database.locations.orders("c1")
-        == database.locations.orders("c2")
-        == Orders(remove=(image,))
-    )
+    assert orders(database, "c1") == orders(database, "c2") == Orders(remove=(image,))
     assert database.images.useless_masters(STORAGE) == []
     fills(database, image, "c1", None, "gone")
     assert database.images.useless_masters(STORAGE) == []
@@ -512,7 +556,7 @@ def test_an_image_that_was_deleted_in_glance(database: Database, image: str, clo
     for host in (STORAGE, other):
         database.images.drop_master(image, host)
     database.hosts.heartbeat(topology("c2"))
-    assert database.locations.orders("c2") == Orders(remove=(image,))
+    assert orders(database, "c2") == Orders(remove=(image,))
     fills(database, image, "c2", None, "gone")
     assert database.images.all() == []
 

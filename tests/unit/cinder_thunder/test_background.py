@@ -10,6 +10,7 @@ from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.cleaning import Cleaner
 from cinder_thunder.masters.freespace import FreeSpace
 from cinder_thunder.masters.replicas import Replicas
+from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.periodic import Periodic, Task
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
@@ -193,7 +194,8 @@ def test_masters_of_deleted_images_are_removed_when_they_are_unused(database: Da
 
 def test_masters_are_removed_after_bases(database: Database) -> None:
     add(database, "i")
-    database.hosts.heartbeat(Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1"))
+    c1 = Topology("c1", "10.0.0.9", "r1", "z1", "iqn.x:c1")
+    database.hosts.heartbeat(c1)
     database.locations.report(LocationReport("l", "i", "c1", "filling", 0, "p", "iqn", 0, STORAGE))
     gone = Cleaner(
         STORAGE,
@@ -203,7 +205,7 @@ def test_masters_are_removed_after_bases(database: Database) -> None:
     )
     gone.run()
     assert database.images.mastered_on(STORAGE) == {"i"}
-    assert database.locations.orders("c1").remove == ("i",)
+    assert database.locations.orders(c1, Limits()).remove == ("i",)
     database.locations.report(LocationReport("l", "i", "c1", "gone", 0, "p", "iqn", 0))
     gone.run()
     assert database.images.all() == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder.policy import tree
+from cinder_thunder.policy import ranking, tree
 from cinder_thunder.policy.ranking import HostState, Limits, Location
 from cinder_thunder.policy.tree import HeldBase, HeldMaster
 from os_brick_thunder.common.wire import LocationReport, Orders
@@ -33,6 +33,17 @@ def test_a_new_base_is_below_its_parent() -> None:
     assert found.own is None
     assert [source.id for source in found.sources] == ["b1", "m"]
     assert (found.parent, found.depth) == ("b1", 2)
+
+
+def test_a_base_that_a_master_serves_for_want_of_room_is_below_all_others() -> None:
+    crowd = [replace(BASE, id=f"b{n}", host=f"h{n}", state="draining") for n in range(2)]
+    hosts = {**HOSTS, **{at.host: HostState(at.host, "r1", "z1") for at in crowd}}
+    found = assign("c2", MASTER, *crowd, hosts=hosts)
+    assert found is not None
+    assert (found.parent, found.depth) == ("m", ranking.OVERFLOW)
+    found = assign("c2", MASTER, crowd[0], hosts=hosts)
+    assert found is not None
+    assert (found.parent, found.depth) == ("m", 1)
 
 
 def test_a_base_that_is_planned_again_keeps_its_depth() -> None:
@@ -116,6 +127,8 @@ def held(**changes: Any) -> HeldBase:
         (held(deleted=True, needed=False), Orders(remove=("i",))),
         (held(deleted=True, needed=False, parent=None), Orders(remove=("i",))),
         (held(location=COMPLETE, parent=None), Orders()),
+        (held(movable=True), Orders(reparent=("i",))),
+        (held(movable=True, deleted=True, needed=False), Orders(remove=("i",))),
     ],
 )
 def test_orders(base: HeldBase, expected: Orders) -> None:

@@ -35,6 +35,7 @@ def test_a_tree_with_branches_and_an_orphan() -> None:
         replica("c2", "s1"),
         replica("c1", "s1"),
     ]
+    assert views.levels(locations) == {"c3": 2, "c4": 0, "s1": 0, "c2": 1, "c1": 1}
     assert views.tree(locations, 4 * MIB) == [
         "s1  master complete 100%",
         "├── c1  base filling 25%",
