@@ -7,11 +7,16 @@ which is logged: pass them on ``stdin``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import resource
 import shlex
 import subprocess
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from os_brick_thunder.common import errors
@@ -20,6 +25,14 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds. Callers of slower tools pass their own.
 DEFAULT_TIMEOUT = 60.0
+#: Characters that a command may print: a thin pool's print whatever a tenant's writes made of it.
+MOST_OUTPUT = 64 << 20
+#: Of its standard error, which ends in a message.
+_MOST_COMPLAINT = 1 << 16
+#: Bytes of address space of the tools whose need of memory grows with such writes, and the
+#: beginnings of their names.
+_MEMORY = 4 << 30
+_GROWING = ("thin_", "cache_")
 
 
 class Runner(Protocol):
@@ -35,28 +48,81 @@ def run(*argv: str, stdin: str | None = None, timeout: float | None = DEFAULT_TI
 
     :param stdin: text for its standard input; never logged
     :param timeout: seconds after which it is killed; None: never
-    :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool)
+    :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool), or
+        was killed as it printed more than :data:`MOST_OUTPUT` characters
     :raises errors.ProcessTimeout: it was killed
     """
     began = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
+        except FileNotFoundError as error:
+            raise errors.ProcessError(argv, 127, f"{error.filename}: not installed") from error
+        with process, _killed_after(timeout, process) as late:
+            if Path(argv[0]).name.startswith(_GROWING):
+                _limit_memory(process.pid)
+            output = _talk(process, argv, stdin)
+            process.wait()
+        complaints.seek(0)
+        complaint = complaints.read(_MOST_COMPLAINT)
+    if late.is_set():
+        raise errors.ProcessTimeout(argv, -9, f"killed after {timeout:g} s")
+    seconds = time.monotonic() - began
+    LOG.debug("%s -> %d in %.3f s", shlex.join(argv), process.returncode, seconds)
+    if process.returncode:
+        raise errors.ProcessError(argv, process.returncode, complaint)
+    return output
+
+
+def _talk(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None) -> str:
+    """Write a command's input, then read what it prints: no tool here prints before it has read
+    all of its input.
+    """
+    if process.stdin:
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(stdin or "")
+    output = process.stdout.read(MOST_OUTPUT + 1) if process.stdout else ""
+    if len(output) > MOST_OUTPUT:
+        process.kill()
+        raise errors.ProcessError(argv, -9, f"killed as it printed more than {MOST_OUTPUT} bytes")
+    return output
+
+
+@contextlib.contextmanager
+def _killed_after(
+    seconds: float | None, process: subprocess.Popen[str]
+) -> Iterator[threading.Event]:
+    """:returns: set when it was killed"""
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    if seconds is None:
+        yield late
+        return
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise errors.ProcessError(argv, 127, f"{error.filename}: not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise errors.ProcessTimeout(argv, -9, f"killed after {timeout:g} s") from error
-    LOG.debug("%s -> %d in %.3f s", shlex.join(argv), done.returncode, time.monotonic() - began)
-    if done.returncode:
-        raise errors.ProcessError(argv, done.returncode, done.stderr)
-    return done.stdout
+        yield late
+    except BaseException:
+        process.kill()  # its end is waited for
+        raise
+    finally:
+        timer.cancel()
+
+
+def _limit_memory(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        resource.prlimit(pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
 
 def when_killed(*argv: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What happens when our own process is killed."""
+"""Tools that are run, and what happens when our own process is killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from os_brick_thunder.common.run import when_killed
+import pytest
+
+from os_brick_thunder.common import errors
+from os_brick_thunder.common import run as gate
+from os_brick_thunder.common.run import run, when_killed
 
 _VICTIM = """\
 import os, signal, sys
@@ -16,6 +20,42 @@ from os_brick_thunder.common.run import when_killed
 when_killed("touch", sys.argv[1])
 os.killpg(os.getpgid(0), signal.SIGKILL)
 """
+
+
+def test_what_a_command_prints_is_returned() -> None:
+    assert run("cat", stdin="in\n") == "in\n"
+    assert run("echo", "out") == "out\n"
+
+
+def test_a_command_that_fails_is_an_error_with_what_it_said() -> None:
+    with pytest.raises(errors.ProcessError, match="no such thing") as caught:
+        run("sh", "-c", "echo no such thing >&2; exit 3")
+    assert caught.value.rc == 3
+    with pytest.raises(errors.ProcessError, match="not installed"):
+        run("no-such-tool")
+    with pytest.raises(errors.ProcessError):
+        run("false", stdin="which it does not read" * 100_000)
+
+
+def test_a_command_that_takes_too_long_is_killed() -> None:
+    began = time.monotonic()
+    with pytest.raises(errors.ProcessTimeout, match="killed after"):
+        run("sleep", "60", timeout=0.2)
+    assert time.monotonic() - began < 30
+
+
+def test_a_command_that_prints_without_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_OUTPUT", 1 << 20)
+    with pytest.raises(errors.ProcessError, match="printed more than 1048576"):
+        run("yes")
+
+
+def test_tools_of_pools_have_a_limit_of_memory(tmp_path: Path) -> None:
+    tool = tmp_path / "thin_delta"
+    tool.write_text('#!/bin/sh\nsleep 0.2; exec sh -c "ulimit -v"\n')
+    tool.chmod(0o755)
+    assert run(str(tool)).strip() == str((4 << 30) >> 10)
+    assert run("sh", "-c", "ulimit -v").strip() == "unlimited"
 
 
 def test_a_command_is_run_when_we_are_killed(tmp_path: Path) -> None:
