@@ -48,6 +48,23 @@ class HostTable:
         if rival is not None:
             raise conflict
 
+    def heard_of(self, topology: wire.Topology) -> None:
+        """Record that a host is alive, unless its row, which is as it says, has that already.
+
+        :raises errors.HostConflict: as :meth:`heartbeat`
+        """
+        row, now = models.HostRow, self._transactions.now()
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(
+                    row.kind, row.rack, row.zone, row.address, row.initiator, row.heartbeat_at
+                ).where(row.host == topology.host)
+            ).one_or_none()
+        said = (topology.kind, topology.rack, topology.zone, topology.address, topology.initiator)
+        fresh = now - timedelta(seconds=self._transactions.heartbeat_timeout / 4)
+        if found is None or found[:-1] != said or found.heartbeat_at < fresh:
+            self.heartbeat(topology)
+
     def _register(
         self, session: Session, row: models.HostRow, topology: wire.Topology, free: int | None
     ) -> None:

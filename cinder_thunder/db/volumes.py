@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
-from cinder_thunder.db.hosts import host_states
 from cinder_thunder.db.values import ClonedVolume, HostedStack, RecordedStack
+from cinder_thunder.policy.ranking import DEAD
 
 #: The mode of a stack that Cinder has detached, but whose host has not released it.
 DETACHED = "detached"
@@ -80,17 +80,22 @@ class VolumeTable:
 
         Without those that Cinder has detached, which may have devices left.
         """
-        row = models.StackRow
+        row, known, now = models.StackRow, models.HostRow, self._transactions.now()
         with self._transactions.read() as session:
-            mine = row.volume_id == volume_id, row.mode != DETACHED
-            among = sa.select(row.host).where(*mine)
-            hosts = host_states(self._transactions, session, among)
-            rows = session.scalars(sa.select(row).where(*mine))
+            rows = session.execute(
+                sa.select(row.host, row.mode, known.heartbeat_at)
+                .join(known, known.host == row.host, isouter=True)
+                .where(row.volume_id == volume_id, row.mode != DETACHED)
+                .order_by(row.host)
+            )
             return [
                 RecordedStack(
-                    row.volume_id, row.host, row.mode, row.host in hosts and hosts[row.host].alive
+                    volume_id,
+                    host,
+                    mode,
+                    alive=heard is not None and self._transactions.state(heard, now) != DEAD,
                 )
-                for row in rows
+                for host, mode, heard in rows
             ]
 
     def stacks_on(self, host: str) -> list[HostedStack]:

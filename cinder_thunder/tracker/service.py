@@ -138,7 +138,7 @@ class TrackerService:
         """
         _check_time(until, volume_id)
         try:
-            self._database.hosts.heartbeat(topology)
+            self._database.hosts.heard_of(topology)
         except errors.HostConflict as conflict:  # no row: it would be that of the other host
             LOG.error("Volume %s is direct: %s", volume_id, conflict)
             return wire.Plan(volume_id, "direct", str(conflict))
@@ -206,7 +206,7 @@ class TrackerService:
         :param exclude: hosts that do not work for ``topology.host``
         """
         try:
-            self._database.hosts.heartbeat(topology)
+            self._database.hosts.heard_of(topology)
         except errors.HostConflict as conflict:
             return wire.Plan("", "direct", str(conflict))
         try:

@@ -139,7 +139,12 @@ def fail_path(volume: str) -> bool:
         return False
     device = os.stat(cached).st_rdev
     path = f"fail_path {os.major(device)}:{os.minor(device)}"
-    _dmsetup("message", names.failover, "0", path)
+    try:
+        _dmsetup("message", names.failover, "0", path)
+    except OSError:
+        if Path(devnames.path(names.failover)).exists():
+            raise
+        return False  # it is being built, or taken down
     return True
 
 

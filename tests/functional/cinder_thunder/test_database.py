@@ -229,6 +229,26 @@ def test_a_host_that_was_silent_itself_is_told_of_dead_parents_later(
     assert orders(database, "c1") == Orders(reparent=(image,))
 
 
+def test_a_host_is_heard_of_without_a_write_while_its_row_is_fresh(
+    database: Database, clock: Clock
+) -> None:
+    def silent() -> float:
+        return {host.host: host.silent for host in database.hosts.all()}["c1"]
+
+    database.hosts.heard_of(topology("c1"))
+    clock.passes(15)
+    database.hosts.heard_of(topology("c1"))
+    assert silent() == 15
+    clock.passes(1)
+    database.hosts.heard_of(topology("c1"))
+    assert silent() == 0
+    clock.passes(1)
+    database.hosts.heard_of(topology("c1", "r9"))  # it was moved
+    assert silent() == 0
+    with pytest.raises(errors.HostConflict):
+        database.hosts.heard_of(replace(topology("c1", "r9"), initiator="iqn.x:other"))
+
+
 def test_suspect_hosts_get_no_new_children(database: Database, image: str, clock: Clock) -> None:
     plan(database, image, "c1")
     fills(database, image, "c1", STORAGE)
