@@ -1,17 +1,21 @@
 # Every target installs what it needs (Debian packages, a virtual environment) through lab/bootstrap.
 SHELL := /bin/bash
-.PHONY: help demo demo-volumes test lint unit compat lab-tests server-tests long-tests
+.SHELLFLAGS := -o pipefail -c
+.PHONY: help demo demo-volumes test lint unit compat kernel-tests lab-tests server-tests long-tests
 
 help:
 	@echo "make demo [IMAGE=disk.qcow2]   the demo, on real kernels, in a lab of its own"
 	@echo "make demo-volumes              its first half: volumes, without Nova"
 	@echo "make test                      everything: lint, unit, functional and lab tests"
-	@echo "make lint | unit | lab-tests   its parts; the last two run side by side"
+	@echo "make lint | unit | kernel-tests | lab-tests   its parts; all but the first run side by side"
 	@echo "make compat                    the driver on the newest release of each supported Cinder"
 	@echo "make server-tests              everything that Nova does with servers and their volumes"
 	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
 
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
+
+# Below `make test`, whole lines that say which part they are of.
+LINES = $(if $(filter-out 0,$(MAKELEVEL)),2>&1 | sed -u 's/^/$@: /')
 
 demo:
 	@$(PYTHON) -m lab.play.demo $(if $(IMAGE),--image "$(IMAGE)")
@@ -23,13 +27,16 @@ lint:
 	@$(PYTHON) -m ruff check && python -m ruff format --check && python -m mypy && lint-imports --no-logo
 
 unit:
-	@$(PYTHON) -m pytest --durations=10 tests/unit tests/contract tests/compat tests/functional
+	@$(PYTHON) -m pytest --durations=10 tests/unit tests/contract tests/compat tests/functional $(LINES)
 
 compat:
 	@$(PYTHON) -m tests.compat
 
+kernel-tests:
+	@$(PYTHON) -m pytest tests/lab/test_contracts.py $(LINES)
+
 lab-tests:
-	@$(PYTHON) -m pytest --durations=25 -m "not long" tests/lab
+	@$(PYTHON) -m pytest --durations=25 -m "not long" --ignore tests/lab/test_contracts.py tests/lab $(LINES)
 
 server-tests:
 	@$(PYTHON) -m pytest --durations=0 tests/lab/test_servers.py
@@ -37,6 +44,6 @@ server-tests:
 long-tests:
 	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
 
-# Both halves at once, on two cores; the shorter one's output comes when it has ended.
+# Two at a time, on two cores: the longest beside the others.
 test: lint
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit lab-tests
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 lab-tests unit kernel-tests

@@ -25,5 +25,5 @@ def test_the_kernel_keeps_the_contracts_that_the_fakes_keep(node: Node) -> None:
     command += " --basetemp=/mnt/tests tests/contract"
     done = node.run(command, check=False, timeout=800)
     print(done.stdout)
-    assert done.returncode == 0, done.stdout[-8000:]
+    assert done.returncode == 0, done.stdout[-30_000:]
     assert "skipped" not in done.stdout
