@@ -21,7 +21,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transfer import GRAIN, Disk, File, Transfer, copy
+from os_brick_thunder.common.transfer import GRAIN, Disk, File, Nowhere, Transfer, copy
 
 MIB = 1 << 20
 CHUNK = 1024
@@ -195,6 +195,26 @@ def test_the_manifest_made_on_the_way_is_the_images(
     assert transfer.wait(0)
     assert bytes(target.data) == data
     assert transfer.manifest == Manifest(len(data), MIB, manifests.digest(data) if data else b"")
+
+
+def test_holes_are_digested_without_a_look_at_them(tmp_path: Path) -> None:
+    """So an image of terabytes with a few bytes takes no longer than its bytes."""
+    size, at = (1 << 30) + 4096, 300 * MIB
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(at)
+        file.write(b"x" * 4096)
+    read: list[tuple[int, int]] = []
+    source = Disk(
+        str(path), size, Extents.of([(at, at + 4096)]), forget=lambda a, b: read.append((a, b))
+    )
+    transfer = run(Transfer(source, Nowhere(size), digest=True))
+    assert transfer.wait(0)
+    assert read == [(at, at + MIB)]
+    chunks = [bytes(MIB)] * 1024 + [bytes(4096)]
+    chunks[at // MIB] = b"x" * 4096 + bytes(MIB - 4096)
+    assert transfer.manifest == Manifest(size, MIB, b"".join(map(manifests.digest, chunks)))
 
 
 @given(images(), st.sampled_from([128, 384, 1024, 1536, 5120]))
