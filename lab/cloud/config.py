@@ -238,6 +238,7 @@ def _lvm(spec: NodeSpec, group: str) -> dict[str, object]:
     return {
         "volume_group": group,
         "lvm_type": "thin",
+        "max_over_subscription_ratio": 1000,  # of a pool of a few GiB: one image has 1 TiB
         "target_helper": "lioadm",
         "target_protocol": "iscsi",
         "target_ip_address": spec.address,
