@@ -13,6 +13,7 @@ from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.timelimits import SUSPECT_SHARE
 
 #: Seconds for which a host that was refused is shown beside the one that has its name.
 RIVAL_COUNTS = 600.0
@@ -34,6 +35,8 @@ class HostTable:
         """
         now = self._transactions.now()
         with self._transactions.write() as session:
+            if self._refresh(session, topology, free):
+                return
             row = session.get(models.HostRow, topology.host)
             rival = self._rival(session, row, topology)
             if rival is not None:
@@ -47,6 +50,32 @@ class HostTable:
                 self._register(session, row, topology, free)
         if rival is not None:
             raise conflict
+
+    def _refresh(self, session: Session, topology: wire.Topology, free: int | None) -> bool:
+        """Record that a host is still alive, by one statement.
+
+        :returns: False if it was not, or has changed: then it may be taken for another, or is one
+        """
+        row, now = models.HostRow, self._transactions.now()
+        suspect = timedelta(seconds=self._transactions.heartbeat_timeout * SUSPECT_SHARE)
+        values: dict[str, Any] = {"heartbeat_at": now}
+        if free is not None:
+            values["free"] = free
+        done: Any = session.execute(
+            sa.update(row)
+            .where(
+                row.host == topology.host,
+                row.kind == topology.kind,
+                row.rack == topology.rack,
+                row.zone == topology.zone,
+                row.address == topology.address,
+                row.initiator == topology.initiator,
+                row.heartbeat_at >= now - suspect,
+            )
+            .values(**values)
+            .execution_options(synchronize_session=False)
+        )
+        return int(done.rowcount) == 1
 
     def heard_of(self, topology: wire.Topology) -> None:
         """Record that a host is alive, unless its row, which is as it says, has that already.

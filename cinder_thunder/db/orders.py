@@ -5,10 +5,14 @@ It is decided in :func:`cinder_thunder.policy.tree.orders`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.candidates import location_of, surroundings
@@ -17,54 +21,79 @@ from cinder_thunder.db.hosts import host_states
 from cinder_thunder.policy import ranking, tree
 from os_brick_thunder.common import wire
 
+#: What makes a :class:`.ranking.Location`.
+_COLUMNS = "id", "host", "kind", "state", "parent_id", "depth", "filled", "updated_at"
+
 
 def of_host(
     transactions: Transactions, child: wire.Topology, limits: ranking.Limits
 ) -> wire.Orders:
     """What should change on a host that has just sent a heartbeat."""
     host, now = child.host, transactions.now()
-    location, parent = models.LocationRow, aliased(models.LocationRow)
-    here = (location.host == host, location.kind == ranking.BASE)
-    is_needed = sa.exists().where(models.VolumeRow.image_id == location.image_id)
     with transactions.read() as session:
-        rows = session.execute(
-            sa.select(location, parent, models.ImageRow.deleted, is_needed)
-            .join(models.ImageRow, models.ImageRow.id == location.image_id)
-            .join(parent, parent.id == location.parent_id, isouter=True)
-            .where(*here)
-            .order_by(location.image_id)
-        ).all()
+        rows = session.execute(_bases(), {"host": host}).all()
         if not rows:
             return wire.Orders()
         hosts: dict[str, ranking.HostState] = {}
         back_at, movable = None, set[str]()
-        if any(above is not None for _base, above, *_image in rows):  # complete bases have none
-            parents = sa.select(location.parent_id).where(*here)
-            among = sa.select(parent.host).where(parent.id.in_(parents))
-            hosts = host_states(transactions, session, among)
-            back_at = session.scalar(
-                sa.select(models.HostRow.back_at).where(models.HostRow.host == host)
+        read = [(row, _parent_of(row, now)) for row in rows]
+        parents = {parent.host for _row, parent in read if parent is not None}
+        if parents:  # complete bases have none
+            known = models.HostRow
+            hosts = host_states(
+                transactions, session, sa.select(known.host).where(known.host.in_(parents))
             )
+            back_at = session.scalar(sa.select(known.back_at).where(known.host == host))
         served = [
-            base.image_id
-            for base, above, *_image in rows
-            if base.state == ranking.FILLING and above and above.kind == ranking.MASTER
+            row.image_id
+            for row, parent in read
+            if row.state == ranking.FILLING and parent and parent.kind == ranking.MASTER
         ]
         if served:
             movable = _movable(transactions, session, served, child, limits)
     bases = [
         tree.HeldBase(
-            base.image_id,
-            location_of(base, now),
-            above and location_of(above, now),
-            deleted,
-            needed,
-            base.image_id in movable,
+            row.image_id,
+            location_of(row, now),
+            parent,
+            row.deleted,
+            row.needed,
+            row.image_id in movable,
         )
-        for base, above, deleted, needed in rows
+        for row, parent in read
     ]
     returned = None if back_at is None else (now - back_at).total_seconds()
     return tree.orders(bases, hosts, returned, transactions.heartbeat_timeout)
+
+
+@functools.cache
+def _bases() -> Any:
+    """The bases of a host, each with its parent and what is known of its image."""
+    base, parent = models.LocationRow.__table__, models.LocationRow.__table__.alias("parent")
+    image = models.ImageRow.__table__
+    needed = sa.exists().where(models.VolumeRow.image_id == base.c.image_id)
+    return (
+        sa.select(
+            base.c.image_id,
+            *(base.c[name] for name in _COLUMNS),
+            *(parent.c[name].label(f"parent_{name}") for name in _COLUMNS),
+            models.ImageRow.deleted.label("deleted"),
+            needed.label("needed"),
+        )
+        .select_from(
+            base.join(image, image.c.id == base.c.image_id).outerjoin(
+                parent, parent.c.id == base.c.parent_id
+            )
+        )
+        .where(base.c.host == sa.bindparam("host"), base.c.kind == ranking.BASE)
+        .order_by(base.c.image_id)
+    )
+
+
+def _parent_of(row: Any, now: datetime) -> ranking.Location | None:
+    if row.parent_host is None:
+        return None
+    return location_of(SimpleNamespace(**{n: getattr(row, f"parent_{n}") for n in _COLUMNS}), now)
 
 
 def _movable(
