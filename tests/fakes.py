@@ -414,6 +414,7 @@ class FakeTracker:
     orders: wire.Orders = field(default_factory=wire.Orders)
     excluded: list[tuple[str, ...]] = field(default_factory=list)  # of each plan_sources
     reports: list[wire.LocationReport] = field(default_factory=list)
+    recordings: list[wire.Recording] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     locations: set[str] = field(default_factory=set)
@@ -473,6 +474,10 @@ class FakeTracker:
             self.locations.discard(report.image_id)
         else:
             self.locations.add(report.image_id)
+
+    def profile_report(self, recording: wire.Recording) -> None:
+        self._check()
+        self.recordings.append(recording)
 
     def open_export(
         self, source: wire.Source, image_id: str, initiator: str, wait: float

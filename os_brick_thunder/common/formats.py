@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX
+from os_brick_thunder.common.policy.profile import MAX_ENCODED
 
 #: Largest size and offset: what a signed 64-bit column of the tracker's tables holds.
 LARGEST = 2**63 - 1
@@ -170,6 +171,8 @@ Version = Annotated[int, Between(0, 1 << 31)]
 Chunk = Annotated[int, Between(1, 1 << 30)]
 #: Digests in base64: 2^18 of 16 bytes are the most.
 Digests = Annotated[str, Text("base64", r"[A-Za-z0-9+/]*={0,2}", 6 << 20)]
+#: An encoded profile, or nothing; decoding it checks the rest.
+EncodedProfile = Annotated[str, Text("base64", r"[A-Za-z0-9+/]*={0,2}", MAX_ENCODED)]
 Kind = Annotated[str, OneOf(("compute", "storage"))]
 ReplicaKind = Annotated[str, OneOf(("master", "base"))]
 Mode = Annotated[str, OneOf(("cached", "direct"))]

@@ -55,7 +55,8 @@ class RpcTracker:
 
         self._trackers = client(wire.TRACKER_TOPIC, wire.OLDEST_TRACKER_VERSION)
         self._trackers_with_stack_ids = client(wire.TRACKER_TOPIC, wire.STACK_IDS_VERSION)
-        self._newest_trackers = client(wire.TRACKER_TOPIC, wire.TRACKER_VERSION)
+        self._patient_trackers = client(wire.TRACKER_TOPIC, wire.PATIENCE_VERSION)
+        self._trackers_with_profiles = client(wire.TRACKER_TOPIC, wire.PROFILES_VERSION)
         self._exporters = client(wire.EXPORTER_TOPIC, wire.OLDEST_EXPORTER_VERSION)
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
@@ -72,7 +73,7 @@ class RpcTracker:
             try:
                 return self._read(
                     wire.Plan,
-                    self._newest_trackers,
+                    self._patient_trackers,
                     server,
                     "plan_attach",
                     stack_id=stack_id,
@@ -123,6 +124,15 @@ class RpcTracker:
 
     def report(self, report: wire.LocationReport) -> None:
         self._call(self._trackers, None, "report", report=report.to_wire())
+
+    def profile_report(self, recording: wire.Recording) -> None:
+        """Tell what a boot has read of an image.
+
+        :raises errors.ThunderError: nobody heard it, or the tracker that did is an older one
+        """
+        self._call(
+            self._trackers_with_profiles, None, "profile_report", recording=recording.to_wire()
+        )
 
     def open_export(
         self, source: wire.Source, image_id: str, initiator: str, wait: float

@@ -24,6 +24,10 @@ TRACKER_TOPIC = "thunder-tracker"
 TRACKER_VERSION = "1.3"
 #: The first version with ids of stacks.
 STACK_IDS_VERSION = "1.2"
+#: The first one that is told how long a caller waits.
+PATIENCE_VERSION = "1.3"
+#: The first one that takes recordings of boots.
+PROFILES_VERSION = "1.4"
 #: What a caller requires, unless it passes arguments that are newer.
 OLDEST_TRACKER_VERSION = "1.1"
 #: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
@@ -235,6 +239,30 @@ class Plan(Value):
     location_id: formats.Id | None = None
     sources: Annotated[tuple[Source, ...], formats.AtMost(MOST_SOURCES)] = ()
     unmodified: formats.Ranges = ()
+    #: In which order boots read the image, :class:`.policy.profile.Profile`; empty if that is not
+    #: known. An older agent ignores it and ``record``, an older tracker sends neither.
+    profile: formats.EncodedProfile = ""
+    #: Names a recording of this boot that the host is asked for; empty: none.
+    record: formats.OptionalId = ""
+
+
+@dataclass(frozen=True)
+class Recording(Value):
+    """What a boot has read of an image so far, from the host that was asked to record it.
+
+    ``part`` replaces that of an earlier report of the same ``record``.
+    """
+
+    image_id: formats.Id
+    content: formats.Content
+    record: formats.Id  # of the plan
+    host: formats.Host
+    part: formats.EncodedProfile
+    last: bool
+    #: Bytes that a profile had brought before the boot began to read, and those of them that it
+    #: never read; 0 where that is not known.
+    prefetched: formats.Size = 0
+    wasted: formats.Size = 0
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ REPORT = wire.LocationReport(
     "cmp2",
     "sha512:0f",
 )
+RECORDING = wire.Recording("i", "sha512:0f", "r", "cmp1", "ARIUARcC", True, 1 << 20, 4096)
 VALUES: list[wire.Value] = [
     TOPOLOGY,
     dataclasses.replace(TOPOLOGY, initiator="", kind="storage"),
@@ -56,6 +57,8 @@ VALUES: list[wire.Value] = [
     wire.Clock(1.7e9),
     EXPORT,
     REPORT,
+    RECORDING,
+    dataclasses.replace(PLAN, profile="ARIUARcC", record="r"),
 ]
 
 
@@ -119,9 +122,22 @@ def test_sources_of_an_older_tracker_have_no_address() -> None:
     assert wire.parse(wire.Source, raw) == dataclasses.replace(SOURCE, address="")
 
 
+def test_a_plan_of_an_older_tracker_has_no_profile() -> None:
+    raw = PLAN.to_wire()
+    assert (raw.pop("profile"), raw.pop("record")) == ("", "")
+    assert wire.parse(wire.Plan, raw) == PLAN
+
+
 @pytest.mark.parametrize(
     ("value", "field", "hostile"),
     [
+        (PLAN, "profile", "A" * ((1 << 16) + 1)),
+        (PLAN, "profile", "\x1b[2J"),
+        (PLAN, "record", "../x"),
+        (RECORDING, "part", "AR IU"),
+        (RECORDING, "record", ""),
+        (RECORDING, "last", 1),
+        (RECORDING, "wasted", -1),
         (PLAN, "unmodified", [[1, 2, 3]]),
         (PLAN, "unmodified", [[4096, 4096], [0, 4096]]),
         (PLAN, "unmodified", [[0, 4096], [4095, 1]]),
