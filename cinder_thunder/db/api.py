@@ -18,6 +18,7 @@ from cinder_thunder.db.hosts import HostTable
 from cinder_thunder.db.images import ImageTable
 from cinder_thunder.db.leases import LeaseTable
 from cinder_thunder.db.locations import LocationTable
+from cinder_thunder.db.profiles import ProfileTable
 from cinder_thunder.db.volumes import VolumeTable
 from os_brick_thunder.common.policy.timelimits import HEARTBEAT_TIMEOUT
 
@@ -42,6 +43,7 @@ class Database:
         self.locations = LocationTable(self._transactions)
         self.volumes = VolumeTable(self._transactions)
         self.leases = LeaseTable(self._transactions)
+        self.profiles = ProfileTable(self._transactions)
 
     @property
     def engine(self) -> sa.Engine:

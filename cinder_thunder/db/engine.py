@@ -60,7 +60,7 @@ class Transactions:
     ) -> None:
         """The parameters are those of :class:`cinder_thunder.db.api.Database`."""
         self._context = enginefacade.transaction_context()
-        self._context.configure(connection=connection, **options)
+        self._context.configure(connection=connection, sqlite_fk=True, **options)
         self._configured_timeout = heartbeat_timeout
         self.now = clock
         self._interval, self._counted = 0.0, -math.inf  # the second is of time.monotonic()

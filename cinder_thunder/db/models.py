@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -129,6 +129,54 @@ class StackRow(TableRow):
     stack_id: Mapped[str | None] = mapped_column(_ID)
     #: Since when Cinder does not list the volume as attached to the host; None while it does.
     unlisted_at: Mapped[datetime | None]
+
+
+class ProfileRow(TableRow):
+    """In which order boots read an image: what plans say of it, and the lock of its boots.
+
+    It is read by every plan. It is not in the image's row, which is the lock of the image's tree.
+    """
+
+    __tablename__ = "thunder_profiles"
+
+    image_id: Mapped[str] = mapped_column(
+        ForeignKey("thunder_images.id", ondelete="CASCADE"), primary_key=True
+    )
+    #: Of the image whose boots they are, as wire.ImageInfo.content.
+    content: Mapped[str] = mapped_column(_NAME)
+    state: Mapped[str] = mapped_column(String(16))
+    #: How often ``body`` was changed.
+    version: Mapped[int]
+    #: An encoded profile; empty if nothing is known yet.
+    body: Mapped[str] = mapped_column(_LONG_TEXT)
+    #: Since when boots are recorded that may settle it.
+    opened_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class BootRow(TableRow):
+    """A boot of an image that is or was recorded."""
+
+    __tablename__ = "thunder_boots"
+
+    #: The ``record`` of the plan.
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    image_id: Mapped[str] = mapped_column(
+        ForeignKey("thunder_profiles.image_id", ondelete="CASCADE"), index=True
+    )
+    host: Mapped[str] = mapped_column(_NAME)
+    #: It has ended, and ``body`` is all that it read.
+    whole: Mapped[bool]
+    body: Mapped[str] = mapped_column(_LONG_TEXT)
+    #: What it read of the profile of the boots before it, and what it did not, as shares.
+    coverage: Mapped[float | None] = mapped_column(Double)
+    waste: Mapped[float | None] = mapped_column(Double)
+    #: As in wire.Recording.
+    prefetched: Mapped[int] = mapped_column(BigInteger)
+    wasted: Mapped[int] = mapped_column(BigInteger)
+    #: When nothing more is expected of it, unless it is whole.
+    expires_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
 
 
 class LeaseRow(TableRow):

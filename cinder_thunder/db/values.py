@@ -119,3 +119,62 @@ class PlannedSources:
     image: Image
     location_id: str
     sources: tuple[wire.Source, ...]
+
+
+@dataclass(frozen=True)
+class KnownProfile:
+    """What is known of an image's boots.
+
+    :ivar content: of the image whose boots they are
+    :ivar state: one of those in :mod:`cinder_thunder.policy.profiles`
+    :ivar body: an encoded :class:`.common.policy.profile.Profile`; empty if nothing is known yet
+    :ivar recorders: boots that are being recorded
+    """
+
+    content: str
+    state: str
+    body: str
+    recorders: int
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A host that records a boot of an image of ``size`` bytes."""
+
+    image_id: str
+    host: str
+    size: int
+
+
+@dataclass(frozen=True)
+class RecordedBoot:
+    """A boot that has ended.
+
+    :ivar body: what it read, encoded
+    :ivar coverage: the share of it that the profile had at that time; None if there was none
+    :ivar waste: the share of that profile that it did not read; None likewise
+    :ivar prefetched: bytes that the profile had brought before it began; 0 if not known
+    :ivar wasted: those of them that it did not read
+    """
+
+    host: str
+    body: str
+    coverage: float | None
+    waste: float | None
+    prefetched: int
+    wasted: int
+
+
+@dataclass(frozen=True)
+class ProfileDetails:
+    """A profile and the boots that it is made of, the oldest first.
+
+    :ivar version: how often it has changed
+    :ivar recorders: boots that are being recorded
+    """
+
+    state: str
+    version: int
+    body: str
+    recorders: int
+    boots: tuple[RecordedBoot, ...]

@@ -1,0 +1,242 @@
+"""Boot profiles of images, and the boots that they are made of.
+
+What a boot changes is decided in :mod:`cinder_thunder.policy.profiles`. Nothing here takes the lock
+of an image's tree, so that no plan waits for a recording: the row of a profile is the lock of its
+boots.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from cinder_thunder.db import models
+from cinder_thunder.db.engine import Transactions, retried
+from cinder_thunder.db.values import KnownProfile, ProfileDetails, RecordedBoot, Recorder
+from cinder_thunder.policy import profiles
+from os_brick_thunder.common import wire
+from os_brick_thunder.common.policy.content import may_be_same
+from os_brick_thunder.common.policy.profile import Profile
+
+
+class ProfileTable:
+    """The profiles of all images."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    def of(self, image_id: str) -> KnownProfile | None:
+        """What a plan needs to know, in one query; None if no boot was ever recorded."""
+        row, boot = models.ProfileRow, models.BootRow
+        recorders = sa.select(sa.func.count()).where(self._goes_on(image_id)).select_from(boot)
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(row.content, row.state, row.body, recorders.scalar_subquery()).where(
+                    row.image_id == image_id
+                )
+            ).one_or_none()
+        return found and KnownProfile(*found)
+
+    def _goes_on(self, image_id: str) -> sa.ColumnElement[bool]:
+        """A boot is being recorded, and its recorder is not overdue."""
+        boot = models.BootRow
+        return sa.and_(
+            boot.image_id == image_id, ~boot.whole, boot.expires_at > self._transactions.now()
+        )
+
+    @retried
+    def start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
+        """Record that a host is asked to record a boot.
+
+        The boots of what the image was before are forgotten, as are recorders that are overdue.
+
+        :param record: the recording's id
+        :param seconds: in which it has to report for the first time
+        :returns: False if as many others record as may
+        """
+        now, boot = self._transactions.now(), models.BootRow
+        with self._transactions.write() as session:
+            row = _locked(session, image.id)
+            if row is None:
+                row = models.ProfileRow(image_id=image.id, version=0, content=image.content)
+                _clear(row, now)
+                session.add(row)
+                session.flush()
+            elif not may_be_same(row.content, image.content):
+                session.execute(sa.delete(boot).where(boot.image_id == image.id))
+                _clear(row, now)
+                row.content = image.content
+            row.content = row.content or image.content
+            going_on = sa.select(sa.func.count()).where(self._goes_on(image.id)).select_from(boot)
+            if (session.scalar(going_on) or 0) >= profiles.RECORDERS:
+                return False
+            session.execute(
+                sa.delete(boot).where(
+                    boot.image_id == image.id, ~boot.whole, boot.expires_at <= now
+                )
+            )
+            session.add(
+                models.BootRow(
+                    id=record, image_id=image.id, host=host, whole=False, body="",
+                    prefetched=0, wasted=0, updated_at=now,
+                    expires_at=now + timedelta(seconds=seconds),
+                )
+            )  # fmt: skip
+            return True
+
+    def recorder(self, record: str) -> Recorder | None:
+        """Who was asked for a recording; None if nobody was, or it is forgotten."""
+        boot, image = models.BootRow, models.ImageRow
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(boot.image_id, boot.host, image.size)
+                .join(image, image.id == boot.image_id)
+                .where(boot.id == record, ~boot.whole)
+            ).one_or_none()
+        return found and Recorder(*found)
+
+    @retried
+    def report(
+        self, recording: wire.Recording, read: Profile, size: int, seconds: float
+    ) -> profiles.Learned | None:
+        """Record what a boot has read.
+
+        :param read: the recording's part
+        :param size: of the image
+        :param seconds: in which it has to report again
+        :returns: what is known now, if a boot has ended
+        """
+        now = self._transactions.now()
+        with self._transactions.write() as session:
+            row = _locked(session, recording.image_id)
+            boot = session.get(models.BootRow, recording.record)
+            if (
+                row is None
+                or boot is None
+                or boot.whole
+                or not may_be_same(row.content, recording.content)
+            ):
+                return None
+            boot.body, boot.updated_at = read.encode(), now
+            boot.prefetched, boot.wasted = recording.prefetched, recording.wasted
+            boot.expires_at = now + timedelta(seconds=seconds)
+            if recording.last:
+                return _end(session, row, boot, read, size)
+            if row.state in (profiles.EMPTY, profiles.LIVE):
+                known = _decoded(row.body, size, read.chunk)
+                _put(row, profiles.live(known, read), profiles.LIVE, now)
+            return None
+
+    def show(self, image_id: str) -> ProfileDetails | None:
+        """A profile and its boots, the oldest first; None if no boot was ever recorded."""
+        boot = models.BootRow
+        with self._transactions.read() as session:
+            row = session.get(models.ProfileRow, image_id)
+            if row is None:
+                return None
+            going_on = session.scalar(
+                sa.select(sa.func.count()).where(self._goes_on(image_id)).select_from(boot)
+            )
+            whole = [
+                RecordedBoot(
+                    found.host, found.body, found.coverage, found.waste,
+                    found.prefetched, found.wasted,
+                )
+                for found in _whole(session, image_id)
+            ]  # fmt: skip
+            return ProfileDetails(row.state, row.version, row.body, going_on or 0, tuple(whole))
+
+    @retried
+    def open(self, image_id: str) -> bool:
+        """Have boots recorded again, until they agree.
+
+        :returns: False if none was ever recorded: they will be, without this
+        """
+        with self._transactions.write() as session:
+            row = _locked(session, image_id)
+            if row is None:
+                return False
+            if row.state == profiles.SETTLED:
+                row.state = profiles.OPEN
+            row.opened_at = self._transactions.now()
+            return True
+
+    @retried
+    def reset(self, image_id: str) -> bool:
+        """Forget a profile and its boots.
+
+        :returns: False if there was none
+        """
+        row, boot = models.ProfileRow, models.BootRow
+        with self._transactions.write() as session:
+            if _locked(session, image_id) is None:
+                return False
+            session.execute(sa.delete(boot).where(boot.image_id == image_id))
+            session.execute(sa.delete(row).where(row.image_id == image_id))
+            return True
+
+
+def _locked(session: Session, image_id: str) -> models.ProfileRow | None:
+    return session.get(models.ProfileRow, image_id, with_for_update=True)
+
+
+def _clear(row: models.ProfileRow, now: datetime) -> None:
+    row.state, row.body = profiles.EMPTY, ""
+    row.opened_at = row.updated_at = now
+
+
+def _put(row: models.ProfileRow, profile: Profile, state: str, now: datetime) -> None:
+    body = profile.encode()
+    if body != row.body:
+        row.body, row.version = body, row.version + 1
+    row.state, row.updated_at = state, now
+
+
+def _whole(session: Session, image_id: str) -> list[models.BootRow]:
+    """The boots that have ended, the oldest first."""
+    boot = models.BootRow
+    return list(
+        session.scalars(
+            sa.select(boot)
+            .where(boot.image_id == image_id, boot.whole)
+            .order_by(boot.updated_at, boot.id)
+        )
+    )
+
+
+def _end(
+    session: Session, row: models.ProfileRow, boot: models.BootRow, read: Profile, size: int
+) -> profiles.Learned | None:
+    """A boot has ended; what is none is forgotten."""
+    before: list[profiles.Boot] = []
+    kept: list[models.BootRow] = []
+    for each in _whole(session, row.image_id):
+        known = _decoded(each.body, size, read.chunk)
+        if known is None:
+            session.delete(each)
+            continue
+        recent = each.updated_at >= row.opened_at
+        before.append(profiles.Boot(each.host, known, each.coverage, recent))
+        kept.append(each)
+    if not profiles.is_boot(read, [each.read for each in before]):
+        session.delete(boot)
+        return None
+    learned = profiles.learn(row.state, before, boot.host, read)
+    boot.whole, boot.coverage, boot.waste = True, learned.coverage, learned.waste
+    if row.state == profiles.SETTLED and learned.state == profiles.OPEN:
+        row.opened_at = boot.updated_at
+    _put(row, learned.profile, learned.state, boot.updated_at)
+    for each in kept[: -(profiles.KEPT - 1)]:
+        session.delete(each)
+    return learned
+
+
+def _decoded(body: str, size: int, chunk: int) -> Profile | None:
+    """None if it is empty, or has chunks of another size: an image may get other content."""
+    try:
+        found = Profile.decode(body, size)
+    except ValueError:
+        return None
+    return found if found.chunk == chunk else None
