@@ -37,6 +37,13 @@ LONGEST_PIECE = 64 << 20
 _BLKSSZGET = 0x1268
 #: Interval, in seconds, at which a transfer in another thread is polled.
 _POLL = 0.05
+#: Seconds of a pause that a transfer with a rate may make up for.
+_LEEWAY = 1.0
+
+#: The pieces of a copy in the order in which they are copied, of what is to be copied, in whole
+#: pieces, and the bytes of a piece. They are asked for one by one, in the transfer's thread. Those
+#: that are left out are not copied.
+Order = Callable[[Extents, int], Iterator[tuple[int, int]]]
 
 
 class Input(Protocol):
@@ -226,6 +233,7 @@ def copy(
     digest: bool = False,
     rate: int = 0,
     proceed: Callable[[], bool] = lambda: True,
+    order: Order = Extents.chunks,
     spawn: Callable[[Callable[[], None]], object] = _in_a_thread,
 ) -> Transfer:
     """Start to copy an image; both ends are closed when the copy ends.
@@ -234,9 +242,10 @@ def copy(
     :param digest: make the image's manifest, see :attr:`Transfer.manifest`
     :param rate: limit in bytes a second; 0 is no limit
     :param proceed: called before each piece, in that thread; it may wait, and False cancels
+    :param order: see :data:`Order`; not with ``digest``
     :param spawn: runs a function in a native thread
     """
-    transfer = Transfer(source, destination, manifest, digest, rate, proceed)
+    transfer = Transfer(source, destination, manifest, digest, rate, proceed, order)
     spawn(transfer.run)
     return transfer
 
@@ -260,6 +269,7 @@ class Transfer:
         digest: bool = False,
         rate: int = 0,
         proceed: Callable[[], bool] = lambda: True,
+        order: Order = Extents.chunks,
     ) -> None:
         self._source = source
         self._destination = destination
@@ -267,6 +277,7 @@ class Transfer:
         self._digests: list[bytes] | None = [] if digest else None
         self._rate = rate
         self._proceed = proceed
+        self._order = order
         self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
         self._size = source.size
         needed = source.extents
@@ -339,7 +350,7 @@ class Transfer:
             self.finished = True
 
     def _copy(self) -> None:
-        began = time.monotonic()
+        due = time.monotonic()
         piece = self._piece()
         buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT requires
         view = memoryview(buffer)
@@ -347,6 +358,7 @@ class Transfer:
         for start, end in self._pieces(piece):
             self._check_cancelled()
             self._digest_holes(start)
+            due = max(due, time.monotonic() - _LEEWAY)
             try:
                 self._fetch(view, start, end)
                 self._verify(view, start, end)
@@ -355,9 +367,10 @@ class Transfer:
             for a, b in _within(self._wanted, start, end):
                 for first, last in self._runs(buffer, a - start, b - start):
                     self._put(view, start, first, last)
-                    written = start + last
+                    written = max(written, start + last)
                 self.done += b - a
-            self._keep_to_rate(began)
+                due += (b - a) / self._rate if self._rate else 0
+            self._wait_until(due)
         if self._destination.sparse and written == self._size:
             self._complete_last_block(view)
         self._destination.flush()
@@ -377,7 +390,7 @@ class Transfer:
         touched = self._wanted
         if self._digests is not None:
             touched = touched.union(self._read)
-        return touched.touched_blocks(piece, self._size).chunks(piece)
+        return self._order(touched.touched_blocks(piece, self._size), piece)
 
     def _check_cancelled(self) -> None:
         if self._cancelled or not self._proceed():
@@ -451,9 +464,9 @@ class Transfer:
                 )
             first += written
 
-    def _keep_to_rate(self, began: float) -> None:
+    def _wait_until(self, due: float) -> None:
         while self._rate and not self._cancelled:
-            ahead = self.done / self._rate - (time.monotonic() - began)
+            ahead = due - time.monotonic()
             if ahead <= 0:
                 return
             time.sleep(min(ahead, _POLL))

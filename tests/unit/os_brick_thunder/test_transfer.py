@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -389,3 +390,57 @@ def test_a_rate_is_kept(clock: list[float]) -> None:
     transfer = run(Transfer(source, destination(data), manifest_of(data), rate=CHUNK // 2))
     assert transfer.wait(0)
     assert clock[0] - 100.0 == pytest.approx(16.0, abs=0.2)
+
+
+def test_after_a_pause_the_rate_is_kept_as_before(clock: list[float]) -> None:
+    """Ten chunks at two a second, with a pause of a minute after the fifth."""
+    data = b"x" * 10 * CHUNK
+    made = destination(data)
+    arrived: list[float] = []
+
+    def proceed() -> bool:
+        arrived.append(clock[0])
+        if len(arrived) == 6:
+            clock[0] += 60.0
+        return True
+
+    source = Memory(bytearray(data), Extents.of([(0, len(data))]))
+    transfer = Transfer(source, made, manifest_of(data), rate=2 * CHUNK, proceed=proceed)
+    assert run(transfer).wait(0)
+    assert made.data == data
+    assert clock[0] - 160.0 == pytest.approx(5.0, abs=1.5)
+
+
+@given(images(), st.randoms(use_true_random=False))
+def test_pieces_arrive_in_the_order_that_is_asked_for(
+    image: tuple[bytes, Extents], random: Random
+) -> None:
+    data, extents = image
+    asked: list[tuple[int, int]] = []
+
+    def shuffled(missing: Extents, length: int) -> Iterator[tuple[int, int]]:
+        pieces = list(missing.chunks(length))
+        random.shuffle(pieces)
+        for piece in pieces:
+            asked.append(piece)
+            yield piece
+            assert made.forgotten == asked  # they are asked for one by one
+
+    made = destination(data)
+    source = Memory(bytearray(data), extents)
+    source.forgotten = made.forgotten
+    assert run(Transfer(source, made, manifest_of(data), order=shuffled)).wait(0)
+    assert source.forgotten == asked
+    for start, end in extents:
+        assert made.data[start:end] == data[start:end]
+
+
+def test_pieces_that_the_order_leaves_out_are_not_copied() -> None:
+    data = os.urandom(4 * CHUNK)
+    made = destination(data)
+    source = Memory(bytearray(data), Extents.of([(0, len(data))]))
+    transfer = Transfer(
+        source, made, manifest_of(data), order=lambda *_: iter([(CHUNK, 2 * CHUNK)])
+    )
+    assert run(transfer).wait(0)
+    assert made.data == bytes([OLD]) * CHUNK + data[CHUNK : 2 * CHUNK] + bytes([OLD]) * 2 * CHUNK
