@@ -59,6 +59,7 @@ class Settings:
     fill_rate: int
     heartbeat_interval: float
     attach_budget: float
+    fill_rest: bool = True
 
     @classmethod
     def of(cls, options: Any) -> Settings:
@@ -74,6 +75,7 @@ class Settings:
             fill_rate=options.fill_rate_mib << 20,
             heartbeat_interval=options.heartbeat_interval,
             attach_budget=options.attach_budget,
+            fill_rest=options.fill_rest,
         )
 
 
@@ -153,6 +155,7 @@ def build(host: Host, settings: Settings) -> App:
         usage.may_fill,
         settings.fill_workers,
         settings.fill_rate,
+        settings.fill_rest,
     )
     stack = _build_stacks(host, settings, bases, usage, on_removed=lambda: heartbeat.release_soon())
     guard = PoolGuard(usage, stack.remover, bases.evict)

@@ -108,6 +108,14 @@ AGENT_OPTS: list[cfg.Opt] = [
         "limit reads of guests.",
     ),
     cfg.IntOpt("fill_workers", default=2, min=1, help="Number of bases that are filled at a time."),
+    cfg.BoolOpt(
+        "fill_rest",
+        default=True,
+        help="Whether a base is filled with all of its image, after what the boots of the image "
+        "read. If not, it takes less space, but is never complete: what it lacks is read through "
+        "it from other hosts, whenever it is read, and where no boot was recorded nothing is "
+        "filled.",
+    ),
     cfg.FloatOpt(
         "attach_budget",
         default=timelimits.ATTACH_BUDGET,

@@ -104,16 +104,30 @@ class Bases:
                 self._availability.draining.discard(base.thin_id)  # it is needed here after all
                 if base.thin_id in self._availability.absent:
                     self._restore(base, plan.sources)
+                self._follow(image.id, plan.profile)
                 return self._store.bases[image.id]
             try:
-                base = self._build(image, plan.location_id, plan.sources)
+                base = self._build(image, plan.location_id, plan.sources, plan.profile)
             except BaseException:
                 self._reporter.withdraw(image.id)  # the tracker has planned a base here
                 raise
         return base  # the next heartbeat reports it
 
+    def _follow(self, image_id: str, profile: str) -> None:
+        """Fill what a base lacks in the order of a newer profile, if there is one."""
+        base = self._store.bases[image_id]
+        if profile and profile != base.profile and not base.complete:
+            try:
+                self._store.put(dataclasses.replace(base, profile=profile))
+            except errors.StateError as error:
+                LOG.warning("base of image %s keeps its profile: %s", image_id, error)
+
     def _build(
-        self, image: wire.ImageInfo, location_id: str, sources: tuple[wire.Source, ...]
+        self,
+        image: wire.ImageInfo,
+        location_id: str,
+        sources: tuple[wire.Source, ...],
+        profile: str,
     ) -> Base:
         base = Base(
             image_id=image.id,
@@ -122,6 +136,7 @@ class Bases:
             location_id=location_id,
             thin_id=self._store.new_thin_id(),
             content=image.content,
+            profile=profile,
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:

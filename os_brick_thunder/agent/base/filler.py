@@ -3,6 +3,9 @@
 Each chunk is checked against the image's manifest before it is written. The base has no other
 writer, so this is safe at any time and may be interrupted at any point: what is mapped in the pool
 is filled, and a restart goes on from there.
+
+What boots of the image read comes first. The rest waits while guests of this host read the base,
+within limits.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
-from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.base.demand import Demand
+from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
@@ -22,7 +26,9 @@ from os_brick_thunder.common.mechanism.blockdev import drop_cache
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Base
 from os_brick_thunder.common.transfer import Disk, copy
 
@@ -38,7 +44,7 @@ class Filler:
     """Fills a bounded number of bases at one time.
 
     A base whose source fails gives its turn to the others: those that were tried less often come
-    first.
+    first. One that only lacks the rest gives its turn to one that lacks what boots read.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Filler:
         may_fill: Callable[[], bool],
         workers: int,
         rate: int = 0,
+        rest: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -58,6 +65,7 @@ class Filler:
         :param workers: how many bases are filled at one time; with 0 none is: what they do not hold
             is read through from their sources
         :param rate: bytes a second for each base; 0 is unlimited
+        :param rest: whether what no boot of the image reads is filled, too
         """
         self._host = host
         self._store = host.store
@@ -66,12 +74,18 @@ class Filler:
         self._on_wrong_bytes = on_wrong_bytes
         self._may_fill = may_fill
         self._rate = rate
+        self._rest = rest
         self._clock = clock
         self._most = workers
         self._workers = ThreadPoolExecutor(workers, "fill") if workers else None
         #: Thin ids, as an image may get another base while its old one still is being filled.
         self._busy: set[int] = set()
         self._tried: dict[int, Backoff] = {}
+        #: By thin id, the profile that a base was filled with.
+        self._followed: dict[int, str] = {}
+        #: Whether a base waits for its turn that lacks what boots read.
+        self._urgent = False
+        self._demand: dict[int, Demand] = {}
         self._lock = threading.Lock()
         self._thread = PeriodicThread(Task("filler", INTERVAL, self._assign, at_once=True))
 
@@ -94,19 +108,37 @@ class Filler:
         bases = {base.thin_id: base for base in self._store.bases.values() if _is_filling(base)}
         now = self._clock()
         with self._lock:
-            self._tried = {key: tried for key, tried in self._tried.items() if key in bases}
-            tried = {key: self._tried.get(key, Backoff()) for key in bases.keys() - self._busy}
+            self._forget_all_but(bases.keys() | self._busy)
+            lacking = {key for key in bases if self._rest or not self._is_followed(bases[key])}
+            tried = {key: self._tried.get(key, Backoff()) for key in lacking - self._busy}
             due = [key for key in tried if tried[key].due <= now]
-            due.sort(key=lambda key: (tried[key].attempts, tried[key].due, key))
-            for key in due[: self._most - len(self._busy)]:
+            due.sort(
+                key=lambda key: (
+                    self._is_followed(bases[key]), tried[key].attempts, tried[key].due, key,
+                )
+            )  # fmt: skip
+            free = self._most - len(self._busy)
+            for key in due[:free]:
                 if self._workers and not self._thread.stopping:
                     self._busy.add(key)
                     self._workers.submit(self._work, bases[key])
+            self._urgent = not all(self._is_followed(bases[key]) for key in due[free:])
+
+    def _forget_all_but(self, thin_ids: Set[int]) -> None:
+        self._tried = {key: each for key, each in self._tried.items() if key in thin_ids}
+        self._followed = {key: each for key, each in self._followed.items() if key in thin_ids}
+        self._demand = {key: each for key, each in self._demand.items() if key in thin_ids}
+
+    def _is_followed(self, base: Base) -> bool:
+        """Whether a base has what boots of its image read, as far as that is known."""
+        return self._followed.get(base.thin_id, "") == base.profile
 
     def _work(self, base: Base) -> None:
+        worked = False
         try:
             if self._fill(base):
                 self._complete(base)
+            worked = True
         except errors.WrongDigest as error:
             LOG.error("filling base of %s: %s; it is tried again", base.image_id, error)
             self._on_wrong_bytes(base)
@@ -117,12 +149,15 @@ class Filler:
         finally:
             with self._lock:
                 self._busy.discard(base.thin_id)
-                tried = self._tried.get(base.thin_id, Backoff())
-                self._tried[base.thin_id] = tried.after_attempt(self._clock())
+                tried = self._tried.pop(base.thin_id, Backoff())
+                if not worked:
+                    self._tried[base.thin_id] = tried.after_attempt(self._clock())
             self._thread.wake()
 
     def _fill(self, base: Base) -> bool:
-        """:returns: whether the base is full; False when it was removed or the filler stopped"""
+        """:returns: whether the base is full; False when it has given its turn away, is not to have
+        the rest, was removed, or the filler stopped
+        """
         names = ImageNames(base.image_id)
         manifest = self._manifest(base)
         needed = layout.fill_extents(base.size, base.extents, self._block)
@@ -145,12 +180,16 @@ class Filler:
         except BaseException:
             source.close()
             raise
+        pieces = _Pieces(
+            base.size, lambda: self._profile(base), functools.partial(self._may_go_on, base)
+        )
         filling = copy(
             source,
             target,
             manifest=manifest,
             rate=self._rate,
             proceed=functools.partial(self._goes_on, base),
+            order=pieces,
             spawn=lambda work: work(),  # this thread has nothing else to do
         )
         try:
@@ -159,7 +198,28 @@ class Filler:
             return False
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
-        return True
+        return pieces.all
+
+    def _profile(self, base: Base) -> str:
+        """The newest profile of a base, encoded."""
+        found = self._store.bases.get(base.image_id, base)
+        return found.profile if found.thin_id == base.thin_id else base.profile
+
+    def _may_go_on(self, base: Base, profile: str) -> bool:
+        """Whether a base that has all of a profile is to be filled with the rest now.
+
+        Waits while guests of this host read the base, unless that has been long enough. Where no
+        boot was recorded the rest may be what they read next: it does not wait.
+        """
+        with self._lock:
+            self._followed[base.thin_id] = profile
+            made = Demand(self._host, base.image_id, self._clock)
+            demand = self._demand.setdefault(base.thin_id, made)
+        while not self._urgent and self._rest and self._is_wanted(base):
+            if not profile or not (pause := demand.pause()):
+                return True
+            time.sleep(pause)
+        return False
 
     def _manifest(self, base: Base) -> Manifest | None:
         """What the base is checked against; None for an image without a manifest.
@@ -179,18 +239,66 @@ class Filler:
 
         :returns: False if the base was removed or the filler stopped meanwhile
         """
-        while not self._thread.stopping:
-            found = self._store.bases.get(base.image_id)
-            if found is None or found.thin_id != base.thin_id or not _is_filling(found):
-                return False
+        while self._is_wanted(base):
             if self._may_fill():
                 return True
             time.sleep(NO_SPACE)
         return False
 
+    def _is_wanted(self, base: Base) -> bool:
+        found = self._store.bases.get(base.image_id)
+        is_there = found is not None and found.thin_id == base.thin_id and _is_filling(found)
+        return is_there and not self._thread.stopping
+
 
 def _is_filling(base: Base) -> bool:
     return base.phase == READY and not base.complete
+
+
+class _Pieces:
+    """The pieces of a base in the order of its newest profile, for one copy.
+
+    :ivar all: nothing was left out
+    """
+
+    def __init__(
+        self, size: int, newest: Callable[[], str], may_go_on: Callable[[str], bool]
+    ) -> None:
+        """
+        :param size: of the image
+        :param newest: the profile, encoded, as it is now
+        :param may_go_on: called with the profile before each piece that is not in it; may wait
+        """
+        self._size = size
+        self._newest = newest
+        self._may_go_on = may_go_on
+        self.all = False
+
+    def __call__(self, missing: Extents, length: int) -> Iterator[tuple[int, int]]:
+        """See :data:`.transfer.Order`."""
+        done: set[int] = set()
+        while not self.all:
+            profile = self._newest()
+            for piece in fillorder.ordered(missing, length, _ranges(profile, self._size)):
+                if piece.start in done:
+                    continue
+                if not piece.profiled and not self._may_go_on(profile):
+                    return
+                if self._newest() != profile:
+                    break
+                done.add(piece.start)
+                yield piece.start, piece.end
+            else:
+                self.all = True
+
+
+def _ranges(profile: str, size: int) -> tuple[tuple[int, int], ...]:
+    """What boots read of an image, in order; nothing if that is not known."""
+    try:
+        return Profile.decode(profile, size).ordered() if profile else ()
+    except ValueError as error:
+        LOG.warning("a profile is left out: %s", error)
+        return ()
 
 
 def _forget(device: str, start: int, end: int) -> None:

@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
+from os_brick_thunder.agent.base import demand
 from os_brick_thunder.agent.base import filler as filler_module
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.state import READY, REMOVING, Base
+from os_brick_thunder.common.policy.profile import Profile
+from os_brick_thunder.common.state import READY, REMOVING, Base, Stack
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -42,6 +45,8 @@ class World:
     asked: int = 0
     dropped: list[tuple[int, int]] = field(default_factory=list)
     heal: Callable[[], None] = lambda: None
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    read: Callable[[], int] = lambda: 0  # bytes that the guest has read
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
@@ -51,6 +56,10 @@ class World:
 
     def mapped(self, thin_id: int) -> Extents:
         return self.mapped_
+
+    def bytes_read(self, device: str) -> int:
+        assert device.endswith("thunder-local-v")
+        return self.read()
 
     def complete(self, base: Base) -> None:
         self.completed.append(base.thin_id)
@@ -74,12 +83,23 @@ class World:
             data[start:end] = self.image[start:end]
         return bytes(data)
 
-    def filler(self, may_fill: Callable[[], bool] = lambda: True) -> Filler:
-        """It sees this world as its host: state file, tracker and pool."""
+    def filler(
+        self, may_fill: Callable[[], bool] = lambda: True, rate: int = 0, rest: bool = True
+    ) -> Filler:
+        """It sees this world as its host: state file, tracker, pool and devices."""
         world: Any = self
-        kit: Any = SimpleNamespace(metadata=world, pool=SimpleNamespace(block=BLOCK))
+        kit: Any = SimpleNamespace(metadata=world, pool=SimpleNamespace(block=BLOCK), blocks=world)
         host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
-        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, workers=1)
+        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, rest)
+
+    def order(self) -> list[int]:
+        """The pieces that were read, in order, by their number."""
+        return [start // MIB for start, _ in self.dropped]
+
+    def follow(self, *chunks: int) -> None:
+        """A newer profile is recorded, of chunks of 64 KiB."""
+        profile = Profile.of(BLOCK, chunks).encode()
+        self.bases["i"] = dataclasses.replace(self.bases["i"], profile=profile)
 
 
 @pytest.fixture
@@ -87,7 +107,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
         "os_brick_thunder.common.policy.devnames.path", lambda name: str(tmp_path / name)
     )
-    monkeypatch.setattr("os_brick_thunder.common.backoff.PAUSES", (0.05,))
+    monkeypatch.setattr(Backoff.after_attempt, "__defaults__", ((0.05,),))
     data = bytearray(SIZE)
     for start, end in ALLOCATED:
         data[start:end] = os.urandom(end - start)
@@ -240,3 +260,137 @@ def test_another_base_of_the_image_is_filled_although_the_old_ones_worker_is_bus
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.completed == [2]
+
+
+#: Chunks of 64 KiB in each of the four pieces of the image.
+FIRST, SECOND, THIRD, LAST = 3, 16, 40, 48
+
+
+def test_what_boots_read_comes_first_in_their_order(world: World) -> None:
+    world.follow(THIRD, FIRST)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [2, 0, 1, 3]
+    assert world.base() == world.expected()
+
+
+def test_a_newer_profile_takes_effect_for_what_is_left(world: World) -> None:
+    world.follow(SECOND)
+
+    def may_fill() -> bool:
+        """Asked before each piece, which is chosen by then."""
+        if not world.dropped:
+            world.follow(SECOND, LAST)
+        return True
+
+    filler = world.filler(may_fill)
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [1, 3, 0, 2]
+    assert world.base() == world.expected()
+
+
+@pytest.mark.parametrize("profile", ["AAAA", Profile.of(BLOCK, [1000]).encode()])
+def test_a_profile_that_is_none_of_the_image_is_left_out(world: World, profile: str) -> None:
+    world.bases["i"] = dataclasses.replace(world.bases["i"], profile=profile)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [0, 1, 2, 3]
+    assert world.base() == world.expected()
+
+
+def test_without_the_rest_a_base_has_what_boots_read_and_is_not_complete(world: World) -> None:
+    filler = world.filler(rest=False)
+    filler.start()
+    time.sleep(0.2)
+    assert world.asked == 0  # nothing is known of boots
+    world.follow(SECOND)
+    wait_until(lambda: world.dropped and not filler._busy)
+    asked = world.asked
+    filler._assign()
+    assert world.asked == asked  # there is nothing to be done
+    world.follow(LAST, SECOND)
+    world.mapped_ = Extents.of([(MIB, 2 * MIB)])
+    wait_until(lambda: len(world.dropped) == 2 and not filler._busy)
+    filler.stop()
+    assert world.order() == [1, 3]
+    assert world.completed == []
+    written = ALLOCATED.intersection(Extents.of([(MIB, 2 * MIB), (3 * MIB, SIZE)]))
+    for start, end in written:
+        assert world.base()[start:end] == world.image[start:end]
+    assert set(world.base()[:MIB]) == {0xEE}
+
+
+def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand, "LOOK", 0.01)
+    world.follow(THIRD, SECOND)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    reading = True
+    world.read = lambda: time.monotonic_ns() if reading else 0
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: filler._demand and filler._demand[1]._paused > 0.2)
+    assert world.order() == [2, 1]
+    assert world.completed == []
+    reading = False
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+
+
+def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "LOOK", 0.01)
+    monkeypatch.setattr(demand, "MOST", 0.1)
+    world.follow(THIRD)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    world.read = time.monotonic_ns
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+
+
+def test_where_no_boot_was_recorded_nothing_waits_for_guests(world: World) -> None:
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+
+    def read() -> int:
+        raise AssertionError("this is no reason to look")
+
+    world.read = read
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+
+
+def test_a_base_that_lacks_the_rest_makes_way_for_what_boots_read(world: World) -> None:
+    """There is one worker here."""
+    filler = world.filler(may_fill=lambda: may_fill())
+    seen: list[str] = []
+
+    def may_fill() -> bool:
+        seen.append("asked")
+        if len(seen) == 1:  # while the first piece of a base without a profile is filled
+            other = dataclasses.replace(
+                world.bases["i"], image_id="j", thin_id=2, profile=Profile.of(BLOCK, [5]).encode()
+            )
+            for name in ("source", "base"):
+                data = (world.folder / f"thunder-{name}-i").read_bytes()
+                (world.folder / f"thunder-{name}-j").write_bytes(data)
+            world.bases["j"] = other
+            filler._assign()
+        return True
+
+    filler.start()
+    wait_until(lambda: len(world.completed) == 2)
+    filler.stop()
+    assert world.completed == [2, 1]
+    assert world.base() == world.expected()

@@ -16,10 +16,11 @@ from os_brick_thunder.agent.app import build
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.policy import layout
-from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common import stats as figures
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Stack, StateFile
 from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
@@ -28,7 +29,8 @@ from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, V
 class Host:
     def __init__(self, folder: Path, plan: wire.Plan) -> None:
         self.kit = fakes.fake_kit()
-        self.store = StateFile(folder / "state.json")
+        self.file = folder / "state.json"
+        self.store = StateFile(self.file)
         self.tracker = fakes.FakeTracker(plan)
         here = ports.Host(self.kit, self.store, self.tracker, TOPOLOGY)
         app = build(here, fakes.SETTINGS)
@@ -59,6 +61,37 @@ def test_it_builds_a_base_and_has_it_filled(host: Host, monkeypatch: pytest.Monk
     assert len(woken) == 1
     host.precacher.precache(IMAGE)  # again: nothing more
     assert len(woken) == 1
+
+
+def test_a_base_follows_the_newest_profile_until_it_is_complete(host: Host) -> None:
+    older, newer, newest = (Profile.of(1 << 18, [n]).encode() for n in range(3))
+    for profile, expected in (
+        (older, older),
+        (newer, newer),
+        ("", newer),  # of a tracker that does not know any more, or an older one
+    ):
+        host.tracker.plan = dataclasses.replace(PLAN, profile=profile)
+        host.precacher.precache(IMAGE)
+        assert host.store.bases[IMAGE].profile == expected
+        assert StateFile(host.file).bases[IMAGE].profile == expected
+    host.store.put(dataclasses.replace(host.store.bases[IMAGE], complete=True))
+    host.tracker.plan = dataclasses.replace(PLAN, profile=newest)
+    host.precacher.precache(IMAGE)
+    assert host.store.bases[IMAGE].profile == newer
+
+
+def test_a_profile_that_cannot_be_recorded_fails_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.precacher.precache(IMAGE)
+    host.tracker.plan = dataclasses.replace(PLAN, profile=Profile.of(1 << 18, [1]).encode())
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "replace", full)
+    host.bases.ensure(host.tracker.plan)
+    assert host.store.bases[IMAGE].profile == ""
 
 
 def test_an_announced_image_has_a_base_when_it_is_attached(host: Host) -> None:

@@ -1,0 +1,61 @@
+"""When the rest of a base is filled: while no guest of this host reads its image."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import VolumeNames
+
+#: Seconds between two looks, and of a pause.
+LOOK = 0.2
+#: Seconds that the filling of a base pauses in total. After that it is filled in any case.
+MOST = 120.0
+
+
+class Demand:
+    """What guests of this host read of an image, through their caches.
+
+    Reads of other hosts do not count: they need what is filled, and none is to wait for others.
+    """
+
+    def __init__(
+        self, host: Host, image_id: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = host.store
+        self._blocks = host.kit.blocks
+        self._image_id = image_id
+        self._clock = clock
+        self._looked = -math.inf
+        self._read: int | None = None
+        self._paused = 0.0
+
+    def pause(self) -> float:
+        """Seconds to wait before something is filled that no boot reads; then ask again.
+
+        :returns: 0 if guests have read nothing since the last look
+        """
+        now = self._clock()
+        if self._paused >= MOST or now < self._looked + LOOK:
+            return 0.0
+        before, self._read = self._read, self._bytes_read()
+        self._looked = now
+        if before is not None and self._read <= before:
+            return 0.0
+        self._paused += LOOK
+        return LOOK
+
+    def _bytes_read(self) -> int:
+        stacks = self._store.stacks.values()
+        users = (stack.volume_id for stack in stacks if stack.base_image_id == self._image_id)
+        return sum(map(self._bytes_read_by, users))
+
+    def _bytes_read_by(self, volume_id: str) -> int:
+        try:
+            return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).local))
+        except errors.DeviceNotFound:  # it has no cache, or not any longer
+            return 0

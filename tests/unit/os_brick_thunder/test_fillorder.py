@@ -1,0 +1,48 @@
+"""The order in which a base is filled."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from os_brick_thunder.agent.policy import fillorder
+from os_brick_thunder.agent.policy.fillorder import Piece
+from os_brick_thunder.common.policy.extents import Extents
+
+PIECE = 8
+SIZE = 100  # the last piece is cut off
+
+profiles = st.lists(st.tuples(st.integers(0, 120), st.integers(1, 30)), max_size=8).map(
+    lambda runs: tuple((start, start + length) for start, length in runs)
+)
+missing = st.lists(st.integers(0, SIZE // PIECE), max_size=13).map(
+    lambda numbers: Extents.of((n * PIECE, min((n + 1) * PIECE, SIZE)) for n in numbers)
+)
+
+
+def test_the_profile_comes_first_in_its_order_then_the_rest() -> None:
+    whole = Extents.of([(0, SIZE)])
+    pieces = list(fillorder.ordered(whole, PIECE, ((50, 60), (0, 8), (90, 120))))
+    assert pieces[:5] == [
+        Piece(48, 56, True),
+        Piece(56, 64, True),
+        Piece(0, 8, True),
+        Piece(88, 96, True),
+        Piece(96, 100, True),
+    ]
+    assert [piece.start for piece in pieces[5:]] == [8, 16, 24, 32, 40, 64, 72, 80]
+    assert not any(piece.profiled for piece in pieces[5:])
+
+
+@given(missing, profiles)
+def test_every_piece_that_is_missing_is_there_once(
+    wanted: Extents, profile: tuple[tuple[int, int], ...]
+) -> None:
+    pieces = list(fillorder.ordered(wanted, PIECE, profile))
+    assert sorted((piece.start, piece.end) for piece in pieces) == list(wanted.chunks(PIECE))
+    read = Extents.of(profile)
+    for piece in pieces:
+        assert piece.profiled == bool(read.intersection(Extents.of([(piece.start, piece.end)])))
+    assert sorted(pieces, key=lambda piece: not piece.profiled) == pieces
+    rest = [piece.start for piece in pieces if not piece.profiled]
+    assert rest == sorted(rest)
