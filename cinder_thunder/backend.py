@@ -27,6 +27,7 @@ from cinder_thunder.mechanism.thinpool import NOT_ZEROED, StoragePool
 from cinder_thunder.mechanism.thintools import ToolTrial
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import MasterTargets
+from cinder_thunder.tracker.profiles import BootProfiles
 from cinder_thunder.tracker.reaper import INTERVAL, Reaper
 from cinder_thunder.tracker.server import Server
 from cinder_thunder.tracker.service import TrackerService
@@ -176,7 +177,14 @@ def build(
         rpc.TRANSPORT,
         "eventlet" if concurrency.is_green() else "threading",  # as cinder.rpc chooses
         topology(host, options),
-        TrackerService(host, database, pool, limits(options), volumes.find_volume),
+        TrackerService(
+            host,
+            database,
+            pool,
+            limits(options),
+            volumes.find_volume,
+            BootProfiles(database.profiles) if options.thunder_profiles else None,
+        ),
         exporter,
         options.thunder_heartbeat_interval,
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,

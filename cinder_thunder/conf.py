@@ -81,6 +81,14 @@ backend_opts = [
         help="Seconds within which a host that was given a plan must begin its replica. After that "
         "it is no longer chosen as a source until it reports one.",
     ),
+    cfg.BoolOpt(
+        "thunder_profiles",
+        default=True,
+        help="Record in which order boots read an image, and have hosts fill it in that order. A "
+        "few boots of each image are recorded, for two minutes at most, with counters of the "
+        "kernel; once they agree, one of twenty is. False: images are filled from their start to "
+        "their end. Use the same value on every storage host.",
+    ),
 ]
 
 database_opts = [

@@ -120,7 +120,13 @@ def tracker(url: str, host: str, costs: Costs, volumes: dict[str, str]) -> Any:
             return CinderVolume(name, False, frozenset({Attachment(attached)}))
 
         pool = StoragePool("vg", "pool", played.run, played, same=played.same)
-        return service.TrackerService(host, database(url), pool, Limits(), volume)
+        tables = database(url)
+        more = []
+        if hasattr(tables, "profiles"):
+            from cinder_thunder.tracker.profiles import BootProfiles
+
+            more.append(BootProfiles(tables.profiles))
+        return service.TrackerService(host, tables, pool, Limits(), volume, *more)
     thinpool: Any = importlib.import_module("cinder_thunder.mechanism.thinpool")
     former: Any = service
 

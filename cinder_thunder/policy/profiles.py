@@ -154,6 +154,11 @@ def share(part: Profile, of: Profile) -> float:
     return len(set(part.chunks()) & set(of.chunks())) / max(1, _length(part))
 
 
+def percent(part: float | None) -> str:
+    """A share as people read it; empty if it is not known."""
+    return "" if part is None else f"{100 * part:.0f} %"
+
+
 def _length(profile: Profile) -> int:
     return sum(count for _first, count in profile.runs)
 

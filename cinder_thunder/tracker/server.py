@@ -73,6 +73,10 @@ class TrackerEndpoint:
         self._tracker.report(report)
 
     @rpc.method
+    def profile_report(self, context: Any, recording: wire.Recording) -> None:
+        self._tracker.profile_report(recording)
+
+    @rpc.method
     def clock(self, context: Any) -> wire.Clock:
         return wire.Clock(time.time())
 

@@ -19,6 +19,7 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import HostedStack, PlannedSources
 from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.policy import ranking, tree
+from cinder_thunder.tracker.profiles import BootProfiles
 from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -52,15 +53,18 @@ class TrackerService:
         pool: ModifiedBlocks,
         limits: ranking.Limits,
         volumes: Callable[[str], CinderVolume | None],
+        profiles: BootProfiles | None = None,
     ) -> None:
         """:param host: this backend's name
         :param volumes: finds a volume in Cinder's database; None if there is no such volume
+        :param profiles: None: boots are neither recorded nor used
         """
         self._host = host
         self._database = database
         self._pool = pool
         self._limits = limits
         self._volumes = volumes
+        self._profiles = profiles
 
     def heartbeat(self, topology: wire.Topology, free: int | None = None) -> wire.Orders:
         """Record that a host is alive, and return what it should change.
@@ -175,8 +179,13 @@ class TrackerService:
         )
         if planned is None:
             raise _Direct(_no_source(record.image_id))
-        unmodified = modified.complement(planned.image.size).at_most(MAP_RANGES)
-        return _plan(volume_id, planned, unmodified)
+        unmodified = modified.complement(planned.image.size)
+        # Of a volume that was written before, a boot reads less of the image than of a new one.
+        boots = topology.host if unmodified.length == planned.image.size else ""
+        return self._profiled(_plan(volume_id, planned, unmodified.at_most(MAP_RANGES)), boots)
+
+    def _profiled(self, plan: wire.Plan, host: str = "") -> wire.Plan:
+        return plan if self._profiles is None else self._profiles.added(plan, host)
 
     def _check_alone(self, volume_id: str, volume: CinderVolume, topology: wire.Topology) -> None:
         """A cache is valid only as long as no other host writes to the volume.
@@ -217,7 +226,7 @@ class TrackerService:
             return wire.Plan("", "direct", str(error))
         if planned is None:
             return wire.Plan("", "direct", _no_source(image_id, exclude))
-        return _plan("", planned, Extents())
+        return self._profiled(_plan("", planned, Extents()))
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         """:raises errors.NoReplica: there is none, or no such image"""
@@ -234,6 +243,11 @@ class TrackerService:
         if report.state not in tree.REPORTABLE:
             raise errors.InvalidRequest(f"a location cannot be {report.state!r}")
         self._database.locations.report(report)
+
+    def profile_report(self, recording: wire.Recording) -> None:
+        """:raises errors.InvalidRequest: it is not of its image"""
+        if self._profiles is not None:
+            self._profiles.report(recording)
 
 
 def _check_time(until: float, volume_id: str) -> None:

@@ -21,7 +21,7 @@ PAYLOAD_VERSION = 1
 #: RPC: one exchange; the tracker answers on a shared topic and per backend host.
 EXCHANGE = "thunder"
 TRACKER_TOPIC = "thunder-tracker"
-TRACKER_VERSION = "1.3"
+TRACKER_VERSION = "1.4"
 #: The first version with ids of stacks.
 STACK_IDS_VERSION = "1.2"
 #: The first one that is told how long a caller waits.

@@ -69,7 +69,7 @@ class ImagePrecache(CloudCommand, Lister):
         what = parser.add_mutually_exclusive_group()
         what.add_argument("--full", action="store_true", help="the whole image (the default)")
         what.add_argument(
-            "--profile", action="store_true", help="what a boot reads; no profile is recorded yet"
+            "--profile", action="store_true", help="only what a boot reads; not supported yet"
         )
         parser.add_argument("--wait", action="store_true", help="wait for complete replicas")
         parser.add_argument(
@@ -89,8 +89,8 @@ class ImagePrecache(CloudCommand, Lister):
         )
         if parsed_args.profile:
             raise errors.InvalidRequest(
-                f"no boot profile of image {image_id} is recorded: pre-cache the whole image, "
-                "with --full"
+                "--profile is not supported yet: pre-cache the whole image, with --full; what "
+                "boots read of it is filled first"
             )
         rpc = hosts_rpc(parsed_args.config_file)
         outcomes = precache(

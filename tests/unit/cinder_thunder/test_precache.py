@@ -138,7 +138,7 @@ def test_which_hosts(world: World) -> None:
             ("--rack", "r1"),
             "rack r1 is ambiguous: there is one in each of the zones z1, z2; give --zone, too",
         ),
-        (("--all", "--profile"), "no boot profile of image i is recorded: pre-cache the whole"),
+        (("--all", "--profile"), "--profile is not supported yet: pre-cache the whole image"),
     ],
 )
 def test_bad_options(

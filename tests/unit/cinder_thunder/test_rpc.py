@@ -154,6 +154,10 @@ class Tracker:
     """A tracker that records what it is told."""
 
     said: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+    recordings: list[wire.Recording] = dataclasses.field(default_factory=list)
+
+    def profile_report(self, recording: wire.Recording) -> None:
+        self.recordings.append(recording)
 
     def plan_attach(
         self, volume_id: str, topology: wire.Topology, stack: str = "", until: float = math.inf
@@ -193,6 +197,27 @@ class Endpoint12:
         stack_id: formats.OptionalId = "",
     ) -> None:
         self._tracker.release(volume_id, host, stack_id)
+
+
+class Endpoint13:
+    """A tracker's endpoint at version 1.3."""
+
+    target = oslo_messaging.Target(version="1.3")
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    @rpc.method
+    def plan_attach(
+        self,
+        context: Any,
+        volume_id: formats.Id,
+        topology: wire.Topology,
+        stack_id: formats.OptionalId = "",
+        patience: formats.Seconds | None = None,
+    ) -> wire.Plan:
+        assert patience is not None
+        return self._tracker.plan_attach(volume_id, topology, stack_id)
 
 
 class OlderEndpoint:
@@ -239,6 +264,34 @@ def test_ids_of_stacks_are_for_trackers_that_know_them(
         server.stop()
         server.wait()
     assert tracker.said == [("plan_attach", "v", HOST, *stack), ("release", "v", HOST, *stack)]
+
+
+@pytest.mark.parametrize("endpoint", [TrackerEndpoint, Endpoint13, OlderEndpoint])
+def test_recordings_are_for_trackers_that_know_them(transport: Any, endpoint: Any) -> None:
+    """An older one refuses them, which the caller can do without."""
+    tracker = Tracker()
+    server = oslo_messaging.get_rpc_server(
+        transport,
+        oslo_messaging.Target(exchange=wire.EXCHANGE, topic=wire.TRACKER_TOPIC, server=TRACKER),
+        [endpoint(tracker)],
+        executor="threading",
+        access_policy=oslo_messaging.DefaultRPCAccessPolicy,
+    )
+    recording = wire.Recording("i", "", "r", HOST, "ARIUARcC", last=True)
+    server.start()
+    try:
+        client = rpc.RpcTracker(transport, 5)
+        if endpoint is TrackerEndpoint:
+            client.profile_report(recording)
+        else:
+            with pytest.raises(errors.ThunderError, match="version"):
+                client.profile_report(recording)
+        topology = wire.Topology(HOST, "10.0.0.1", "", "", "iqn.x:c1")
+        assert client.plan_attach(TRACKER, "v", topology, "stack-1").mode == "direct"
+    finally:
+        server.stop()
+        server.wait()
+    assert tracker.recordings == ([recording] if endpoint is TrackerEndpoint else [])
 
 
 @dataclass

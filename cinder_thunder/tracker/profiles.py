@@ -1,0 +1,91 @@
+"""Boot profiles: which boots are recorded, and what plans say of earlier ones.
+
+Nothing here may fail or delay an attach: without a profile a base is filled from its start to its
+end.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from oslo_log import log as logging
+
+from cinder_thunder.db.profiles import ProfileTable
+from cinder_thunder.policy import profiles
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.content import may_be_same
+from os_brick_thunder.common.policy.profile import Profile, chunk_size
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds after which a recorder that has not reported (again) no longer counts. A recording takes
+#: two minutes at most; before it begins, Nova starts the server.
+EXPIRES = 180.0
+
+
+class BootProfiles:
+    """The boot profiles of all images, for agents."""
+
+    def __init__(self, table: ProfileTable, draw: Callable[[], float] = random.random) -> None:
+        """:param draw: random numbers from 0 to 1"""
+        self._table = table
+        self._draw = draw
+
+    def added(self, plan: wire.Plan, host: str = "") -> wire.Plan:
+        """A plan with the profile of its image.
+
+        :param host: that a boot may be recorded on; empty: this plan is not for one
+        """
+        if plan.image is None:
+            return plan
+        try:
+            return self._added(plan, plan.image, host)
+        except Exception:  # it does without
+            LOG.exception("No boot profile for image %s", plan.image.id)
+            return plan
+
+    def _added(self, plan: wire.Plan, image: wire.ImageInfo, host: str) -> wire.Plan:
+        known = self._table.of(image.id)
+        if known is not None and not may_be_same(known.content, image.content):
+            known = None  # of what the image was before
+        state, recorders = (
+            (known.state, known.recorders) if known is not None else (profiles.EMPTY, 0)
+        )
+        record = ""
+        if host and profiles.wanted(state, recorders, self._draw()):
+            record = str(uuid.uuid4())
+            if not self._table.start(record, image, host, EXPIRES):
+                record = ""
+        return replace(plan, profile=known.body if known is not None else "", record=record)
+
+    def report(self, recording: wire.Recording) -> None:
+        """Take what a boot has read. What nobody asked for, or came too late, is dropped.
+
+        :raises errors.InvalidRequest: it is not of that image
+        """
+        recorder = self._table.recorder(recording.record)
+        if recorder is None or (recorder.image_id, recorder.host) != (
+            recording.image_id, recording.host
+        ):  # fmt: skip
+            LOG.debug("Nobody asked %s for recording %s", recording.host, recording.record)
+            return
+        try:
+            read = Profile.decode(recording.part, recorder.size)
+        except ValueError as error:
+            raise errors.InvalidRequest(
+                f"recording of image {recording.image_id}: {error}"
+            ) from error
+        if read.chunk != chunk_size(recorder.size):  # boots are merged chunk by chunk
+            raise errors.InvalidRequest(
+                f"recording of image {recording.image_id}: chunks of {read.chunk} bytes"
+            )
+        learned = self._table.report(recording, read, recorder.size, EXPIRES)
+        if learned is not None:
+            LOG.info(
+                "Boot of image %s on %s: %s, coverage %s, waste %s",
+                recording.image_id, recording.host, learned.state,
+                profiles.percent(learned.coverage), profiles.percent(learned.waste),
+            )  # fmt: skip

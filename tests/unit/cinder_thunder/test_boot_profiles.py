@@ -1,0 +1,171 @@
+"""The tracker and boots: who is asked to record one, and what plans say of earlier ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cinder_thunder.db.api import Database
+from cinder_thunder.db.values import ClonedVolume, Image
+from cinder_thunder.masters.masters import MASTER
+from cinder_thunder.policy import profiles
+from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker.profiles import BootProfiles
+from cinder_thunder.tracker.service import TrackerService
+from cinder_thunder.volumes import Attachment, CinderVolume
+from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import Profile, chunk_size
+from tests.fake_storage import FileVolumes
+from tests.unit.cinder_thunder.conftest import STORAGE
+
+SIZE = 4 << 20
+CONTENT = "sha512:0f"
+BOOT = Profile.of(chunk_size(SIZE), (9, 10, 3))
+BLOCK = 65536
+
+
+def host(name: str) -> wire.Topology:
+    return wire.Topology(name, "10.0.0.9", "r1", "z1", f"iqn.2026-11.org.example:{name}")
+
+
+@dataclasses.dataclass
+class Cloud:
+    """Volumes are clones of image ``i``; ``v-c1`` is attached to ``c1``, and so on."""
+
+    tracker: TrackerService
+    database: Database
+    volumes: FileVolumes
+
+    def attach(self, name: str) -> wire.Plan:
+        return self.tracker.plan_attach(f"v-{name}", host(name))
+
+    def boots(self, name: str, read: Profile = BOOT) -> None:
+        plan = self.attach(name)
+        assert plan.record
+        self.tracker.profile_report(recording(plan, name, read))
+
+
+def recording(
+    plan: wire.Plan, name: str, read: Profile = BOOT, last: bool = True
+) -> wire.Recording:
+    assert plan.image is not None
+    return wire.Recording(plan.image.id, plan.image.content, plan.record, name, read.encode(), last)
+
+
+@pytest.fixture
+def cloud(database: Database, volumes: FileVolumes) -> Cloud:
+    volumes.create(MASTER + "i", SIZE)
+    (volumes.folder / (MASTER + "i")).write_bytes(b"i" * SIZE)
+    database.images.add_master(Image("i", SIZE, Extents.of([(0, SIZE)]), content=CONTENT), STORAGE)
+    cinder: dict[str, CinderVolume] = {}
+    for name in ("c1", "c2", "c3", "c4"):
+        volumes.snapshot(f"volume-{name}", MASTER + "i")
+        database.volumes.put(ClonedVolume(f"v-{name}", "i", STORAGE))
+        attached = frozenset({Attachment(name, host(name).initiator)})
+        cinder[f"v-{name}"] = CinderVolume(f"volume-{name}", False, attached)
+    boots = BootProfiles(database.profiles, draw=lambda: 0.5)
+    tracker = TrackerService(STORAGE, database, volumes, Limits(), cinder.get, boots)
+    return Cloud(tracker, database, volumes)
+
+
+def test_the_first_boots_are_recorded_and_others_profit_at_once(cloud: Cloud) -> None:
+    first = cloud.attach("c1")
+    assert (first.profile, bool(first.record)) == ("", True)
+    part = Profile(BOOT.chunk, BOOT.runs[:1])
+    cloud.tracker.profile_report(recording(first, "c1", part, last=False))
+    second, third = cloud.attach("c2"), cloud.attach("c3")
+    assert Profile.decode(second.profile, SIZE) == part
+    assert len({first.record, second.record, third.record}) == 3
+    # Three boots of an image are recorded at a time.
+    fourth = cloud.attach("c4")
+    assert (fourth.profile, fourth.record, fourth.mode) == (part.encode(), "", "cached")
+    cloud.tracker.profile_report(recording(first, "c1"))
+    again = cloud.attach("c4")
+    assert (again.profile, bool(again.record)) == (BOOT.encode(), True)
+    assert wire.parse(wire.Plan, again.to_wire()) == again
+
+
+def test_bases_without_a_volume_get_the_profile_and_record_nothing(cloud: Cloud) -> None:
+    cloud.boots("c1")
+    plan = cloud.tracker.plan_sources("i", host("c2"))
+    assert (plan.profile, plan.record) == (BOOT.encode(), "")
+
+
+def test_a_settled_image_is_only_sampled(cloud: Cloud) -> None:
+    for name in ("c1", "c2", "c3"):
+        cloud.boots(name)
+    known = cloud.database.profiles.of("i")
+    assert known is not None
+    assert known.state == profiles.SETTLED
+    assert cloud.attach("c4").record == ""
+    cloud.tracker._profiles = BootProfiles(cloud.database.profiles, draw=lambda: 0.01)
+    assert cloud.attach("c4").record != ""
+
+
+def test_a_volume_that_was_written_shows_no_boot(cloud: Cloud) -> None:
+    with (cloud.volumes.folder / "volume-c1").open("r+b") as volume:
+        volume.seek(3 * BLOCK)
+        volume.write(b"x")
+    plan = cloud.attach("c1")
+    assert (plan.mode, plan.record) == ("cached", "")
+
+
+def test_a_direct_volume_is_not_recorded(cloud: Cloud) -> None:
+    cloud.database.volumes.drop("v-c1")
+    plan = cloud.attach("c1")
+    assert (plan.mode, plan.profile, plan.record) == ("direct", "", "")
+
+
+def test_switched_off(cloud: Cloud) -> None:
+    cloud.boots("c1")
+    cloud.tracker._profiles = None
+    for plan in (cloud.attach("c2"), cloud.tracker.plan_sources("i", host("c2"))):
+        assert (plan.mode, plan.profile, plan.record) == ("cached", "", "")
+    cloud.tracker.profile_report(wire.Recording("i", "", "r", "c1", "", last=True))
+
+
+def test_a_plan_does_without_tables_that_fail(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image_id: str) -> None:
+        raise RuntimeError("the database says no")
+
+    monkeypatch.setattr(cloud.database.profiles, "of", fails)
+    plan = cloud.attach("c1")
+    assert (plan.mode, plan.profile, plan.record) == ("cached", "", "")
+
+
+def test_the_profile_of_other_content_is_not_used(cloud: Cloud) -> None:
+    cloud.boots("c1")
+    late = cloud.attach("c1")
+    cloud.database.images.add_master(
+        Image("i", SIZE, Extents.of([(0, SIZE)]), content="sha512:ff"), STORAGE
+    )
+    plan = cloud.attach("c2")
+    assert (plan.profile, bool(plan.record)) == ("", True)
+    cloud.tracker.profile_report(recording(late, "c1"))  # of the former image
+    assert cloud.attach("c3").profile == ""
+
+
+def test_hostile_reports(cloud: Cloud) -> None:
+    plan = cloud.attach("c1")
+    good = recording(plan, "c1")
+    for wrong, message in (
+        ("%", "not base64"),
+        (Profile(BOOT.chunk, ((15, 2),)).encode(), "not within an image"),
+        (Profile(64 << 10, ((0, 1),)).encode(), "chunks of 65536 bytes"),
+    ):
+        with pytest.raises(errors.InvalidRequest, match=message):
+            cloud.tracker.profile_report(dataclasses.replace(good, part=wrong))
+    for foreign in (  # nobody asked for it
+        dataclasses.replace(good, record="r"),
+        dataclasses.replace(good, host="c2"),
+        dataclasses.replace(good, image_id="j"),
+        dataclasses.replace(good, content="sha512:ff"),
+    ):
+        cloud.tracker.profile_report(foreign)
+    assert cloud.attach("c2").profile == ""
+    cloud.tracker.profile_report(good)
+    assert cloud.attach("c2").profile == BOOT.encode()
