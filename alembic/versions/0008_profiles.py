@@ -22,12 +22,8 @@ BODY = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 def upgrade() -> None:
     op.create_table(
         "thunder_profiles",
-        sa.Column(
-            "image_id",
-            sa.String(36),
-            sa.ForeignKey("thunder_images.id", ondelete="CASCADE"),
-            primary_key=True,
-        ),
+        # No foreign key: an insert would wait for the image's row, which is locked by each plan.
+        sa.Column("image_id", sa.String(36), primary_key=True),
         sa.Column("content", sa.String(255), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),

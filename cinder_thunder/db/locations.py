@@ -405,7 +405,7 @@ def move_child(session: Session, before: str | None, after: str | None) -> None:
 
 def delete_location(session: Session, row: models.LocationRow) -> None:
     """Delete a location, and the image with its last one. Its children lose their parent."""
-    location, image = models.LocationRow, models.ImageRow
+    location, image, profile = models.LocationRow, models.ImageRow, models.ProfileRow
     session.execute(sa.update(location).where(location.parent_id == row.id).values(parent_id=None))
     move_child(session, row.parent_id, None)
     session.delete(row)
@@ -413,3 +413,4 @@ def delete_location(session: Session, row: models.LocationRow) -> None:
     others = sa.select(location.id).where(location.image_id == row.image_id)
     if session.scalars(others.limit(1)).first() is None:
         session.execute(sa.delete(image).where(image.id == row.image_id))
+        session.execute(sa.delete(profile).where(profile.image_id == row.image_id))

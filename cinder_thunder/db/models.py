@@ -139,9 +139,8 @@ class ProfileRow(TableRow):
 
     __tablename__ = "thunder_profiles"
 
-    image_id: Mapped[str] = mapped_column(
-        ForeignKey("thunder_images.id", ondelete="CASCADE"), primary_key=True
-    )
+    #: No foreign key: an insert would wait for the image's row.
+    image_id: Mapped[str] = mapped_column(_ID, primary_key=True)
     #: Of the image whose boots they are, as wire.ImageInfo.content.
     content: Mapped[str] = mapped_column(_NAME)
     state: Mapped[str] = mapped_column(String(16))

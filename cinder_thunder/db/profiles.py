@@ -10,6 +10,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
+from oslo_db import exception as db_exc
+from oslo_log import log as logging
 from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
@@ -19,6 +21,8 @@ from cinder_thunder.policy import profiles
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.profile import Profile
+
+LOG = logging.getLogger(__name__)
 
 
 class ProfileTable:
@@ -46,7 +50,6 @@ class ProfileTable:
             boot.image_id == image_id, ~boot.whole, boot.expires_at > self._transactions.now()
         )
 
-    @retried
     def start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
         """Record that a host is asked to record a boot.
 
@@ -56,15 +59,30 @@ class ProfileTable:
         :param seconds: in which it has to report for the first time
         :returns: False if as many others record as may
         """
+        self._create(image)
+        return self._start(record, image, host, seconds)
+
+    def _create(self, image: wire.ImageInfo) -> None:
+        """By itself: a lock of a row that is missing would make all others who insert it fail."""
+        with self._transactions.read() as session:
+            if session.get(models.ProfileRow, image.id) is not None:
+                return
+        try:
+            with self._transactions.write() as session:
+                row = models.ProfileRow(image_id=image.id, version=0, content=image.content)
+                _clear(row, self._transactions.now())
+                session.add(row)
+        except db_exc.DBDuplicateEntry:
+            LOG.debug("Another tracker has just made the profile of image %s", image.id)
+
+    @retried
+    def _start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
         now, boot = self._transactions.now(), models.BootRow
         with self._transactions.write() as session:
             row = _locked(session, image.id)
             if row is None:
-                row = models.ProfileRow(image_id=image.id, version=0, content=image.content)
-                _clear(row, now)
-                session.add(row)
-                session.flush()
-            elif not may_be_same(row.content, image.content):
+                return False
+            if not may_be_same(row.content, image.content):
                 session.execute(sa.delete(boot).where(boot.image_id == image.id))
                 _clear(row, now)
                 row.content = image.content
@@ -162,6 +180,15 @@ class ProfileTable:
                 row.state = profiles.OPEN
             row.opened_at = self._transactions.now()
             return True
+
+    def reap(self) -> int:
+        """Forget profiles of images that are no longer known; returns how many."""
+        row, image = models.ProfileRow, models.ImageRow
+        with self._transactions.read() as session:
+            left = session.scalars(
+                sa.select(row.image_id).where(~sa.exists().where(image.id == row.image_id))
+            ).all()
+        return sum(self.reset(image_id) for image_id in left)
 
     @retried
     def reset(self, image_id: str) -> bool:

@@ -1,4 +1,5 @@
-"""Removes rows that nobody goes back to: of hosts, stacks, locations, volumes and leases.
+"""Removes rows that nobody goes back to: of hosts, stacks, locations, volumes, leases and
+profiles.
 
 Every storage host does this; doing it twice does no harm. What an agent removes by itself, or is
 ordered to, has a day to go before its row is taken away.
@@ -53,6 +54,7 @@ class Reaper:
             "stacks": lambda: database.volumes.reap_stacks(LEFT),
             "locations": lambda: database.locations.reap(LEFT),
             "leases": lambda: database.leases.reap(LEFT),
+            "profiles": database.profiles.reap,
             "hosts": self._forget_hosts,
             "volumes": self._forget_volumes,
             "children": self._recount_children,

@@ -167,16 +167,13 @@ def test_neither_plans_nor_recordings_wait_for_each_other(
     """A storm of plans holds the image's row most of the time."""
     if database.engine.dialect.name != "mysql":
         pytest.skip("SQLite has one lock for all")
-    record = started(database, image, "c1")
     topology = Topology("c2", "10.0.0.9", "r1", "z1", "iqn.2026-11.org.example:c2")
     database.hosts.heartbeat(topology)
     with database.engine.begin() as held:
         held.execute(
             sa.text("SELECT id FROM thunder_images WHERE id = :id FOR UPDATE"), {"id": image.id}
         )
-        held.execute(sa.text("SET innodb_lock_wait_timeout = 1"))
-        assert database.profiles.start("other", image, "c3", 60)
-        report(database, image, record, BOOT)
+        report(database, image, started(database, image, "c1"), BOOT)
         assert body(database, image) == BOOT
     with database.engine.begin() as held:
         held.execute(
@@ -251,3 +248,16 @@ def test_a_profile_goes_with_its_image(database: Database, image: ImageInfo, clo
     assert database.profiles.of(image.id) is None
     assert database.profiles.recorder(record) is None
     assert report(database, image, record, BOOT) is None
+
+
+def test_a_profile_without_an_image_is_reaped(
+    database: Database, image: ImageInfo, clock: Clock
+) -> None:
+    """An older tracker that removes an image does not know of it."""
+    boots(database, image, "c1", BOOT, clock)
+    assert database.profiles.reap() == 0
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM thunder_locations"))
+        connection.execute(sa.text("DELETE FROM thunder_images"))
+    assert database.profiles.reap() == 1
+    assert database.profiles.of(image.id) is None
