@@ -46,19 +46,23 @@ CACHE_STATUS = (
 
 @dataclass
 class Region:
-    """Statistics of a device: its areas, and those in which something was written; in sectors."""
+    """Statistics of a device: its areas, and those that were read or written; in sectors."""
 
     length: int
     step: int
+    program: str
+    word: str
+    read: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
 
-    def note(self, start: int, length: int) -> None:
-        self.written |= set(range(start // self.step, -(-(start + length) // self.step)))
+    def touched(self, start: int, length: int) -> set[int]:
+        return set(range(start // self.step, -(-(start + length) // self.step)))
 
     def counters(self) -> str:
         areas = range(-(-self.length // self.step))
         return "".join(
-            f"{each * self.step}+{self.step} 0 0 0 0 {int(each in self.written)} 0 0 0 0 0 0 0 0\n"
+            f"{each * self.step}+{self.step} {int(each in self.read)} 0 0 0 "
+            f"{int(each in self.written)} 0 0 0 0 0 0 0 0\n"
             for each in areas
         )
 
@@ -78,6 +82,7 @@ class FakeDeviceMapper:
         self.queueing: set[str] = set()  # multipath devices whose I/O waits for a path
         self.delay = 0.0  # seconds that the creation of a device takes
         self.regions: dict[str, dict[int, Region]] = {}
+        self.requests: dict[str, int] = {}  # that devices have completed
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         time.sleep(self.delay)
@@ -118,7 +123,15 @@ class FakeDeviceMapper:
         """Somebody writes to a device, in bytes."""
         assert name not in self.suspended
         for region in self.regions.get(name, {}).values():
-            region.note(offset // 512, -(-length // 512))
+            region.written |= region.touched(offset // 512, -(-length // 512))
+        self.requests[name] = self.requests.get(name, 0) + 1
+
+    def read(self, name: str, offset: int, length: int) -> None:
+        """Somebody reads from a device, in bytes."""
+        assert name not in self.suspended
+        for region in self.regions.get(name, {}).values():
+            region.read |= region.touched(offset // 512, -(-length // 512))
+        self.requests[name] = self.requests.get(name, 0) + 1
 
     def resume(self, name: str) -> None:
         self.suspended.discard(name)
@@ -145,6 +158,7 @@ class FakeDeviceMapper:
         assert name not in self.queueing  # what waits in it would wait for ever
         del self.tables[name]
         self.regions.pop(name, None)
+        self.requests.pop(name, None)
         self.log.append(f"remove {name}")
 
     def message(self, name: str, text: str) -> str:
@@ -166,10 +180,15 @@ class FakeDeviceMapper:
     def _stats(self, name: str, verb: str, args: list[str]) -> str:
         regions = self.regions.setdefault(name, {})
         if verb == "@stats_list":
-            return "".join(f"{i}: 0+{r.length} {r.step} thunder -\n" for i, r in regions.items())
+            return "".join(
+                f"{i}: 0+{r.length} {r.step} {r.program} {r.word or '-'}\n"
+                for i, r in regions.items()
+                if args in ([], [r.program])
+            )
         if verb == "@stats_create":
             new = next(i for i in range(99) if i not in regions)
-            regions[new] = Region(int(args[0].removeprefix("0+")), int(args[1]))
+            length, step, program, word = (*args, "")[:4]
+            regions[new] = Region(int(length.removeprefix("0+")), int(step), program, word)
             return str(new)
         found = regions.get(int(args[0]))
         if found is None:
@@ -360,6 +379,7 @@ class FakeTargets:
 @dataclass
 class FakeBlocks:
     sizes: dict[str, int] = field(default_factory=dict)
+    dm: FakeDeviceMapper | None = None  # where devices of device-mapper are
     silent: set[str] = field(default_factory=set)
     sectors: dict[str, int] = field(default_factory=dict)  # 512 bytes where nothing is said
     reading: dict[str, int] = field(default_factory=dict)  # reads that devices have in flight
@@ -372,6 +392,12 @@ class FakeBlocks:
 
     def bytes_read(self, device: str) -> int:
         raise errors.DeviceNotFound(device)
+
+    def requests(self, device: str) -> int:
+        name = device.removeprefix(MAPPER)
+        if self.dm is None or name not in self.dm.tables:
+            raise errors.DeviceNotFound(device)
+        return self.dm.requests.get(name, 0)
 
     def devnum(self, device: str) -> str:
         return NUMBER + device.removeprefix(NUMBER)
@@ -514,7 +540,7 @@ def fake_kit() -> Kit:
         loops=FakeLoops(dm),
         initiator=FakeInitiator(),
         targets=FakeTargets(),
-        blocks=FakeBlocks(),
+        blocks=FakeBlocks(dm=dm),
         failover=FakeFailover(),
         restore_cache=lambda device, xml: None,
     )

@@ -76,6 +76,15 @@ def reads(device: str) -> int:
     return int(_attribute(device, "stat").split()[0])
 
 
+def requests(device: str) -> int:
+    """Reads and writes that a device has completed since it appeared (sysfs ``stat``).
+
+    :raises errors.DeviceNotFound:
+    """
+    fields = _attribute(device, "stat").split()
+    return int(fields[0]) + int(fields[4])
+
+
 def in_flight(device: str) -> int:
     """Reads and writes that a device has begun and not completed (sysfs ``inflight``).
 

@@ -1,9 +1,9 @@
-"""Statistics of device-mapper, read as a map of what was written to a device.
+"""Statistics of device-mapper, read as a map of what was read from a device, or written to it.
 
 A region counts the requests that have ended in each of its areas. A request counts in every area
 that it touches, and a discard or a write of zeroes counts as a write. Counters may miss requests
 that end at the same instant on the same CPU (``dm_stat_for_entry()`` in drivers/md/dm-stats.c), but
-never the first one: what was written has not got 0.
+never the first one: what was read or written has not got 0.
 
 Format: Documentation/admin-guide/device-mapper/statistics.rst of the kernel.
 """
@@ -11,24 +11,35 @@ Format: Documentation/admin-guide/device-mapper/statistics.rst of the kernel.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
 
-#: Names our regions: other programs may have some of their own on the same device.
-PROGRAM = "thunder"
-#: A region has at most so many areas: they are read while a guest waits.
+#: Name our regions, by what they are for: other programs may have some of their own on a device.
+WRITES = "thunder"
+READS = "thunder-reads"
+#: A region of writes has at most so many areas: they are read while a guest waits.
 MAX_AREAS = 4096
 #: Counters of all areas together, one set for each CPU that the host may ever have. A set takes 104
-#: bytes of kernel memory: 14 MB at most.
+#: bytes of kernel memory: 14 MB at most, and of reads 28.
 _MAX_COUNTERS = 1 << 17
+_MAX_READ_COUNTERS = 1 << 18
 
 #: "<first sector>+<sectors> <4 counters of reads> <writes> …"
+_READ = re.compile(r"^(\d+)\+(\d+) [1-9]", re.MULTILINE)
 _WRITTEN = re.compile(r"^(\d+)\+(\d+) (?:\d+ ){4}[1-9]", re.MULTILINE)
 
 
+class Touched(NamedTuple):
+    """The numbers of the areas that were read, and of those that were written."""
+
+    read: frozenset[int]
+    written: frozenset[int]
+
+
 def area_size(length: int, block: int, cpus: int) -> int:
-    """Bytes of an area of a region over ``length`` bytes: a multiple of ``block``.
+    """Bytes of an area of a region of writes over ``length`` bytes: a multiple of ``block``.
 
     :param cpus: CPUs that the host may have, whether they are there or not
     """
@@ -36,18 +47,31 @@ def area_size(length: int, block: int, cpus: int) -> int:
     return max(1, -(-length // (areas * block))) * block
 
 
-def regions(listing: str) -> list[int]:
-    """The ids of regions, from the reply to ``@stats_list``."""
-    return [int(line.partition(":")[0]) for line in listing.splitlines()]
+def read_area(length: int, chunk: int, cpus: int) -> int:
+    """Bytes of an area of a region of reads over ``length`` bytes: a multiple of ``chunk``.
 
-
-def written(counters: str, areas: int) -> Extents:
-    """The areas in which something was written, from the reply to ``@stats_print``.
-
-    :param areas: of the region; each has a line
-    :raises ValueError: it is not the whole reply
+    :param cpus: as for :func:`area_size`
     """
-    if counters.count("\n") != areas:
-        raise ValueError(f"{counters.count(chr(10))} areas of {areas}")
+    areas = max(1, _MAX_READ_COUNTERS // cpus)
+    return max(1, -(-length // (areas * chunk))) * chunk
+
+
+def regions(listing: str) -> dict[int, str]:
+    """The ids of regions and their words, from the reply to ``@stats_list``."""
+    lines = (line.split() for line in listing.splitlines())
+    return {int(number.rstrip(":")): word for number, _, _, _, word, *_ in lines}
+
+
+def written(counters: str) -> Extents:
+    """The areas in which something was written, from the reply to ``@stats_print``."""
     found = [(int(start), int(length)) for start, length in _WRITTEN.findall(counters)]
     return Extents.of((start * SECTOR, (start + length) * SECTOR) for start, length in found)
+
+
+def touched(counters: str) -> Touched:
+    """The areas in which something was read or written, from the reply to ``@stats_print``."""
+    read, written = (
+        frozenset(int(start) // int(length) for start, length in kind.findall(counters))
+        for kind in (_READ, _WRITTEN)
+    )
+    return Touched(read, written)

@@ -19,7 +19,7 @@ def test_a_device_that_has_just_gone(monkeypatch: pytest.MonkeyPatch, code: int)
         raise OSError(code, "gone")
 
     monkeypatch.setattr(Path, "read_text", fail)
-    for look in (blockdev.size, blockdev.sector, blockdev.bytes_read):
+    for look in (blockdev.size, blockdev.sector, blockdev.bytes_read, blockdev.requests):
         with pytest.raises(errors.DeviceNotFound, match="there is no block device 8:0"):
             look("8:0")
 

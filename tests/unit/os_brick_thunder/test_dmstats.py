@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from os_brick_thunder.common.policy import dmstats
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import chunk_size
 
 BLOCK = 64 << 10
 #: Four areas of 128 sectors: read; nothing; written; written and in flight. The last one is cut off
@@ -21,15 +21,23 @@ COUNTERS = (
 
 
 def test_areas_with_a_write_are_written() -> None:
-    assert dmstats.written(COUNTERS, 4) == Extents.of([(2 * BLOCK, 4 * BLOCK)])
+    assert dmstats.written(COUNTERS) == Extents.of([(2 * BLOCK, 4 * BLOCK)])
+    assert dmstats.written("") == Extents()
 
 
-def test_a_part_of_the_counters_is_refused() -> None:
-    """A buffer that was too small must not pass for areas without a write."""
-    with pytest.raises(ValueError, match="3 areas of 4"):
-        dmstats.written(COUNTERS.rpartition("384")[0], 4)
-    with pytest.raises(ValueError, match="0 areas of 4"):
-        dmstats.written("", 4)
+def test_areas_are_known_by_their_number() -> None:
+    assert dmstats.touched(COUNTERS) == dmstats.Touched(frozenset({0, 3}), frozenset({2, 3}))
+    assert dmstats.touched("") == dmstats.Touched(frozenset(), frozenset())
+
+
+@given(st.integers(1, 1 << 44), st.integers(1, 8192))
+def test_areas_of_reads_are_whole_chunks_in_bounded_memory(length: int, cpus: int) -> None:
+    chunk = chunk_size(length)
+    area = dmstats.read_area(length, chunk, cpus)
+    areas = -(-length // area)
+    assert area % chunk == 0
+    assert areas * cpus * 104 <= 28 << 20
+    assert area == chunk or (area - chunk) * ((1 << 18) // cpus) < length
 
 
 @given(st.integers(1, 1 << 44), st.integers(1, 8192))
@@ -43,6 +51,7 @@ def test_areas_are_few_and_of_whole_blocks(length: int, cpus: int) -> None:
     assert area == BLOCK or (area - BLOCK) * limit < length  # no larger than they must be
 
 
-def test_ids_are_read_from_the_listing() -> None:
-    assert dmstats.regions("0: 0+1024 128 thunder -\n3: 0+1024 128 thunder -\n") == [0, 3]
-    assert dmstats.regions("") == []
+def test_ids_and_words_are_read_from_the_listing() -> None:
+    listing = "0: 0+1024 128 thunder -\n3: 0+1024 128 thunder one precise_timestamps\n"
+    assert dmstats.regions(listing) == {0: "-", 3: "one"}
+    assert dmstats.regions("") == {}
