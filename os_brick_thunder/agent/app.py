@@ -32,6 +32,7 @@ from os_brick_thunder.agent.stack.cache import CacheBuilder
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.stack.direct import CacheRemover
 from os_brick_thunder.agent.stack.recache import Recacher
+from os_brick_thunder.agent.stack.recorder import Recorder
 from os_brick_thunder.agent.stack.registry import StackRegistry
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.agent.stack.watch import FailoverWatch
@@ -113,6 +114,7 @@ class StackParts:
     admission: Admission
     builder: CacheBuilder
     remover: CacheRemover
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def build(host: Host, settings: Settings) -> App:
 
     chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
-    services = (failover, guard, filler, heartbeat, watch, recacher, reaper)
+    recorder = stack.recorder
+    services = (failover, guard, filler, heartbeat, watch, recacher, reaper, recorder)
     agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
     precacher = Precacher(host, bases, reporter, usage.refusal)
     return App(
@@ -204,8 +207,9 @@ def _build_stacks(
 ) -> StackParts:
     registry = StackRegistry(host.store)
     devices = StackDevices(host)
-    admission = Admission(host, bases, usage.refusal, settings.attach_budget)
+    recorder = Recorder(host)
+    admission = Admission(host, bases, usage.refusal, settings.attach_budget, recorder.planned)
     remover = CacheRemover(host, registry, devices)
     builder = CacheBuilder(host, registry, devices, bases, admission, remover)
     stacks = Stacks(host, registry, devices, bases, admission, builder, remover, on_removed)
-    return StackParts(stacks, admission, builder, remover)
+    return StackParts(stacks, admission, builder, remover, recorder)

@@ -33,10 +33,12 @@ class Admission:
         bases: Bases,
         refusal: Callable[[wire.ImageInfo], str],
         budget: float,
+        on_plan: Callable[[Stack, wire.Plan], None],
     ) -> None:
         """
         :param refusal: why a volume of an image gets no cache now; empty if it may have one
         :param budget: seconds within which an attach must have plan and base
+        :param on_plan: called with every plan for a volume; must not block
         """
         self._host = host
         self._kit = host.kit
@@ -44,6 +46,7 @@ class Admission:
         self._bases = bases
         self._refusal = refusal
         self._budget = budget
+        self._on_plan = on_plan
 
     def prepare(self, stack: Stack, deadline: float) -> tuple[wire.Plan | None, str]:
         """A plan whose base is on this host; or None, and the reason, if there is none in time.
@@ -79,10 +82,11 @@ class Admission:
 
         :raises errors.TrackerUnavailable:
         """
-        topology = self._host.topology
-        return self._host.tracker.plan_attach(
-            stack.tracker, stack.volume_id, topology, stack.stack_id
+        plan = self._host.tracker.plan_attach(
+            stack.tracker, stack.volume_id, self._host.topology, stack.stack_id
         )
+        self._on_plan(stack, plan)
+        return plan
 
     def base_in_use(self, stack: Stack) -> Base:
         """The base of a volume's image, which stays while the volume's entry names it.
