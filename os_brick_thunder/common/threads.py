@@ -91,8 +91,8 @@ class Jobs:
             thread = threading.Thread(
                 target=self._run, args=(key, call), name=self._name, daemon=True
             )
+            thread.start()  # may fail; it waits for this lock before it ends
             self._busy[key] = thread
-            thread.start()
         return True
 
     def is_busy(self, key: str) -> bool:

@@ -104,7 +104,7 @@ class Bases:
                 self._availability.draining.discard(base.thin_id)  # it is needed here after all
                 if base.thin_id in self._availability.absent:
                     self._restore(base, plan.sources)
-                self._follow(image.id, plan.profile)
+                self.follow(plan)
                 return self._store.bases[image.id]
             try:
                 base = self._build(image, plan.location_id, plan.sources, plan.profile)
@@ -113,14 +113,17 @@ class Bases:
                 raise
         return base  # the next heartbeat reports it
 
-    def _follow(self, image_id: str, profile: str) -> None:
-        """Fill what a base lacks in the order of a newer profile, if there is one."""
-        base = self._store.bases[image_id]
-        if profile and profile != base.profile and not base.complete:
+    def follow(self, plan: wire.Plan) -> None:
+        """Fill what the base of a plan's image lacks in the order of its profile, if it has one.
+
+        To be called within :meth:`steady`. What fails leaves the order as it is.
+        """
+        base = self._store.bases.get(plan.image.id) if plan.image and plan.profile else None
+        if base and base.phase == READY and not base.complete and base.profile != plan.profile:
             try:
-                self._store.put(dataclasses.replace(base, profile=profile))
+                self._store.put(dataclasses.replace(base, profile=plan.profile))
             except errors.StateError as error:
-                LOG.warning("base of image %s keeps its profile: %s", image_id, error)
+                LOG.warning("base of image %s keeps its profile: %s", base.image_id, error)
 
     def _build(
         self,

@@ -179,6 +179,7 @@ class CacheBuilder:
         """:returns: the cached entry, recorded, and the seconds that the guest waited"""
         with self._bases.steady(user.origin_image_id):
             base = self._admission.present_base(user.origin_image_id)
+            self._bases.follow(plan)
             stack = self._with_cache(user, base, plan)
             self._devices.build_cache(stack, undo)
         stack = dataclasses.replace(stack, mode="cached")

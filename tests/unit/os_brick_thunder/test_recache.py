@@ -18,11 +18,13 @@ from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import Stack, StateFile
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
     IMAGE,
     LUN,
+    MIB,
     PAYLOAD,
     PLAN,
     VOLUME,
@@ -114,6 +116,21 @@ def test_an_order_is_carried_out(host: Host) -> None:
     # The order was for one cache, and that is removed now.
     app.stack.remover.to_direct(VOLUME, "the local pool ran low")
     assert not recacher.attempt()
+
+
+def test_a_newer_profile_is_followed_and_a_recording_begun(host: Host) -> None:
+    app = migrated(host)
+    host.dm.requests[VOL] = 1 << 20
+    profile = Profile.of(1 << 18, [7, 8]).encode()
+    answers(host, dataclasses.replace(PLAN, profile=profile, record="r1"))
+    recacher = Recacher(app.stack.builder)
+    recacher.obey([VOLUME])
+    assert recacher.attempt()
+    assert StateFile(host.file).bases[IMAGE].profile == profile
+    app.stack.recorder._jobs.join(30)
+    # Its boot went on already: nobody is to wait for it.
+    assert [(each.record, each.last) for each in host.tracker.recordings] == [("r1", True)]
+    assert not list(Profile.decode(host.tracker.recordings[0].part, 512 * MIB).chunks())
 
 
 def test_orders_are_carried_out_in_another_thread_than_the_heartbeat(host: Host) -> None:

@@ -277,9 +277,13 @@ def test_no_thread_for_it_fails_nothing(world: World, monkeypatch: pytest.Monkey
     def fail(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    world.recorder.planned(STACK, ASKED)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(module.MOST):
+            world.recorder.planned(STACK, ASKED)
     assert world.tracker.recordings == []
+    world.record()  # nor does it count as one that goes on
+    assert len(world.tracker.recordings) == 1
 
 
 def test_an_attach_begins_a_recording(tmp_path: Path) -> None:
