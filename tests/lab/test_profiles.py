@@ -1,0 +1,115 @@
+"""A boot is recorded on one host, and the next host is given what it read before anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from cinder_thunder.db.api import Database
+from lab.cloud.config import agent as agent_options
+from lab.cloud.config import database_url
+from lab.inside import blocks
+from lab.nodes.node import Node
+from lab.nodes.services import Service
+from lab.play.journey import Journey
+from lab.shell import wait_for
+from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
+from os_brick_thunder.common.policy.profile import Profile
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+#: Where the guest reads, in MiB: each is in a piece of its own of what is filled.
+READ = (40, 7, 22, 51, 3, 60, 15, 33)
+#: Reads at offsets, with pauses: within 100 ms reads count as ascending.
+_BOOT = """\
+import mmap, os, sys, time
+device, *offsets = sys.argv[1:]
+fd, page = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
+for offset in offsets:
+    assert os.preadv(fd, [page], int(offset)) == 4096
+    time.sleep(0.3)
+"""
+#: "0 <length> thin <mapped sectors> <highest mapped sector>", for a while.
+_SAMPLES = "for i in $(seq 120); do dmsetup status {base}; sleep 0.2; done"
+
+
+@contextlib.contextmanager
+def filling_slowly(node: Node) -> Iterator[None]:
+    """During the body the node's agent fills a MiB a second."""
+    usual = node.catalog["thunder-agent"]
+    options = agent_options(node.spec, fill_rate_mib=1)
+    files = {**usual.files, "/etc/thunder/thunder.conf": options}
+    restart(node, dataclasses.replace(usual, files=files))
+    try:
+        yield
+    finally:
+        restart(node, usual)
+
+
+def restart(node: Node, agent: Service) -> None:
+    node.service_stop("thunder-agent")
+    node.catalog["thunder-agent"] = agent
+    node.service_start("thunder-agent")
+
+
+def profile_of(journey: Journey, image: str) -> Profile | None:
+    """The profile of an image, once a whole boot was recorded."""
+
+    def look() -> Profile | None:
+        found = Database(database_url("cinder")).profiles.show(image)
+        return Profile.decode(found.body, SIZE) if found and found.boots else None
+
+    return journey.cluster.network.call(look)
+
+
+def boot(node: Node, volume: str, path: str) -> None:
+    """Read as a guest does, once a recording has begun."""
+    regions = ["dmsetup", "message", VolumeNames(volume).vol, "0", "@stats_list thunder-reads"]
+    wait_for("a recording", lambda: bool(node.run(regions).stdout.strip()), timeout=20)
+    node.run(["python", "-c", _BOOT, path, *(str(at * MIB + 8192) for at in READ)], timeout=60)
+
+
+def filled(node: Node, image: str) -> list[tuple[int, int]]:
+    """What a base has while it is filled: bytes, and where the last of them ends."""
+    command = _SAMPLES.format(base=ImageNames(image).base)
+    lines = [line.split() for line in node.run(command, timeout=120).stdout.splitlines()]
+    return [(int(words[3]) * 512, (int(words[4]) + 1) * 512) for words in lines if words[3] != "0"]
+
+
+def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path: Path) -> None:
+    first, second = journey.cluster.of_kind("compute")[:2]
+    raw = tmp_path / "booted.raw"
+    raw.write_bytes(random.Random("booted").randbytes(SIZE))
+    image = journey.upload(raw, "booted", "raw")
+    volumes = [journey.create_volume(f"boot-{n}", 1, "--image", image) for n in range(2)]
+
+    attached = journey.attach(first, volumes[0])
+    boot(first, volumes[0], attached.path)
+    journey.detach(first, volumes[0])
+    wait_for("a profile", lambda: profile_of(journey, image) is not None, timeout=30)
+    profile = profile_of(journey, image)
+    assert profile is not None
+    order = list(dict.fromkeys(chunk * profile.chunk // MIB for chunk in profile.chunks()))
+    assert [piece for piece in order if piece in READ] == list(READ)
+    assert len(order) <= len(READ) + 2, "others are looks for partition tables"
+    shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
+    assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
+
+    with filling_slowly(second):
+        attached = journey.attach(second, volumes[1])
+        samples = filled(second, image)
+        digest = journey.digest(second, attached.path, SIZE)
+    whole = [(held // MIB, end // MIB) for held, end in samples if held % MIB == end % MIB == 0]
+    early = [(held, end) for held, end in whole if 2 <= held <= len(order)]
+    assert len({held for held, _ in early}) >= 3, whole
+    for held, end in early:
+        assert end == max(order[:held]) + 1, (order, whole)
+    assert digest == blocks.expected_digest(raw, ())
+
+    journey.detach(second, volumes[1])
+    journey.delete_volumes(volumes)
+    journey.cluster.openstack("image", "delete", image)
