@@ -155,8 +155,8 @@ def share(part: Profile, of: Profile) -> float:
 
 
 def percent(part: float | None) -> str:
-    """A share as people read it; empty if it is not known."""
-    return "" if part is None else f"{100 * part:.0f} %"
+    """A share as people read it; "-" if it is not known."""
+    return "-" if part is None else f"{100 * part:.0f} %"
 
 
 def _length(profile: Profile) -> int:

@@ -444,6 +444,7 @@ _TABLES = (
     "thunder_volumes",
     "thunder_stacks",
     "thunder_leases",
+    "thunder_profiles",
 )
 _DEVICES = "dmsetup ls | awk '/^No devices/ {next} {print $1}'"
 _SESSIONS = "cat /sys/class/iscsi_session/*/targetname"

@@ -71,7 +71,7 @@ def _bytes(profile: Profile | None, size: int) -> int:
 
 def _each(shares: Iterable[float | None]) -> str:
     """Shares in per cent; "-" for one that is not known."""
-    return ", ".join(profiles.percent(share) or "-" for share in shares)
+    return ", ".join(map(profiles.percent, shares))
 
 
 class ImageProfileRecord(_ProfileCommand):
