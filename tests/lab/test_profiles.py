@@ -24,14 +24,14 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 #: Where the guest reads, in MiB: each is in a piece of its own of what is filled.
 READ = (40, 7, 22, 51, 3, 60, 15, 33)
-#: Reads at offsets, with pauses: within 100 ms reads count as ascending.
+#: Reads at offsets, with pauses: reads between two looks count as ascending.
 _BOOT = """\
 import mmap, os, sys, time
 device, *offsets = sys.argv[1:]
 fd, page = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
 for offset in offsets:
     assert os.preadv(fd, [page], int(offset)) == 4096
-    time.sleep(0.3)
+    time.sleep(1)
 """
 #: "0 <length> thin <mapped sectors> <highest mapped sector>", for a while.
 _SAMPLES = "for i in $(seq 120); do dmsetup status {base}; sleep 0.2; done"

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from os_brick_thunder.agent.policy.recording import Reads
 from os_brick_thunder.agent.ports import Host
@@ -37,6 +38,8 @@ QUIET = 15.0
 #: Seconds after the beginning of a boot at which it is reported what it has read so far: those who
 #: attach a volume of the image meanwhile need not wait for the end.
 PARTS = (1.0, 3.0, 10.0)
+#: The share of a CPU that the looks of a recording take at most; slots are longer if need be.
+SHARE = 0.05
 #: Requests that a device may have had before its recording begins; after more, a boot goes on.
 MISSED = 256
 
@@ -56,6 +59,7 @@ class Recorder:
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
         self._jobs = Jobs("recording", MOST)
+        self._reports = Jobs("recorded", MOST)
 
     def start(self) -> None:
         """Remove what an agent that was killed has left, in the background."""
@@ -65,7 +69,8 @@ class Recorder:
     def stop(self) -> None:
         """What is being recorded is dropped."""
         self._stopped.set()
-        self._jobs.stop()
+        for jobs in (self._jobs, self._reports):
+            jobs.stop()
         self._jobs.join(10 * SLOT)
 
     def planned(self, stack: Stack, plan: wire.Plan) -> None:
@@ -73,7 +78,9 @@ class Recorder:
         device. Does not block.
         """
         if plan.record and plan.image:
-            recording = _Recording(self._host, stack, plan, plan.image, self._clock, self._wait)
+            recording = _Recording(
+                self._host, self._reports, stack, plan.image, plan.record, self._clock, self._wait
+            )
             try:
                 self._jobs.start(plan.record, recording.run)
             except RuntimeError as error:  # there can be no more threads
@@ -91,16 +98,19 @@ class _Recording:
     def __init__(
         self,
         host: Host,
+        reports: Jobs,
         stack: Stack,
-        plan: wire.Plan,
         image: wire.ImageInfo,
+        record: str,
         clock: Callable[[], float],
         wait: Callable[[float], bool],
     ) -> None:
+        """:param reports: makes reports while the recording goes on, one at a time"""
         self._host = host
+        self._reports = reports
         self._blocks = host.kit.blocks
         self._stack = stack
-        self._record = plan.record
+        self._record = record
         self._image = image
         self._clock = clock
         self._wait = wait
@@ -116,7 +126,7 @@ class _Recording:
         if not self._await_device():
             return
         if self._blocks.requests(devnames.path(self._name)) > MISSED:
-            self._report(last=True)  # of nothing: the tracker may ask another host
+            self._send(self._made(last=True))  # of nothing: the tracker may ask another host
             return
         watched = ReadMap(self._host.kit.dm, self._name, self._image.size, self._area)
         self._area = watched.area
@@ -126,7 +136,9 @@ class _Recording:
             with contextlib.suppress(errors.ThunderError):  # it went with the device
                 watched.remove()
         if ended:
-            self._report(last=True)
+            while self._reports.is_busy(self._record) and not self._wait(SLOT):
+                pass  # nothing may overtake another report
+            self._send(self._made(last=True))
 
     def _await_device(self) -> bool:
         """Wait until the volume is attached.
@@ -150,16 +162,16 @@ class _Recording:
         :returns: False if the recorder was stopped before
         """
         end = self._clock() + LIMIT
-        newest, parts = 0.0, list(PARTS)
+        newest, parts, took = 0.0, list(PARTS), 0.0
         began: float | None = None
-        while not self._wait(SLOT):
-            before = self._reads
+        while not self._wait(max(SLOT, took / SHARE)):
+            before, used = self._reads, time.thread_time()
             try:
                 self._look(watched)
             except errors.ThunderError as error:
                 LOG.debug("%s: %s", self._name, error)
                 return True  # it was detached
-            now = self._clock()
+            now, took = self._clock(), time.thread_time() - used
             if self._reads.order != before.order:
                 newest = now
             if began is None and self._reads.begun:
@@ -168,7 +180,8 @@ class _Recording:
                 return True
             if began is not None and parts and now >= began + parts[0]:
                 parts = [part for part in parts if now < began + part]
-                self._report(last=False)
+                # Not here: what is read while a tracker takes its time has an order, too.
+                self._reports.start(self._record, partial(self._send, self._made(last=False)))
         return False
 
     def _look(self, watched: ReadMap) -> None:
@@ -191,9 +204,9 @@ class _Recording:
             return Extents()
         return wanted.intersection(base.extents).intersection(mapped)
 
-    def _report(self, last: bool) -> None:
+    def _made(self, last: bool) -> wire.Recording:
         unread = self._prefetched.difference(self._reads.extents(self._area))
-        recording = wire.Recording(
+        return wire.Recording(
             image_id=self._image.id,
             content=self._image.content,
             record=self._record,
@@ -203,7 +216,9 @@ class _Recording:
             prefetched=self._prefetched.length if last else 0,
             wasted=unread.length if last else 0,
         )
+
+    def _send(self, recording: wire.Recording) -> None:
         try:
             self._host.tracker.profile_report(recording)
         except errors.ThunderError as error:
-            LOG.info("what a boot of image %s reads is not reported: %s", self._image.id, error)
+            LOG.info("a recording of image %s is not reported: %s", recording.image_id, error)

@@ -58,6 +58,7 @@ class World:
         self.recorder = Recorder(host, lambda: self.now, self.wait)
 
     def wait(self, seconds: float) -> bool:
+        self.recorder._reports.join(30)
         self.now += seconds
         while self.script and self.script[0][0] <= self.now:
             self.script.pop(0)[1]()
@@ -207,6 +208,50 @@ def test_a_tracker_that_is_away_costs_its_reports_alone(world: World) -> None:
     world.record()
     assert [each.last for each in world.tracker.recordings] == [False, True]
     assert world.dm.regions[NAME] == {}
+
+
+def test_a_tracker_that_takes_its_time_changes_no_order(world: World) -> None:
+    """Nor does what it is told last overtake what it was told before."""
+    answered, told = threading.Event(), world.tracker.profile_report
+
+    def slow(recording: wire.Recording) -> None:
+        assert recording.last or answered.wait(30)
+        told(recording)
+
+    world.tracker.profile_report = slow  # type: ignore[method-assign]
+    join = world.recorder._reports.join
+    world.recorder._reports.join = lambda timeout: None  # type: ignore[method-assign]
+
+    def answer() -> None:
+        answered.set()
+        join(30)
+
+    world.read(1.0, *range(6))
+    for second in range(2, 30):  # past all parts
+        world.read(float(second), 100 - second)
+    world.at(30.0, lambda: world.dm.remove(NAME))
+    world.at(40.0, answer)
+    world.record()
+    assert world.parts()[-1] == [*range(6), *(100 - second for second in range(2, 30))]
+    assert [each.last for each in world.tracker.recordings] == [False, True]
+
+
+def test_looks_that_are_expensive_are_rare(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    touched, used = ReadMap.touched, [0.0]
+
+    def expensive(self: ReadMap) -> Touched:
+        looks.append(world.now)
+        used[0] += 0.02
+        return touched(self)
+
+    monkeypatch.setattr(ReadMap, "touched", expensive)
+    monkeypatch.setattr(time, "thread_time", lambda: used[0])
+    for tenth in range(1, 120):
+        world.read(tenth / 10, tenth)
+    world.record()
+    assert looks[1] - looks[0] == pytest.approx(0.02 / module.SHARE)
+    assert len(world.parts()[-1]) == 119
 
 
 def test_it_tells_what_was_prefetched_and_never_read(world: World) -> None:
