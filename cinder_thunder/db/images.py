@@ -225,8 +225,10 @@ def _describe(row: models.ImageRow, image: Image) -> None:
 
 
 def _replace(session: Session, row: models.ImageRow, image: Image) -> None:
-    """Give an image other content. Its masters are forgotten, and its bases are to be removed."""
-    location = models.LocationRow
+    """Give an image other content. Its masters and its boots are forgotten, and its bases are to
+    be removed.
+    """
+    location, profile = models.LocationRow, models.ProfileRow
     here = location.image_id == image.id
     session.execute(sa.delete(location).where(here, location.kind == ranking.MASTER))
     session.execute(
@@ -234,6 +236,7 @@ def _replace(session: Session, row: models.ImageRow, image: Image) -> None:
         .where(here, location.kind == ranking.BASE)
         .values(state=ranking.STALE, parent_id=None, children=0)
     )
+    session.execute(sa.delete(profile).where(profile.image_id == image.id))
     _describe(row, image)
 
 

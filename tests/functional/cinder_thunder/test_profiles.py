@@ -195,6 +195,10 @@ def test_other_content_is_another_image(database: Database, image: ImageInfo, cl
     assert found is not None
     assert (found.content, found.state, found.body) == ("sha512:ff", profiles.EMPTY, "")
     assert report(database, image, record, BOOT) is None
+    # A master of the other image is made: nothing is shown of the former one's boots.
+    boots(database, other, "c1", BOOT, clock)
+    database.images.add_master(Image(image.id, 4096, Extents.of([]), content="sha512:00"), STORAGE)
+    assert database.profiles.show(image.id) is None
 
 
 def test_recordings_of_what_is_not_a_boot_are_forgotten(
