@@ -31,7 +31,7 @@ device, *offsets = sys.argv[1:]
 fd, page = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
 for offset in offsets:
     assert os.preadv(fd, [page], int(offset)) == 4096
-    time.sleep(1)
+    time.sleep(2)
 """
 #: "0 <length> thin <mapped sectors> <highest mapped sector>", for a while.
 _SAMPLES = "for i in $(seq 120); do dmsetup status {base}; sleep 0.2; done"

@@ -38,8 +38,9 @@ QUIET = 15.0
 #: Seconds after the beginning of a boot at which it is reported what it has read so far: those who
 #: attach a volume of the image meanwhile need not wait for the end.
 PARTS = (1.0, 3.0, 10.0)
-#: The share of a CPU that the looks of a recording take at most; slots are longer if need be.
-SHARE = 0.05
+#: The share of a CPU that the looks of a recording should take at most; slots are longer then, but
+#: not longer than this, in seconds: a host that is busy makes everything look expensive.
+SHARE, LONGEST_SLOT = 0.05, 0.5
 #: Requests that a device may have had before its recording begins; after more, a boot goes on.
 MISSED = 256
 
@@ -164,7 +165,7 @@ class _Recording:
         end = self._clock() + LIMIT
         newest, parts, took = 0.0, list(PARTS), 0.0
         began: float | None = None
-        while not self._wait(max(SLOT, took / SHARE)):
+        while not self._wait(min(max(SLOT, took / SHARE), LONGEST_SLOT)):
             before, used = self._reads, time.thread_time()
             try:
                 self._look(watched)

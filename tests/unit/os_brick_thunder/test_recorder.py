@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from os_brick_thunder.agent import ports
 from os_brick_thunder.agent.policy.recording import PROBED, Reads
 from os_brick_thunder.agent.stack import recorder as module
-from os_brick_thunder.agent.stack.recorder import LIMIT, MISSED, QUIET, SLOT, Recorder
+from os_brick_thunder.agent.stack.recorder import LIMIT, LONGEST_SLOT, MISSED, QUIET, SLOT, Recorder
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.mechanism.readmap import ReadMap
 from os_brick_thunder.common.policy import dmstats, dmtable
@@ -236,13 +236,16 @@ def test_a_tracker_that_takes_its_time_changes_no_order(world: World) -> None:
     assert [each.last for each in world.tracker.recordings] == [False, True]
 
 
-def test_looks_that_are_expensive_are_rare(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cost", "slot"), [(0.001, SLOT), (0.02, 0.4), (1.0, LONGEST_SLOT)])
+def test_looks_that_are_expensive_are_rare(
+    world: World, monkeypatch: pytest.MonkeyPatch, cost: float, slot: float
+) -> None:
     looks: list[float] = []
     touched, used = ReadMap.touched, [0.0]
 
     def expensive(self: ReadMap) -> Touched:
         looks.append(world.now)
-        used[0] += 0.02
+        used[0] += cost
         return touched(self)
 
     monkeypatch.setattr(ReadMap, "touched", expensive)
@@ -250,7 +253,7 @@ def test_looks_that_are_expensive_are_rare(world: World, monkeypatch: pytest.Mon
     for tenth in range(1, 120):
         world.read(tenth / 10, tenth)
     world.record()
-    assert looks[1] - looks[0] == pytest.approx(0.02 / module.SHARE)
+    assert looks[1] - looks[0] == pytest.approx(slot)
     assert len(world.parts()[-1]) == 119
 
 
