@@ -44,7 +44,8 @@ class Filler:
     """Fills a bounded number of bases at one time.
 
     A base whose source fails gives its turn to the others: those that were tried less often come
-    first. One that only lacks the rest gives its turn to one that lacks what boots read.
+    first. One that only lacks the rest gives its turn to one that lacks what boots read and has not
+    failed.
     """
 
     def __init__(
@@ -112,17 +113,16 @@ class Filler:
             lacking = {key for key in bases if self._rest or not self._is_followed(bases[key])}
             tried = {key: self._tried.get(key, Backoff()) for key in lacking - self._busy}
             due = [key for key in tried if tried[key].due <= now]
-            due.sort(
-                key=lambda key: (
-                    self._is_followed(bases[key]), tried[key].attempts, tried[key].due, key,
-                )
-            )  # fmt: skip
+            first = {
+                key for key in due if not (tried[key].attempts or self._is_followed(bases[key]))
+            }
+            due.sort(key=lambda key: (key not in first, tried[key].attempts, tried[key].due, key))
             free = self._most - len(self._busy)
             for key in due[:free]:
                 if self._workers and not self._thread.stopping:
                     self._busy.add(key)
                     self._workers.submit(self._work, bases[key])
-            self._urgent = not all(self._is_followed(bases[key]) for key in due[free:])
+            self._urgent = not first.isdisjoint(due[free:])
 
     def _forget_all_but(self, thin_ids: Set[int]) -> None:
         self._tried = {key: each for key, each in self._tried.items() if key in thin_ids}

@@ -394,3 +394,25 @@ def test_a_base_that_lacks_the_rest_makes_way_for_what_boots_read(world: World) 
     filler.stop()
     assert world.completed == [2, 1]
     assert world.base() == world.expected()
+
+
+def test_a_base_that_fails_takes_no_turn_from_others_for_what_boots_read(world: World) -> None:
+    """There is one worker here; the rest of the healthy base is filled in one go."""
+    profile = Profile.of(BLOCK, [5]).encode()
+    broken = dataclasses.replace(world.bases["i"], image_id="broken", thin_id=2, profile=profile)
+    world.bases["broken"] = broken  # without devices
+    asked: list[bool] = []
+
+    def may_fill() -> bool:
+        time.sleep(0.1)  # longer than the pause after a failure
+        filler._assign()
+        asked.append(filler._urgent)
+        return True
+
+    filler = world.filler(may_fill)
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [0, 1, 2, 3]
+    assert len(asked) == 4
+    assert not any(asked)
