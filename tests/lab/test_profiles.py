@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cinder_thunder.db.api import Database
@@ -33,8 +34,11 @@ for offset in offsets:
     assert os.preadv(fd, [page], int(offset)) == 4096
     time.sleep(2)
 """
-#: "0 <length> thin <mapped sectors> <highest mapped sector>", for a while.
-_SAMPLES = "for i in $(seq 120); do dmsetup status {base}; sleep 0.2; done"
+#: "0 <length> thin <mapped sectors> <highest mapped sector>", until there is a file.
+_STOP = "/run/filled"
+_SAMPLES = (
+    "rm -f {stop}; while [ ! -e {stop} ]; do dmsetup status {base} 2> /dev/null; sleep 0.2; done"
+)
 
 
 @contextlib.contextmanager
@@ -73,11 +77,27 @@ def boot(node: Node, volume: str, path: str) -> None:
     node.run(["python", "-c", _BOOT, path, *(str(at * MIB + 8192) for at in READ)], timeout=60)
 
 
-def filled(node: Node, image: str) -> list[tuple[int, int]]:
-    """What a base has while it is filled: bytes, and where the last of them ends."""
-    command = _SAMPLES.format(base=ImageNames(image).base)
-    lines = [line.split() for line in node.run(command, timeout=120).stdout.splitlines()]
-    return [(int(words[3]) * 512, (int(words[4]) + 1) * 512) for words in lines if words[3] != "0"]
+def attach_and_watch(
+    journey: Journey, node: Node, image: str, volume: str, held: int
+) -> tuple[str, list[tuple[int, int]]]:
+    """Attach a volume, and watch its base until that has so many bytes.
+
+    :returns: the volume's path, and what the base had at times: bytes, and where the last one is
+    """
+    command = _SAMPLES.format(base=ImageNames(image).base, stop=_STOP)
+    with ThreadPoolExecutor(1) as threads:
+        watched = threads.submit(node.run, command, timeout=600)
+        try:
+            path = journey.attach(node, volume).path
+            wait_for("the base to be filled", lambda: filled(journey, node) > held, timeout=300)
+        finally:
+            node.run(["touch", _STOP])
+        lines = [line.split() for line in watched.result().stdout.splitlines()]
+    return path, [(int(w[3]) * 512, (int(w[4]) + 1) * 512) for w in lines if w[3] != "0"]
+
+
+def filled(journey: Journey, node: Node) -> int:
+    return sum(base["filled"] for base in journey.agent(node)["bases"])
 
 
 def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path: Path) -> None:
@@ -100,9 +120,9 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
 
     with filling_slowly(second):
-        attached = journey.attach(second, volumes[1])
-        samples = filled(second, image)
-        digest = journey.digest(second, attached.path, SIZE)
+        held = (len(READ) + 4) * MIB + filled(journey, second)
+        path, samples = attach_and_watch(journey, second, image, volumes[1], held)
+        digest = journey.digest(second, path, SIZE)
     whole = [(held // MIB, end // MIB) for held, end in samples if held % MIB == end % MIB == 0]
     early = [(held, end) for held, end in whole if 2 <= held <= len(order)]
     assert len({held for held, _ in early}) >= 3, whole

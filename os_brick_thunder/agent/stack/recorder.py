@@ -118,7 +118,8 @@ class _Recording:
         self._name = VolumeNames(stack.volume_id).vol
         self._reads = Reads()
         self._area = chunk_size(image.size)
-        self._requests = -1
+        #: At the last look: the requests so far, and whether some were in flight.
+        self._seen = (-1, True)
         #: Of what boots read, the part that was here when this one began.
         self._prefetched = Extents()
 
@@ -187,10 +188,12 @@ class _Recording:
 
     def _look(self, watched: ReadMap) -> None:
         """:raises errors.ThunderError: the device is gone"""
-        requests = self._blocks.requests(devnames.path(self._name))
-        if requests != self._requests:  # much cheaper to know than where they were
-            self._requests = requests
+        path = devnames.path(self._name)
+        # In this order: Linux 6.1 counts a request here when it begins, and its area when it ends.
+        requests, busy = self._blocks.requests(path), self._blocks.in_flight(path) > 0
+        if (requests, False) != self._seen:  # much cheaper to know than where they were
             self._reads = self._reads.after(watched.touched())
+        self._seen = (requests, busy)
 
     def _present(self) -> Extents:
         """What the base has of its profile; empty if that cannot be said."""

@@ -77,7 +77,8 @@ def reads(device: str) -> int:
 
 
 def requests(device: str) -> int:
-    """Reads and writes that a device has completed since it appeared (sysfs ``stat``).
+    """Reads and writes that a device had since it appeared (sysfs ``stat``). Whether those in
+    flight are among them depends on the kernel: in Linux 6.1 they are (``bdev_start_io_acct()``).
 
     :raises errors.DeviceNotFound:
     """

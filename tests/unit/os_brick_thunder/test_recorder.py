@@ -19,7 +19,7 @@ from os_brick_thunder.agent.stack import recorder as module
 from os_brick_thunder.agent.stack.recorder import LIMIT, LONGEST_SLOT, MISSED, QUIET, SLOT, Recorder
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.mechanism.readmap import ReadMap
-from os_brick_thunder.common.policy import dmstats, dmtable
+from os_brick_thunder.common.policy import devnames, dmstats, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmstats import Touched
 from os_brick_thunder.common.policy.dmtable import Table
@@ -109,6 +109,27 @@ def test_a_boot_is_reported_in_parts_and_as_a_whole(world: World) -> None:
     assert last == wire.Recording(IMAGE, "c1", "r1", "cmp1", last.part, last=True)
     assert world.now == pytest.approx(20.0 + QUIET, abs=2 * SLOT)
     assert world.dm.regions[NAME] == {}
+
+
+def test_what_is_in_flight_while_somebody_looks_is_not_missed(world: World) -> None:
+    """The device counts a request when it begins, the region when it ends."""
+    blocks: fakes.FakeBlocks = world.kit.blocks  # type: ignore[assignment]
+    path, before = devnames.path(NAME), 1 << 10
+
+    def begin() -> None:
+        world.dm.requests[NAME] = before
+        blocks.reading[path] = 1
+
+    def end() -> None:
+        world.dm.read(NAME, 50 * CHUNK, 4096)
+        world.dm.requests[NAME] = before
+        blocks.reading[path] = 0
+
+    world.at(1.0, begin)
+    world.at(3.05, end)
+    world.read(5.0, *range(6))
+    world.record()
+    assert world.parts()[-1] == [50, 0, 1, 2, 3, 4, 5]
 
 
 def test_what_was_written_first_is_not_the_images(world: World) -> None:
