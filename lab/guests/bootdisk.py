@@ -227,18 +227,21 @@ def boots(
     memory: int,
     timeout: float,
     console: Callable[[str], None] = lambda _line: None,
+    options: Sequence[str] = (),
 ) -> bool:
     """Boot the image in QEMU, without changing it, and return whether it shows its prompt.
 
     :param memory: of the guest, in MiB
     :param timeout: seconds; without KVM a boot takes about ten times as long
     :param console: called with each line of the serial console, and QEMU's own messages
+    :param options: further ones of QEMU
     :raises GuestError: QEMU is missing
     """
     drive = str(image).replace(",", ",,")
     argv = ["qemu-system-x86_64", "-accel", "kvm" if _hardware_kvm() else "tcg", "-m", str(memory)]
     argv += ["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot", "-snapshot"]
-    argv += ["-serial", "stdio", "-drive", f"file={drive},format={_format(image)},if=virtio"]
+    argv += [*options, "-serial", "stdio"]
+    argv += ["-drive", f"file={drive},format={_format(image)},if=virtio"]
     try:
         qemu = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

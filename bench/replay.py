@@ -1,0 +1,252 @@
+"""How long servers take to boot from volumes: the reads of a real boot, on N hosts at once.
+
+A Debian guest is booted once in QEMU, and what it reads is kept with the time between. Then the
+same reads are made on volumes of its image, on N compute hosts at the same moment, over links that
+are limited, so that the network is measured and not this machine's cores. A boot is the attach and
+the reads after it.
+
+plain           os-brick's own connector: every read goes to the storage host
+cold            Thunder, on hosts without a replica, of an image that never booted
+cold, profile   the same, once three boots of the image were recorded
+warm            Thunder, on hosts that have the whole image
+local           the reads alone, from the host's own replica: the limit of what is possible
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.replaying import trace
+from lab.cluster import existing_or_new
+from lab.guests import bootdisk, guest
+from lab.nodes.node import Node
+from lab.nodes.topology import Link, Topology
+from lab.play.journey import Attached, Journey
+from lab.shell import wait_for
+from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy.devnames import ImageNames
+
+MIB, GIB = 1 << 20, 1 << 30
+#: Of the trace's time between reads: without KVM, a guest thinks some ten times as long.
+THINKING = 0.1
+_FILE = "/run/replay.trace"
+#: Boots of which a profile is made.
+RECORDED = 3
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Seconds of one server's attach, of its reads after it, and of the longest of these."""
+
+    attach: float
+    reads: float
+    longest: float
+
+    @property
+    def seconds(self) -> float:
+        return self.attach + self.reads
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to boot on some hosts at once; ``egress``: bytes that the storage hosts sent."""
+
+    name: str
+    hosts: int
+    boots: tuple[Boot, ...]
+    egress: int
+    cached: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(boot.seconds for boot in self.boots)
+
+    @property
+    def last(self) -> float:
+        return max(boot.seconds for boot in self.boots)
+
+
+class Replays:
+    """The boots of one image in one lab."""
+
+    def __init__(self, journey: Journey, reads: Sequence[trace.Read], note: Callable[[str], None]):
+        self._journey = journey
+        self._cluster = journey.cluster
+        self._reads = reads
+        self._note = note
+        self._image = ""
+        self._volumes: list[str] = []
+
+    def prepare(self, image: Path) -> None:
+        """Upload the image, and create a volume of it for each compute host."""
+        nodes = self._cluster.of_kind("compute")
+        for plain in (False, True):
+            self._journey.start_bricks(plain)
+        text = "".join(f"{read}\n" for read in self._reads)
+        for node in nodes:
+            node.run(["tee", _FILE], input=text)
+        self._image = self._journey.upload(image, "replay")
+        gib = -(-bootdisk.sizes(image)[0] // GIB)
+        self._volumes = [
+            self._journey.create_volume(f"replay-{node.name}", gib, "--image", self._image)
+            for node in nodes
+        ]
+
+    def close(self) -> None:
+        self._journey.delete_volumes(self._volumes)
+
+    def run(self, hosts: int) -> list[Arm]:
+        """All arms on this many hosts."""
+        nodes = self._cluster.of_kind("compute")[:hosts]
+        self._forget(nodes)
+        arms = [self._arm("plain", nodes, plain=True)]
+        self._cluster.thunder("image", "profile", "reset", self._image)
+        arms.append(self._arm("cold", nodes))
+        while self._recorded() < RECORDED:
+            self._forget(nodes)
+            self._arm("recorded", nodes)
+        self._forget(nodes)
+        arms.append(self._arm("cold, profile", nodes))
+        for node in nodes:
+            self._journey.await_complete(node, self._image)
+        arms.append(self._arm("warm", nodes))
+        arms.append(self._local(nodes))
+        return arms
+
+    def profile(self) -> dict[str, Any]:
+        """What ``thunder image profile show`` says at the end."""
+        return self._shown()
+
+    def _shown(self) -> dict[str, Any]:
+        text = self._cluster.thunder("image", "profile", "show", self._image, "-f", "json")
+        shown: dict[str, Any] = json.loads(text)
+        return shown
+
+    def _recorded(self) -> int:
+        """Boots of which the profile is made, once those that were recorded are among them."""
+        wait_for("recordings to end", lambda: not self._shown()["recording"], timeout=200)
+        return int(self._shown()["boots"])
+
+    def _forget(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            if any(b["image_id"] == self._image for b in self._journey.agent(node)["bases"]):
+                self._journey.evict(node, self._image)
+
+    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False) -> Arm:
+        pairs = dict(zip(nodes, self._volumes, strict=False))
+        before = self._sent()
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            done = list(threads.map(lambda n: self._boot(n, pairs[n], plain), nodes))
+            egress = self._sent() - before
+            cached = sum(
+                self._journey.stack(node, volume).get("mode") == "cached"
+                for node, volume in pairs.items()
+            )
+            list(threads.map(lambda n: self._journey.detach(n, pairs[n], plain), nodes))
+        return self._told(Arm(name, len(nodes), tuple(done), egress, 0 if plain else cached))
+
+    def _boot(self, node: Node, volume: str, plain: bool) -> Boot:
+        attached: Attached = self._journey.attach(node, volume, plain)
+        return self._replay(node, attached.path, attached.attach_s)
+
+    def _local(self, nodes: Sequence[Node]) -> Arm:
+        base = devnames.path(ImageNames(self._image).base)
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            done = list(threads.map(lambda n: self._replay(n, base, 0.0), nodes))
+        return self._told(Arm("local", len(nodes), tuple(done), 0, 0))
+
+    def _replay(self, node: Node, device: str, attach: float) -> Boot:
+        command = f"python -m lab.inside.replay {device} {_FILE} {THINKING}"
+        found = json.loads(node.run(command, timeout=900).stdout)
+        return Boot(attach, found["seconds"], found["longest"])
+
+    def _sent(self) -> int:
+        return sum(node.counters().sent for node in self._cluster.of_kind("storage"))
+
+    def _told(self, arm: Arm) -> Arm:
+        self._note(
+            f"{arm.hosts} hosts, {arm.name}: median {arm.median:.1f} s, last {arm.last:.1f} s"
+        )
+        return arm
+
+
+def show(arms: Sequence[Arm], size: int, profile: Mapping[str, Any], console: Console) -> None:
+    """Print a table.
+
+    :param size: distinct bytes that a boot reads
+    """
+    table = Table(title="boots from volumes at once: attach and reads")
+    for heading in ("hosts", "boots", "attach s", "reads s", "median s", "last s", "longest read s",
+                    "cached", "egress / boot's bytes"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "boots" else "right")
+    for arm in arms:
+        table.add_row(
+            str(arm.hosts),
+            arm.name,
+            f"{statistics.median(boot.attach for boot in arm.boots):.1f}",
+            f"{statistics.median(boot.reads for boot in arm.boots):.1f}",
+            f"{arm.median:.1f}",
+            f"{arm.last:.1f}",
+            f"{max(boot.longest for boot in arm.boots):.2f}",
+            "-" if arm.name in {"plain", "local"} else f"{arm.cached} of {arm.hosts}",
+            f"{arm.egress / size:.2f}",
+        )
+    console.print(table)
+    for key in ("state", "boots", "coverage", "waste", "prefetch_waste", "bytes", "order"):
+        console.print(f"profile: {key} {profile[key]}")
+
+
+@contextmanager
+def _noted(console: Console) -> Iterator[Callable[[str], None]]:
+    began = time.monotonic()
+    yield lambda text: console.print(f"[{time.monotonic() - began:7.1f} s] {text}", markup=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="bench.replay", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 6], metavar="N")
+    parser.add_argument("--link", default="200mbit", help="of each host, in both directions")
+    parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
+    options = parser.parse_args()
+    image = guest.build()
+    reads = trace.record(image)
+    size = trace.distinct(reads)
+    console = Console(width=120)
+    thinking = THINKING * sum(read.gap for read in reads) / 1e6
+    console.print(
+        f"a boot of {image.name}: {len(reads)} reads of {size / MIB:.1f} MiB in distinct places; "
+        f"{thinking:.1f} s of thinking ({THINKING:g} of what it took without KVM)"
+    )
+    topology = Topology.standard(compute=max(options.hosts), link=Link(rate=options.link))
+    with (
+        existing_or_new(options.lab, "replay", topology) as cluster,
+        _noted(console) as note,
+    ):
+        replays = Replays(Journey(cluster), reads, note)
+        replays.prepare(image)
+        arms = [arm for hosts in options.hosts for arm in replays.run(hosts)]
+        profile = replays.profile()
+        replays.close()
+    show(arms, size, profile, console)
+    if options.json:
+        found = {"arms": [asdict(arm) for arm in arms], "bytes": size, "profile": profile}
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

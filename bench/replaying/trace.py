@@ -1,0 +1,79 @@
+"""What a server reads of its disk while it boots, as QEMU's trace tells it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.guests import bootdisk
+from lab.guests.guest import HOSTNAME
+
+EVENTS = "virtio_blk_handle_read", "virtio_blk_rw_complete"
+_SECTOR = 512
+_LINE = re.compile(
+    r"\d+@(?P<seconds>\d+\.\d+):virtio_blk_(?:(?P<read>handle_read)|rw_complete) vdev \w+ "
+    r"req (?P<request>\w+)(?: sector (?P<first>\d+) nsectors (?P<count>\d+))?"
+)
+
+
+@dataclass(frozen=True)
+class Read:
+    """``gap``: microseconds since all reads before it had ended; the rest in sectors."""
+
+    gap: int
+    first: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.gap} {self.first} {self.count}"
+
+
+def parse(lines: Iterable[str]) -> Iterator[Read]:
+    """The reads of a trace, in the order in which they were issued."""
+    idle_since: float | None = None
+    flying: set[str] = set()
+    for line in lines:
+        found = _LINE.match(line)
+        if not found:
+            continue
+        now, request = float(found["seconds"]), found["request"]
+        if found["read"]:
+            gap = 0.0 if flying or idle_since is None else now - idle_since
+            flying.add(request)
+            yield Read(max(0, round(gap * 1e6)), int(found["first"]), int(found["count"]))
+        elif request in flying:
+            flying.remove(request)
+            idle_since = now
+
+
+def record(image: Path, memory: int = 512, timeout: float = 900) -> list[Read]:
+    """Boot a Debian guest (:mod:`lab.guests.guest`) once, and keep what it reads beside its image.
+
+    Without KVM its thinking takes some ten times as long as on hardware.
+
+    :raises bootdisk.GuestError: it shows no prompt
+    """
+    kept = image.with_suffix(".trace")
+
+    def boot() -> None:
+        log = kept.with_suffix(".log")
+        options = ["-msg", "timestamp=on", "-D", str(log)]
+        options += [word for event in EVENTS for word in ("-trace", f"enable={event}")]
+        if not bootdisk.boots(image, f"{HOSTNAME} login:", memory, timeout, options=options):
+            raise bootdisk.GuestError(f"{image} shows no prompt in {timeout:.0f} s")
+        with log.open() as lines:
+            kept.write_text("".join(f"{read}\n" for read in parse(lines)))
+        log.unlink()
+
+    bootdisk.once(kept, boot)
+    return [Read(*map(int, line.split())) for line in kept.read_text().splitlines()]
+
+
+def distinct(reads: Iterable[Read]) -> int:
+    """Bytes that are read at least once."""
+    sectors: set[int] = set()
+    for read in reads:
+        sectors.update(range(read.first, read.first + read.count))
+    return len(sectors) * _SECTOR
