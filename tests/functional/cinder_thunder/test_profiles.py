@@ -143,11 +143,10 @@ def test_dead_recorders_are_forgotten(database: Database, image: ImageInfo, cloc
     assert report(database, image, records[0], BOOT) is not None
 
 
+@pytest.mark.parametrize("url", ["mariadb"], indirect=True)  # SQLite has one lock
 def test_as_many_recorders_as_may_be_when_many_ask_at_once(
     database: Database, image: ImageInfo
 ) -> None:
-    if database.engine.dialect.name != "mysql":
-        pytest.skip("SQLite has one lock for all")
     barrier = threading.Barrier(8)
 
     def ask(number: int) -> bool:
@@ -161,12 +160,11 @@ def test_as_many_recorders_as_may_be_when_many_ask_at_once(
     assert found.recorders == profiles.RECORDERS
 
 
+@pytest.mark.parametrize("url", ["mariadb"], indirect=True)  # SQLite has one lock
 def test_neither_plans_nor_recordings_wait_for_each_other(
     database: Database, image: ImageInfo
 ) -> None:
     """A storm of plans holds the image's row most of the time."""
-    if database.engine.dialect.name != "mysql":
-        pytest.skip("SQLite has one lock for all")
     topology = Topology("c2", "10.0.0.9", "r1", "z1", "iqn.2026-11.org.example:c2")
     database.hosts.heartbeat(topology)
     with database.engine.begin() as held:
