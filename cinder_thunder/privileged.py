@@ -23,10 +23,10 @@ from cinder_thunder import concurrency
 from cinder_thunder.mechanism import saveconfig, thintools, volumetargets
 from os_brick_thunder.common import errors, transfer, wire
 from os_brick_thunder.common import run as gate
+from os_brick_thunder.common.copyends import GRAIN, Destination, Disk, File, Input, Nowhere
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta, thinroots
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transfer import GRAIN
 from os_brick_thunder.common.transport import iscsi, lio
 from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
 
@@ -337,15 +337,15 @@ def _begin(
     expected: tuple[int, bytes] | None,
 ) -> int:
     """:param device: None to read the source alone"""
-    target: transfer.Destination = transfer.Nowhere(size)
+    target: Destination = Nowhere(size)
     if device is not None:
-        target = transfer.Disk(device, size, write=True, sparse=True, block=block)
-    opened: transfer.Input
+        target = Disk(device, size, write=True, sparse=True, block=block)
+    opened: Input
     try:
         if extents is None:
-            opened = transfer.File(source, size)
+            opened = File(source, size)
         else:
-            opened = transfer.Disk(source, size, Extents.from_wire(extents))
+            opened = Disk(source, size, Extents.from_wire(extents))
     except BaseException:
         target.close()
         raise

@@ -22,6 +22,7 @@ from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
+from os_brick_thunder.common.copyends import Disk
 from os_brick_thunder.common.mechanism.blockdev import drop_cache
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
@@ -30,7 +31,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transfer import Disk, copy
+from os_brick_thunder.common.transfer import copy
 
 LOG = logging.getLogger(__name__)
 

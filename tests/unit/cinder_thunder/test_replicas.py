@@ -25,11 +25,11 @@ from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.masters import FILLING, MASTER, Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.copyends import GRAIN
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transfer import GRAIN
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance

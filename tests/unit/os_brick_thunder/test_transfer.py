@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.copyends import GRAIN, Disk, File, Nowhere
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.transfer import GRAIN, Disk, File, Nowhere, Transfer, copy
+from os_brick_thunder.common.transfer import Transfer, copy
 
 MIB = 1 << 20
 CHUNK = 1024
