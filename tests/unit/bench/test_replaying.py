@@ -1,0 +1,38 @@
+"""What is read of QEMU's trace of a boot, and how it is replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.replaying.trace import Read, distinct, parse
+from lab.inside import replay
+
+TRACE = """\
+qemu: a message
+842@100.000000:virtio_blk_handle_read vdev 0x55 req 0xa sector 0 nsectors 1
+842@100.000500:virtio_blk_rw_complete vdev 0x55 req 0xa ret 0
+842@100.002500:virtio_blk_handle_read vdev 0x55 req 0xa sector 2048 nsectors 8
+842@100.002600:virtio_blk_handle_read vdev 0x55 req 0xb sector 2056 nsectors 8
+842@100.003000:virtio_blk_rw_complete vdev 0x55 req 0xb ret 0
+842@100.003100:virtio_blk_rw_complete vdev 0x55 req 0xc ret 0
+842@100.004000:virtio_blk_rw_complete vdev 0x55 req 0xa ret 0
+842@100.005000:virtio_blk_handle_read vdev 0x55 req 0xd sector 2052 nsectors 8
+"""
+
+
+def test_thinking_is_the_time_in_which_no_read_is_in_flight() -> None:
+    reads = list(parse(TRACE.splitlines()))
+    assert reads == [Read(0, 0, 1), Read(2000, 2048, 8), Read(0, 2056, 8), Read(1000, 2052, 8)]
+    assert distinct(reads) == 17 * 512
+
+
+def test_the_same_reads_are_made_with_less_thinking(tmp_path: Path) -> None:
+    device, trace = tmp_path / "device", tmp_path / "trace"
+    device.write_bytes(bytes(2 << 20))
+    trace.write_text("".join(f"{read}\n" for read in parse(TRACE.splitlines())))
+    found = replay.replay(str(device), str(trace), 0.1)
+    assert (found["reads"], found["bytes"]) == (4, 25 * 512)
+    assert found["thinking"] == pytest.approx(0.0003)
+    assert found["seconds"] >= found["thinking"]
