@@ -140,6 +140,7 @@ DIFFERENCES = {
     "cinder.conf [DEFAULT] enabled_backends": "lib/cinder writes it",
     "cinder.conf [DEFAULT] host": "DevStack's hosts have names: it is the default",
     "cinder.conf [thunder] volume_group": "lib/lvm makes one for each backend",
+    "cinder.conf [thunder] max_over_subscription_ratio": "of a pool of a few GiB: bench.large",
     "cinder.conf [thunder] thunder_clean_interval": "a lab does not wait for minutes",
     "thunder.conf [DEFAULT] debug": "ENABLE_DEBUG_LOG_LEVEL",
     "thunder.conf [DEFAULT] log_color": "setup_logging",
