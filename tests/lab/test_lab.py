@@ -49,10 +49,10 @@ class _Machine:
 
     @classmethod
     def now(cls, lab: Cluster) -> _Machine:
-        """The state of the machine, without that of other labs, which may be up."""
+        """What names the lab on the machine, where other labs and builds of images go on."""
 
         def ours(line: str) -> bool:
-            return lab.network.name in line or "thunder-" not in line
+            return lab.network.name in line or str(lab.folder) in line
 
         loops = json.loads(run(["losetup", "--json", "--list"]).stdout or '{"loopdevices": []}')
         return cls(
@@ -60,7 +60,9 @@ class _Machine:
             links=frozenset(x["ifname"] for x in json.loads(run(["ip", "-j", "link"]).stdout)),
             namespaces=frozenset(filter(ours, run(["ip", "netns"]).stdout.splitlines())),
             mounts=frozenset(filter(ours, Path("/proc/self/mounts").read_text().splitlines())),
-            loops=frozenset(loop["name"] for loop in loops["loopdevices"]),
+            loops=frozenset(
+                loop["name"] for loop in loops["loopdevices"] if ours(str(loop["back-file"]))
+            ),
         )
 
 
