@@ -29,6 +29,8 @@ IMAGES = (
     Image(3, 16 * _MIB - 5, ((8, 100), (4 * _MIB + 3, 12 * _MIB - 8))),
 )
 _LEFTOVERS = 90.0
+#: Tables whose rows stay as long as an image's replicas.
+_OF_IMAGES = "thunder_images", "thunder_locations", "thunder_profiles"
 
 
 def world(journey: Journey) -> World:
@@ -97,7 +99,7 @@ class Scene:
 
     def _is_of_a_volume(self, line: str) -> bool:
         of_image = any(each in line or each.replace("-", "--") in line for each in self._images)
-        return not of_image and not line.endswith(("thunder_images", "thunder_locations"))
+        return not of_image and not line.endswith(_OF_IMAGES)
 
     def _await_nothing(self, counts: Callable[[str], bool]) -> list[str]:
         """What was not there before the first run, and does not go away."""

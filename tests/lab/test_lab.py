@@ -98,7 +98,7 @@ def test_down_after_kill_leaves_nothing(moment: Callable[[Cluster], bool]) -> No
     before = _Machine.now(lab)
     up = subprocess.Popen(_command(lab.name, *_UP), cwd=TREE, stderr=subprocess.DEVNULL)
     try:
-        wait_for("that moment of up", lambda: moment(lab), timeout=120)
+        wait_for("that moment of up", lambda: moment(lab), timeout=600)
         during = _Machine.now(lab)
     finally:
         up.send_signal(signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_a_lab_that_was_left_behind_is_taken_down(
         [sys.executable, "-c", _BOUND], cwd=TREE, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for("that moment of up", lambda: moment(lab), timeout=120)
+        wait_for("that moment of up", lambda: moment(lab), timeout=600)
         os.killpg(owner.pid, signal.SIGKILL)
         wait_for("the kill", lambda: owner.poll() is not None, timeout=10)
         old = lab.network.pids()
