@@ -35,7 +35,14 @@ class HostTable:
         """
         now = self._transactions.now()
         with self._transactions.write() as session:
-            if self._refresh(session, topology, free):
+            alive = self._transactions.heartbeat_timeout * SUSPECT_SHARE
+            if self._is_recorded(session, topology, alive):  # no other can be taken for it
+                known, values = models.HostRow, dict[str, Any](heartbeat_at=now)
+                if free is not None:
+                    values["free"] = free
+                session.execute(
+                    sa.update(known).where(known.host == topology.host).values(**values)
+                )
                 return
             row = session.get(models.HostRow, topology.host)
             rival = self._rival(session, row, topology)
@@ -51,48 +58,29 @@ class HostTable:
         if rival is not None:
             raise conflict
 
-    def _refresh(self, session: Session, topology: wire.Topology, free: int | None) -> bool:
-        """Record that a host is still alive, by one statement.
-
-        :returns: False if it was not, or has changed: then it may be taken for another, or is one
-        """
-        row, now = models.HostRow, self._transactions.now()
-        suspect = timedelta(seconds=self._transactions.heartbeat_timeout * SUSPECT_SHARE)
-        values: dict[str, Any] = {"heartbeat_at": now}
-        if free is not None:
-            values["free"] = free
-        done: Any = session.execute(
-            sa.update(row)
-            .where(
-                row.host == topology.host,
-                row.kind == topology.kind,
-                row.rack == topology.rack,
-                row.zone == topology.zone,
-                row.address == topology.address,
-                row.initiator == topology.initiator,
-                row.heartbeat_at >= now - suspect,
-            )
-            .values(**values)
-            .execution_options(synchronize_session=False)
-        )
-        return int(done.rowcount) == 1
-
     def heard_of(self, topology: wire.Topology) -> None:
         """Record that a host is alive, unless its row, which is as it says, has that already.
 
         :raises errors.HostConflict: as :meth:`heartbeat`
         """
-        row, now = models.HostRow, self._transactions.now()
         with self._transactions.read() as session:
-            found = session.execute(
-                sa.select(
-                    row.kind, row.rack, row.zone, row.address, row.initiator, row.heartbeat_at
-                ).where(row.host == topology.host)
-            ).one_or_none()
-        said = (topology.kind, topology.rack, topology.zone, topology.address, topology.initiator)
-        fresh = now - timedelta(seconds=self._transactions.heartbeat_timeout / 4)
-        if found is None or found[:-1] != said or found.heartbeat_at < fresh:
+            fresh = self._is_recorded(session, topology, self._transactions.heartbeat_timeout / 4)
+        if not fresh:
             self.heartbeat(topology)
+
+    def _is_recorded(self, session: Session, topology: wire.Topology, silent: float) -> bool:
+        """Whether the row of a host is as it says, and was written in the last ``silent`` seconds.
+
+        It is compared here, as a database may ignore the case of letters.
+        """
+        row, since = models.HostRow, self._transactions.now() - timedelta(seconds=silent)
+        found = session.execute(
+            sa.select(
+                row.kind, row.rack, row.zone, row.address, row.initiator, row.heartbeat_at
+            ).where(row.host == topology.host)
+        ).one_or_none()
+        said = (topology.kind, topology.rack, topology.zone, topology.address, topology.initiator)
+        return found is not None and found[:-1] == said and found.heartbeat_at >= since
 
     def _register(
         self, session: Session, row: models.HostRow, topology: wire.Topology, free: int | None

@@ -89,7 +89,6 @@ def _talk(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None
             process.stdin.write(stdin or "")
     output = process.stdout.read(MOST_OUTPUT + 1) if process.stdout else ""
     if len(output) > MOST_OUTPUT:
-        process.kill()
         raise errors.ProcessError(argv, -9, f"killed as it printed more than {MOST_OUTPUT} bytes")
     return output
 
@@ -98,19 +97,20 @@ def _talk(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None
 def _killed_after(
     seconds: float | None, process: subprocess.Popen[str]
 ) -> Iterator[threading.Event]:
-    """:returns: set when it was killed"""
+    """Kill a command after so long, and when the body raises.
+
+    :returns: set when it was killed for its time
+    """
     late = threading.Event()
 
     def kill() -> None:
         late.set()
         process.kill()
 
-    if seconds is None:
-        yield late
-        return
-    timer = threading.Timer(seconds, kill)
+    timer = threading.Timer(seconds or 0.0, kill)
     timer.daemon = True
-    timer.start()
+    if seconds is not None:
+        timer.start()
     try:
         yield late
     except BaseException:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from cinder_thunder.db import migration
+from cinder_thunder.db.api import Database
 from tests.mariadb import ServerError, new_database, server
 
 
@@ -26,3 +29,28 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'thunder.sqlite'}"
     return new_database(request.getfixturevalue("mariadb"))
+
+
+class Clock:
+    """A clock that tests advance."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 1)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database(url: str, clock: Clock) -> Database:
+    database = Database(url, heartbeat_timeout=60, clock=clock)
+    migration.upgrade(database.engine)
+    return database

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,35 +19,11 @@ from cinder_thunder.policy.ranking import Limits, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.wire import ImageDigests, LocationReport, Orders, Topology
+from tests.functional.conftest import Clock
 from tests.mariadb import new_database
 
 STORAGE = "stor1@thunder"
 MIB = 1 << 20
-
-
-class Clock:
-    """A clock that tests advance."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 1)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def passes(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def database(url: str, clock: Clock) -> Database:
-    database = Database(url, heartbeat_timeout=60, clock=clock)
-    migration.upgrade(database.engine)
-    return database
 
 
 def topology(host: str, rack: str = "r1", kind: str = "compute") -> Topology:
@@ -247,6 +222,15 @@ def test_a_host_is_heard_of_without_a_write_while_its_row_is_fresh(
     assert silent() == 0
     with pytest.raises(errors.HostConflict):
         database.hosts.heard_of(replace(topology("c1", "r9"), initiator="iqn.x:other"))
+
+
+def test_hosts_whose_initiators_differ_in_case_alone_are_two(database: Database) -> None:
+    """Whatever the database thinks of it."""
+    database.hosts.heartbeat(topology("c1"))
+    other = replace(topology("c1"), initiator=topology("c1").initiator.upper())
+    for call in (database.hosts.heartbeat, database.hosts.heard_of):
+        with pytest.raises(errors.HostConflict):
+            call(other)
 
 
 def test_suspect_hosts_get_no_new_children(database: Database, image: str, clock: Clock) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image
 from cinder_thunder.policy import profiles
@@ -18,6 +16,7 @@ from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile, chunk_size
 from os_brick_thunder.common.wire import ImageInfo, Recording, Topology
+from tests.functional.conftest import Clock
 
 STORAGE = "stor1@thunder"
 SIZE = 64 << 20
@@ -26,26 +25,8 @@ CONTENT = "sha512:0f"
 BOOT = Profile.of(CHUNK, (100, 101, 7, 3))
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 1)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def passes(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def database(url: str, clock: Clock) -> Database:
-    database = Database(url, heartbeat_timeout=60, clock=clock)
-    migration.upgrade(database.engine)
+def database(database: Database) -> Database:
     database.hosts.heartbeat(Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
     return database
 

@@ -50,6 +50,13 @@ def test_a_command_that_prints_without_end_is_killed(monkeypatch: pytest.MonkeyP
         run("yes")
 
 
+def test_a_command_whose_output_is_no_text_is_not_waited_for() -> None:
+    began = time.monotonic()
+    with pytest.raises(UnicodeDecodeError):
+        run("sh", "-c", r"printf '\377\377'; exec sleep 60", timeout=None)
+    assert time.monotonic() - began < 30
+
+
 def test_tools_of_pools_have_a_limit_of_memory(tmp_path: Path) -> None:
     tool = tmp_path / "thin_delta"
     tool.write_text('#!/bin/sh\nsleep 0.2; exec sh -c "ulimit -v"\n')
