@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lab.guests import bootdisk
 from lab.guests.guest import HOSTNAME
+from os_brick_thunder.common.policy.dmtable import SECTOR
+from os_brick_thunder.common.policy.extents import Extents
 
 EVENTS = "virtio_blk_handle_read", "virtio_blk_rw_complete"
-_SECTOR = 512
 _LINE = re.compile(
     r"\d+@(?P<seconds>\d+\.\d+):virtio_blk_(?:(?P<read>handle_read)|rw_complete) vdev \w+ "
     r"req (?P<request>\w+)(?: sector (?P<first>\d+) nsectors (?P<count>\d+))?"
@@ -73,7 +74,4 @@ def record(image: Path, memory: int = 512, timeout: float = 900) -> list[Read]:
 
 def distinct(reads: Iterable[Read]) -> int:
     """Bytes that are read at least once."""
-    sectors: set[int] = set()
-    for read in reads:
-        sectors.update(range(read.first, read.first + read.count))
-    return len(sectors) * _SECTOR
+    return SECTOR * Extents.of((read.first, read.first + read.count) for read in reads).length

@@ -8,6 +8,7 @@ boots.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exc
@@ -33,21 +34,25 @@ class ProfileTable:
 
     def of(self, image_id: str) -> KnownProfile | None:
         """What a plan needs to know, in one query; None if no boot was ever recorded."""
-        row, boot = models.ProfileRow, models.BootRow
-        recorders = sa.select(sa.func.count()).where(self._goes_on(image_id)).select_from(boot)
+        row = models.ProfileRow
+        recorders = self._recorders(image_id).scalar_subquery()
         with self._transactions.read() as session:
             found = session.execute(
-                sa.select(row.content, row.state, row.body, recorders.scalar_subquery()).where(
+                sa.select(row.content, row.state, row.body, recorders).where(
                     row.image_id == image_id
                 )
             ).one_or_none()
         return found and KnownProfile(*found)
 
-    def _goes_on(self, image_id: str) -> sa.ColumnElement[bool]:
-        """A boot is being recorded, and its recorder is not overdue."""
+    def _recorders(self, image_id: str) -> sa.Select[Any]:
+        """The number of boots that are being recorded, by recorders that are not overdue."""
         boot = models.BootRow
-        return sa.and_(
-            boot.image_id == image_id, ~boot.whole, boot.expires_at > self._transactions.now()
+        return (
+            sa.select(sa.func.count())
+            .select_from(boot)
+            .where(
+                boot.image_id == image_id, ~boot.whole, boot.expires_at > self._transactions.now()
+            )
         )
 
     def start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
@@ -87,8 +92,7 @@ class ProfileTable:
                 _clear(row, now)
                 row.content = image.content
             row.content = row.content or image.content
-            going_on = sa.select(sa.func.count()).where(self._goes_on(image.id)).select_from(boot)
-            if (session.scalar(going_on) or 0) >= profiles.RECORDERS:
+            if (session.scalar(self._recorders(image.id)) or 0) >= profiles.RECORDERS:
                 return False
             session.execute(
                 sa.delete(boot).where(
@@ -149,14 +153,11 @@ class ProfileTable:
 
     def show(self, image_id: str) -> ProfileDetails | None:
         """A profile and its boots, the oldest first; None if no boot was ever recorded."""
-        boot = models.BootRow
         with self._transactions.read() as session:
             row = session.get(models.ProfileRow, image_id)
             if row is None:
                 return None
-            going_on = session.scalar(
-                sa.select(sa.func.count()).where(self._goes_on(image_id)).select_from(boot)
-            )
+            recorders = session.scalar(self._recorders(image_id)) or 0
             whole = [
                 RecordedBoot(
                     found.host, found.body, found.coverage, found.waste,
@@ -164,7 +165,7 @@ class ProfileTable:
                 )
                 for found in _whole(session, image_id)
             ]  # fmt: skip
-            return ProfileDetails(row.state, row.version, row.body, going_on or 0, tuple(whole))
+            return ProfileDetails(row.state, row.version, row.body, recorders, tuple(whole))
 
     @retried
     def open(self, image_id: str) -> bool:

@@ -7,7 +7,7 @@ seconds, amounts in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cinder_thunder.policy import ranking
@@ -73,21 +73,19 @@ def assign(
     if answering in hosts:
         hosts = {**hosts, answering: replace(hosts[answering], state=ranking.ALIVE)}
     own = next((location for location in locations if location.host == child.host), None)
+    if served is None:
+        served = ranking.count(locations, hosts, own, limits)
     sources = ranking.choose(child, hosts, locations, limits, keep, exclude, served)
     complete = own is not None and own.state == ranking.COMPLETE
     if not sources and not (complete and for_volume):
         return None
-    if served is None:
-        served = ranking.count(locations, hosts, own, limits)
     return Assignment(own, sources, _overflows(sources, served, limits))
 
 
-def _overflows(sources: Iterable[Location], served: Mapping[str, int], limits: Limits) -> bool:
-    first, *_ = (*sources, None)
-    if first is None or first.kind != ranking.MASTER:
-        return False
-    masters = (source.id for source in sources if source.kind == ranking.MASTER)
-    return sum(served.get(found, 0) for found in masters) >= limits.storage_fanout
+def _overflows(sources: Sequence[Location], served: Mapping[str, int], limits: Limits) -> bool:
+    if not sources or sources[0].kind != ranking.MASTER:
+        return False  # otherwise all of them are masters
+    return sum(served.get(source.id, 0) for source in sources) >= limits.storage_fanout
 
 
 def check_own(host: str, image_id: str, locations: Iterable[Location]) -> None:

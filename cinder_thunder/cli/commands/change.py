@@ -10,6 +10,7 @@ from cliff.lister import Lister
 from cinder_thunder.cli import names
 from cinder_thunder.cli.base import FAILED
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
+from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.masters.eviction import evict
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
@@ -18,16 +19,11 @@ from os_brick_thunder.common.rpc import DRAIN_TIMEOUT, RpcTracker
 _LONGEST_DRAIN = 24 * 3600.0
 
 
-class ImageEvict(CloudCommand, Lister):
+class ImageEvict(ImageCommand, Lister):
     """Remove all replicas of an image that no volume uses, masters last.
 
     Exit code 1 if a replica had to stay.
     """
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
-        return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Any, Any]:
         found = database(parsed_args.config_file)

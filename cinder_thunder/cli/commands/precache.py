@@ -15,7 +15,8 @@ from cliff.lister import Lister
 
 from cinder_thunder.cli import names, views
 from cinder_thunder.cli.base import FAILED
-from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
+from cinder_thunder.cli.cloud import database, hosts_rpc
+from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.cli.progress import Bars
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import KnownHost
@@ -48,7 +49,7 @@ class Hosts(Protocol):
     def precache(self, host: str, image_id: str, wait: float) -> None: ...
 
 
-class ImagePrecache(CloudCommand, Lister):
+class ImagePrecache(ImageCommand, Lister):
     """Bring an image to hosts before the first server boots there.
 
     Each host creates a replica and fills it with all allocated blocks of the image, from the
@@ -59,8 +60,7 @@ class ImagePrecache(CloudCommand, Lister):
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
+        parser = super().get_parser(prog_name)
         where = parser.add_argument_group("which compute hosts (--rack and --zone can be combined)")
         where.add_argument("--host", action="append", default=[], help="this host; can be repeated")
         where.add_argument("--rack", help="all hosts of a rack")

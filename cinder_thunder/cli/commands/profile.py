@@ -9,21 +9,15 @@ from typing import Any
 from cliff.show import ShowOne
 
 from cinder_thunder.cli import names
-from cinder_thunder.cli.cloud import CloudCommand, database
+from cinder_thunder.cli.cloud import database
+from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.db.values import ProfileDetails
 from cinder_thunder.policy import profiles
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile
 
 
-class _ProfileCommand(CloudCommand):
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
-        return parser
-
-
-class ImageProfileShow(_ProfileCommand, ShowOne):
+class ImageProfileShow(ImageCommand, ShowOne):
     """Show what boots read of an image, and in which order.
 
     "order" is the image from its start to its end: 0 is what a boot reads in its first tenth, 9 in
@@ -74,7 +68,7 @@ def _each(shares: Iterable[float | None]) -> str:
     return ", ".join(map(profiles.percent, shares))
 
 
-class ImageProfileRecord(_ProfileCommand):
+class ImageProfileRecord(ImageCommand):
     """Have boots of an image recorded again, until they agree: it boots in another way by now.
 
     The profile stays in use meanwhile.
@@ -87,7 +81,7 @@ class ImageProfileRecord(_ProfileCommand):
         self.app.stdout.write(f"boots of image {image_id} are recorded until they agree\n")
 
 
-class ImageProfileReset(_ProfileCommand):
+class ImageProfileReset(ImageCommand):
     """Forget the profile of an image, and the boots that it was made of.
 
     Hosts that have it keep it; others fill the image from its start until a boot was recorded.

@@ -11,6 +11,7 @@ from cliff.show import ShowOne
 
 from cinder_thunder.cli import caches, names, views
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
+from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.policy.ranking import MASTER
 from os_brick_thunder.common.rpc import RpcTracker
 
@@ -102,14 +103,7 @@ class ImageList(CloudCommand, Lister):
         return ("Image", "Size", "Allocated", "Masters", "Bases"), rows
 
 
-class _ImageCommand(CloudCommand):
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", help=names.IMAGE_HELP)
-        return parser
-
-
-class ImageShow(_ImageCommand, ShowOne):
+class ImageShow(ImageCommand, ShowOne):
     """Show an image: its size, where its masters are, how many hosts have it; sizes in bytes."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
@@ -129,7 +123,7 @@ class ImageShow(_ImageCommand, ShowOne):
         )
 
 
-class ImageTree(_ImageCommand):
+class ImageTree(ImageCommand):
     """Draw which host reads an image from which."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:

@@ -214,8 +214,9 @@ class Filler:
         """
         with self._lock:
             self._followed[base.thin_id] = profile
-            made = Demand(self._host, base.image_id, self._clock)
-            demand = self._demand.setdefault(base.thin_id, made)
+            if base.thin_id not in self._demand:
+                self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
+            demand = self._demand[base.thin_id]
         while not self._urgent and self._rest and self._is_wanted(base):
             if not profile or not (pause := demand.pause()):
                 return True

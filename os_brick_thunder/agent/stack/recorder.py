@@ -75,8 +75,8 @@ class Recorder:
         self._jobs.join(10 * SLOT)
 
     def planned(self, stack: Stack, plan: wire.Plan) -> None:
-        """A plan has arrived. If it asks for a recording, one begins as soon as the volume has its
-        device. Does not block.
+        """Start the recording that a plan asks for, if it does, in a thread of its own, which
+        waits until the volume is attached. Does not block.
         """
         if plan.record and plan.image:
             recording = _Recording(
@@ -84,7 +84,7 @@ class Recorder:
             )
             try:
                 self._jobs.start(plan.record, recording.run)
-            except RuntimeError as error:  # there can be no more threads
+            except RuntimeError as error:  # the thread cannot be started
                 LOG.warning("a boot of volume %s is not recorded: %s", stack.volume_id, error)
 
     def _forget_left(self) -> None:

@@ -44,8 +44,7 @@ def area_size(length: int, block: int, cpus: int) -> int:
 
     :param cpus: CPUs that the host may have, whether they are there or not
     """
-    areas = max(1, min(MAX_AREAS, _MAX_COUNTERS // cpus))
-    return max(1, -(-length // (areas * block))) * block
+    return _area(length, block, min(MAX_AREAS, _MAX_COUNTERS // cpus))
 
 
 def read_area(length: int, chunk: int, cpus: int) -> int:
@@ -53,8 +52,12 @@ def read_area(length: int, chunk: int, cpus: int) -> int:
 
     :param cpus: as for :func:`area_size`
     """
-    areas = max(1, _MAX_READ_COUNTERS // cpus)
-    return max(1, -(-length // (areas * chunk))) * chunk
+    return _area(length, chunk, _MAX_READ_COUNTERS // cpus)
+
+
+def _area(length: int, unit: int, most: int) -> int:
+    """Bytes of each of at most ``most`` areas: a multiple of ``unit``."""
+    return max(1, -(-length // (max(1, most) * unit))) * unit
 
 
 def regions(listing: str) -> dict[int, str]:
