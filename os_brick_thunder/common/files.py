@@ -33,16 +33,18 @@ def replace(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def lock(descriptor: int, patience: float = 0.0) -> bool:
-    """Lock an open file exclusively, by flock(2), until it is closed.
+def lock(descriptor: int, patience: float = 0.0, shared: bool = False) -> bool:
+    """Lock an open file by flock(2), until it is closed.
 
     :param patience: seconds to wait for whoever has it
+    :param shared: beside others who share it, rather than exclusively
     :returns: whether it is locked now
     """
     until = time.monotonic() + patience
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= until:
                 return False

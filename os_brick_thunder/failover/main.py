@@ -28,11 +28,13 @@ _INTERVAL = 1.0
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 #: The kernel is to kill others first, if memory runs out.
 _OOM_SCORE = "-900"
+#: As failoverlocks.running() asks: the two must not take each other for a watcher.
+_UNLESS_ANOTHER_RUNS = 'flock --shared --nonblock "$1" true || exit 0'
 #: If this process is killed and no other one takes its place for some seconds, I/O that finds no
 #: path fails, rather than wait for a watcher that may never come. One that came and was killed as
 #: well has left a newer time at the file, and sees to this itself.
 _NO_HEIR = (
-    'sleep 10; flock -n "$1" true || exit 0; '
+    f"sleep 10; {_UNLESS_ANOTHER_RUNS}; "
     'test $(($(date +%s) - $(stat -c %Y "$1"))) -ge 9 || exit 0; '
     f"for each in /dev/mapper/{FAILOVER_PREFIX}*; do "
     'dmsetup message "${each##*/}" 0 fail_if_no_path; done'

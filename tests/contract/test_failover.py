@@ -7,6 +7,7 @@ an error of the local disk is none of the guest's.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -132,7 +133,8 @@ def watcher(scene: Scene) -> FailoverProcess:
 
 def stop_watcher() -> None:
     if found := failoverlocks.running():
-        os.kill(found.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ends just now
+            os.kill(found.pid, signal.SIGKILL)
         wait_for(lambda: failoverlocks.running() is None)
 
 

@@ -60,7 +60,8 @@ def running(folder: Path = FOLDER) -> Watcher | None:
     """The watcher of this host, if one runs."""
     fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if files.lock(fd):
+        # Shared: two who ask at once must not take each other for the watcher.
+        if files.lock(fd, shared=True):
             return None
         pid, _, version = os.pread(fd, _LINE, 0).decode().strip().partition(" ")
         silent = max(0.0, time.time() - os.fstat(fd).st_mtime)

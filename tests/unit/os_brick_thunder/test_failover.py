@@ -10,18 +10,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from os_brick_thunder.agent.mechanism.failover import FailoverProcess
-from os_brick_thunder.common import errors
+from os_brick_thunder.common import errors, files
 from os_brick_thunder.common.mechanism import failoverlocks
 from os_brick_thunder.common.policy import devnames, failover
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Error, Linear, Multipath, Table, Thin
 from os_brick_thunder.common.policy.failover import Action, Paths, Release
 from os_brick_thunder.common.policy.timelimits import FULL_POOL
+from os_brick_thunder.failover import main
 from os_brick_thunder.failover.watcher import Watcher
 
 LUN, LENGTH, IMAGE_LENGTH = "8:16", 4096, 2048
@@ -440,6 +442,19 @@ def test_a_watcher_can_be_ended(process: Callable[[int], FailoverProcess], tmp_p
     while failoverlocks.running(tmp_path) and time.monotonic() < until:
         time.sleep(0.01)
     assert failoverlocks.running(tmp_path) is None
+
+
+def test_those_who_ask_at_once_are_not_taken_for_a_watcher(tmp_path: Path) -> None:
+    file = failoverlocks.watcher_file(tmp_path)
+    asks = f"{main._UNLESS_ANOTHER_RUNS}; echo none"  # as the last will of a killed watcher does
+    with open(file, "w") as asking:
+        assert files.lock(asking.fileno(), shared=True)
+        assert failoverlocks.running(tmp_path) is None
+        done = subprocess.run(["sh", "-c", asks, "sh", file], capture_output=True, check=True)
+        assert done.stdout == b"none\n"
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: failoverlocks.running(tmp_path), range(4000)))
+    assert set(found) == {None}
 
 
 @pytest.mark.parametrize("command", [("/nowhere/thunder-failover",), ("false",)])
