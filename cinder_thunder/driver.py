@@ -19,7 +19,7 @@ from oslo_log import log as logging
 
 from cinder_thunder import backend, conf, volumes
 from cinder_thunder.db.values import ClonedVolume
-from cinder_thunder.masters.masters import is_ours
+from cinder_thunder.masters.clones import is_ours
 from cinder_thunder.target import VolumeTargetDriver
 from cinder_thunder.volumes import announced
 from os_brick_thunder.common import errors, wire
@@ -114,7 +114,7 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             LOG.exception("Volume %s is made without a replica of its image", volume.id)
             return None, False
         try:
-            self._masters.clone(image_id, found, volume.name, volume.size * GIB)
+            self._masters.clones.make(image_id, found.size, volume.name, volume.size * GIB)
         except errors.ProcessError as error:
             if not self._masters.forget_if_missing(image_id):
                 raise exception.VolumeBackendAPIException(data=str(error)) from error

@@ -52,6 +52,10 @@ class FileVolumes:
             ["cp", "--sparse=always", self.folder / origin, self.folder / name], check=True
         )
 
+    def snapshot_without_device(self, name: str, origin: str) -> None:
+        self.snapshot(name, origin)
+        self.inactive.add(name)
+
     def extend(self, name: str, size: int) -> None:
         self._refuse("extend", name, taken=True)
         path = self.folder / name
@@ -76,14 +80,16 @@ class FileVolumes:
         self._refuse("rename", name, taken=True)
         self._refuse("rename", to, taken=False)
         (self.folder / name).rename(self.folder / to)
-        if name in self.protected:
-            self.protected.remove(name)
-            self.protected.add(to)
+        for marked in (self.protected, self.inactive):
+            if name in marked:
+                marked.remove(name)
+                marked.add(to)
 
     def remove(self, name: str) -> None:
         self._refuse("remove", name, taken=True)
         (self.folder / name).unlink()
         self.protected.discard(name)
+        self.inactive.discard(name)
 
     def names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}

@@ -22,6 +22,7 @@ from oslo_log import log as logging
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
+from cinder_thunder.masters.clones import FILLING, MASTER, Clones, image_of, is_ours
 from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
@@ -34,8 +35,6 @@ from os_brick_thunder.common.policy.manifest import Manifest
 
 LOG = logging.getLogger(__name__)
 
-MASTER = "thunder-master-"
-FILLING = "thunder-filling-"
 #: Seconds between two checks whether another storage host has made a master.
 POLL_INTERVAL = 1.0
 #: The most volumes that one command activates.
@@ -49,11 +48,6 @@ class AllocatedBlocks(Protocol):
 
     def allocated(self, volume: str) -> Extents: ...
     def block(self) -> int: ...
-
-
-def is_ours(volume: str) -> bool:
-    """Whether an LV is a master, complete or not, and so not for Cinder to manage."""
-    return volume.startswith((MASTER, FILLING))
 
 
 class Masters:
@@ -80,6 +74,7 @@ class Masters:
         self._pool = pool
         self._blocksize = blocksize
         self._peers = peers
+        self.clones = Clones(volumes)
         self._unexport = unexport
 
     def path(self, image_id: str) -> str:
@@ -299,6 +294,7 @@ class Masters:
             for left in {filling, whole} & self._volumes.names():
                 self._unexport(image_id)
                 self._volumes.remove(left)
+            self.clones.forget(image_id)
             self._volumes.create(filling, size)
             made = filling
             undo.callback(lambda: self._remove(made))
@@ -323,27 +319,6 @@ class Masters:
         )
         return Master(size, image.signature_verified, image.content)
 
-    def clone(self, image_id: str, found: Master, name: str, size: int) -> None:
-        """Make an LV as a snapshot of a master, or leave none.
-
-        :param size: of the LV in bytes
-        :raises errors.ProcessError: LVM refused
-        """
-        self._volumes.snapshot(name, MASTER + image_id)
-        if size <= self._volumes.rounded(found.size):
-            return  # lvextend fails if the size does not change
-        try:
-            self._volumes.extend(name, size)
-        except errors.ProcessError:
-            self._remove_clone(name)
-            raise
-
-    def _remove_clone(self, name: str) -> None:
-        try:
-            self._volumes.remove(name)
-        except errors.ThunderError:
-            LOG.exception("Could not remove %s after a failure; remove it by hand", name)
-
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def remove(self, image_id: str) -> None:
         """Remove a master; absent is success.
@@ -356,6 +331,7 @@ class Masters:
         self._database.images.drop_master(image_id, self.host)
         if MASTER + image_id in self._volumes.names():
             self._volumes.remove(MASTER + image_id)
+        self.clones.forget(image_id)
 
     def forget_if_missing(self, image_id: str) -> bool:
         """Drop the row of a master whose volume no longer exists.
@@ -395,11 +371,14 @@ class Masters:
         self._database.leases.release_all(self.host)
         names = {name for name in self._volumes.names() if is_ours(name)}
         recorded = self._database.images.mastered_on(self.host)
-        for image_id in recorded - {name.removeprefix(MASTER) for name in names}:
+        for image_id in recorded - {image_of(name) for name in names if name.startswith(MASTER)}:
             self._forget(image_id)
-        for name in names - {MASTER + image_id for image_id in recorded}:
+            recorded.remove(image_id)
+        known = {name for name in names if image_of(name) in recorded}
+        for name in names - known:
             LOG.warning("Removing %s, which is incomplete or unknown to the tracker", name)
             self._remove(name)
+        self.clones.adopt(known)
         self.activate()
 
     def _remove(self, name: str) -> None:

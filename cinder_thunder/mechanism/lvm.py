@@ -69,6 +69,14 @@ class ThinVolumes:
             "--name", name, f"{self.group}/{origin}",
         )  # fmt: skip
 
+    def snapshot_without_device(self, name: str, origin: str) -> None:
+        """Make a read-only thin snapshot that nobody activates, now or after a restart."""
+        self._change(
+            "lvcreate", "--yes", "--snapshot", "--permission", "r",
+            "--setactivationskip", "y", "--activate", "n",
+            "--name", name, f"{self.group}/{origin}",
+        )  # fmt: skip
+
     def extend(self, name: str, size: int) -> None:
         self._change("lvextend", "--size", f"{size}b", f"{self.group}/{name}")
 

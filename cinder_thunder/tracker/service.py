@@ -17,7 +17,7 @@ from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import HostedStack, PlannedSources
-from cinder_thunder.masters.masters import MASTER
+from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import ranking, tree
 from cinder_thunder.tracker.profiles import BootProfiles
 from cinder_thunder.volumes import CinderVolume

@@ -97,6 +97,34 @@ def test_life_of_a_master(storage: Storage) -> None:
     assert not {"clone", "master"} & volumes.names()
 
 
+def test_a_volume_of_a_sized_snapshot_is_a_clone_of_the_master(storage: Storage) -> None:
+    volumes, pool = storage.volumes, storage.pool
+    volumes.create("master", SIZE)
+    storage.write("master", 0, 3 * BLOCK)
+    volumes.protect("master")
+    volumes.snapshot_without_device("filling", "master")
+    volumes.extend("filling", 3 * SIZE)
+    volumes.rename("filling", "sized")
+    volumes.activate("master")  # as all masters are after a restart
+    assert not volumes.is_active("sized")
+    for name in ("clone", "other"):
+        volumes.snapshot(name, "sized")
+        assert volumes.is_active(name)
+        with open(volumes.path(name), "rb") as volume, open(volumes.path("master"), "rb") as master:
+            assert volume.seek(0, os.SEEK_END) == 3 * SIZE
+            volume.seek(0)
+            assert volume.read(SIZE) == master.read()
+            assert not any(volume.read())
+        assert pool.modified(name, "master") == Extents()
+    storage.write("clone", BLOCK, 2 * SIZE)
+    changed = ((BLOCK, 2 * BLOCK), (2 * SIZE, 2 * SIZE + BLOCK))
+    assert pool.modified("clone", "master").ranges == changed
+    assert pool.modified("other", "master") == Extents()
+    for name in ("other", "master", "sized", "clone"):
+        volumes.remove(name)
+    assert not {"master", "sized", "clone", "other"} & volumes.names()
+
+
 def test_maps_that_are_asked_for_at_once_are_of_that_moment(storage: Storage) -> None:
     volumes, pool = storage.volumes, storage.pool
     volumes.create("master", SIZE)

@@ -8,7 +8,7 @@ import pytest
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
-from cinder_thunder.masters.masters import MASTER
+from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import profiles
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.profiles import BootProfiles

@@ -21,7 +21,8 @@ from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.driver import ThunderDriver
-from cinder_thunder.masters.masters import MASTER, Masters
+from cinder_thunder.masters.clones import MASTER
+from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.periodic import Task

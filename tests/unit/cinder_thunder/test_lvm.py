@@ -18,6 +18,7 @@ from os_brick_thunder.common.run import run
 CHANGES: dict[str, Callable[[ThinVolumes], None]] = {
     "create": lambda volumes: volumes.create("a", 1),
     "snapshot": lambda volumes: volumes.snapshot("a", "b"),
+    "snapshot without device": lambda volumes: volumes.snapshot_without_device("a", "b"),
     "extend": lambda volumes: volumes.extend("a", 1),
     "protect": lambda volumes: volumes.protect("a"),
     "activate": lambda volumes: volumes.activate("a", "b"),

@@ -13,14 +13,17 @@ from cinder import exception
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
+from cinder_thunder.masters.clones import FILLING, MASTER, SIZED
 from cinder_thunder.masters.download import content_of
-from cinder_thunder.masters.masters import FILLING, MASTER, Masters
+from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
+
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -297,8 +300,10 @@ def test_an_id_that_is_used_again(
     masters._unexport = unexported.append
     glance = Glance()
     meta = glance.add(raw_image, "raw")
-    masters.ensure(admin, glance.per_request(), meta, 1)
+    first = masters.ensure(admin, glance.per_request(), meta, 1)
     assert unexported == []
+    for name in "ab":  # there is a sized snapshot of what goes
+        masters.clones.make(meta["id"], first.size, name, GIB)
     new = again(glance, meta, other_image)
     found = masters.ensure(admin, glance.per_request(), new, 1)
     assert found == masters.ensure(admin, glance.per_request(), new, 1)
@@ -310,6 +315,8 @@ def test_an_id_that_is_used_again(
     assert image is not None
     assert (image.content, image.size) == (found.content, found.size)
     assert len(glance.downloads) == 2
+    masters.clones.make(meta["id"], found.size, "c", GIB)
+    assert Path(volumes.path("c")).read_bytes().rstrip(b"\0") == other_image.read_bytes()
 
 
 def test_a_master_of_what_had_the_id_before_is_not_copied(
@@ -379,13 +386,18 @@ def test_volumes_of_an_earlier_attempt_are_replaced(
 def test_reconcile_after_a_crash(
     masters: Masters, volumes: FileVolumes, database: Database
 ) -> None:
+    sized, half = f"{SIZED}c-4096", f"{FILLING}{SIZED}c-8192"
     for name in (FILLING + "a", MASTER + "b", MASTER + "c", "volume-1"):
+        volumes.create(name, 1)
+    for name in (sized, half, f"{SIZED}b-4096", f"{SIZED}d-4096"):
         volumes.create(name, 1)
     for image_id in ("c", "d"):
         database.images.add_master(Image(image_id, 1, Extents()), STORAGE)
     masters.reconcile()
-    assert volumes.names() == {MASTER + "c", "volume-1"}
+    assert volumes.names() == {MASTER + "c", sized, "volume-1"}
     assert database.images.mastered_on(STORAGE) == {"c"}
+    masters.remove("c")
+    assert volumes.names() == {"volume-1"}
 
 
 def test_masters_are_activated_after_a_reboot(

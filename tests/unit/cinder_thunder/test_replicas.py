@@ -20,9 +20,10 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import lease as leases
 from cinder_thunder.masters import masters as masters_module
+from cinder_thunder.masters.clones import FILLING, MASTER
 from cinder_thunder.masters.download import RawImage, content_of
 from cinder_thunder.masters.lease import Lease
-from cinder_thunder.masters.masters import FILLING, MASTER, Masters
+from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.copyends import GRAIN

@@ -12,8 +12,8 @@ import pytest
 
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
+from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.masters.exporter import MasterExporter
-from cinder_thunder.masters.masters import MASTER
 from cinder_thunder.mechanism.thinpool import StoragePool
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
