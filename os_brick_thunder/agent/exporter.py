@@ -20,7 +20,7 @@ class AgentEndpoint:
         self,
         exports: Exports,
         evict: Callable[[str], None],
-        precache: Callable[[str], None],
+        precache: Callable[[str, bool], None],
         announced: Callable[[str], None],
         status: Callable[[], Mapping[str, Any]],
     ) -> None:
@@ -51,8 +51,8 @@ class AgentEndpoint:
         self._evict(image_id)
 
     @rpc.method
-    def precache(self, context: Any, image_id: formats.Id) -> None:
-        self._precache(image_id)
+    def precache(self, context: Any, image_id: formats.Id, profiled_only: bool = False) -> None:
+        self._precache(image_id, profiled_only)
 
     @rpc.method
     def announce_ignore_errors(self, context: Any, image_id: formats.Id) -> None:

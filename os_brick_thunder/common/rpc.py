@@ -58,6 +58,7 @@ class RpcTracker:
         self._patient_trackers = client(wire.TRACKER_TOPIC, wire.PATIENCE_VERSION)
         self._trackers_with_profiles = client(wire.TRACKER_TOPIC, wire.PROFILES_VERSION)
         self._exporters = client(wire.EXPORTER_TOPIC, wire.OLDEST_EXPORTER_VERSION)
+        self._newer_exporters = client(wire.EXPORTER_TOPIC, wire.PROFILED_PRECACHE_VERSION)
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
         return self._read(
@@ -169,13 +170,24 @@ class RpcTracker:
         """
         self._call(self._exporters, exporter, "evict", more=drain + _REMOVAL, image_id=image_id)
 
-    def precache(self, host: str, image_id: str, wait: float) -> None:
+    def precache(self, host: str, image_id: str, wait: float, profiled_only: bool = False) -> None:
         """Ask an agent to build a base of an image and to fill it.
 
+        :param profiled_only: only with what boots read
         :param wait: seconds that it may take to build it, in addition to the timeout
         :raises errors.ThunderError: it could not; says why
         """
-        self._call(self._exporters, host, "precache", more=wait, image_id=image_id)
+        if not profiled_only:  # which an older agent does, too
+            self._call(self._exporters, host, "precache", more=wait, image_id=image_id)
+            return
+        client, arguments = self._newer_exporters, {"image_id": image_id, "profiled_only": True}
+        try:
+            self._call(client, host, "precache", more=wait, **arguments)
+        except _OlderPeer as error:
+            raise errors.InvalidRequest(
+                f"thunder-agent on {host} cannot fill what boots read alone: upgrade it, or "
+                "pre-cache the whole image"
+            ) from error
 
     def announce(self, host: str, image_id: str) -> None:
         """Tell an agent that a volume of an image is about to be attached to its host.

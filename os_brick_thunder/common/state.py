@@ -77,6 +77,7 @@ class Base:
     used: float = 0.0  # last attach or detach of a volume here, in seconds since 1970
     content: str = ""  # of the image when it was built: see ImageInfo; empty if it is not known
     profile: str = ""  # the order in which boots read the image, encoded; empty if it is not known
+    profiled_only: bool = False  # while no volume here uses it, only its profile is filled
 
     def is_of(self, content: str) -> bool:
         """Whether it is a base of this content; what is not known fits all."""

@@ -1,4 +1,6 @@
-"""A boot is recorded on one host, and the next host is given what it read before anything else."""
+"""A boot is recorded on one host, and the next host is given what it read before anything else. On
+another one it is pre-cached alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,8 +103,14 @@ def filled(journey: Journey, node: Node) -> int:
     return sum(base["filled"] for base in journey.agent(node)["bases"])
 
 
+def base_of(journey: Journey, node: Node, image: str) -> tuple[int, bool]:
+    """The bytes that a node's base of an image has, and whether it is complete."""
+    (base,) = [base for base in journey.agent(node)["bases"] if base["image_id"] == image]
+    return base["filled"], base["complete"]
+
+
 def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path: Path) -> None:
-    first, second = journey.cluster.of_kind("compute")[:2]
+    first, second, third = journey.cluster.of_kind("compute")
     raw = tmp_path / "booted.raw"
     raw.write_bytes(random.Random("booted").randbytes(SIZE))
     image = journey.upload(raw, "booted", "raw")
@@ -131,5 +140,16 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     assert digest == blocks.expected_digest(raw, ())
 
     journey.detach(second, volumes[1])
+
+    where = ("--host", third.name, "--wait")
+    journey.cluster.thunder("image", "precache", image, "--profile", *where)
+    assert base_of(journey, third, image) == (len(order) * MIB, False)
+    time.sleep(3)  # the filler looks for work each second
+    assert base_of(journey, third, image) == (len(order) * MIB, False)
+    path = journey.attach_cached(third, volumes[0]).path
+    wait_for("the rest", lambda: base_of(journey, third, image) == (SIZE, True), timeout=120)
+    assert journey.digest(third, path, SIZE) == digest
+    journey.detach(third, volumes[0])
+
     journey.delete_volumes(volumes)
     journey.cluster.openstack("image", "delete", image)

@@ -22,6 +22,9 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy.ranking import COMPLETE, Location
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.content import may_be_same
+from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import profiled
 
 #: Seconds between polls of the tables; agents report with each of their heartbeats.
 _POLL_INTERVAL = 1.0
@@ -46,17 +49,20 @@ class Outcome:
 class Hosts(Protocol):
     """RPC to agents."""
 
-    def precache(self, host: str, image_id: str, wait: float) -> None: ...
+    def precache(
+        self, host: str, image_id: str, wait: float, profiled_only: bool = False
+    ) -> None: ...
 
 
 class ImagePrecache(ImageCommand, Lister):
     """Bring an image to hosts before the first server boots there.
 
-    Each host creates a replica and fills it with all allocated blocks of the image, from the
-    nearest host that has them: the first server on that host then reads the image locally. Dead and
-    drained hosts are skipped with a warning. Progress is printed to standard error, as one bar per
-    host on a terminal and as lines elsewhere. Exit code 0 if each of the hosts has its replica
-    (with --wait) or is filling it (without), otherwise 1; the table shows the reasons.
+    Each host creates a replica and fills it with all allocated blocks of the image, or with what
+    boots of it read (--profile), from the nearest host that has them: the first server on that host
+    then reads them locally. Dead and drained hosts are skipped with a warning. Progress is printed
+    to standard error, as one bar per host on a terminal and as lines elsewhere. Exit code 0 if each
+    of the hosts has its replica (with --wait) or is filling it (without), otherwise 1; the table
+    shows the reasons.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -69,7 +75,9 @@ class ImagePrecache(ImageCommand, Lister):
         what = parser.add_mutually_exclusive_group()
         what.add_argument("--full", action="store_true", help="the whole image (the default)")
         what.add_argument(
-            "--profile", action="store_true", help="only what a boot reads; not supported yet"
+            "--profile",
+            action="store_true",
+            help="only what boots of the image read, until a volume of it is attached to the host",
         )
         parser.add_argument("--wait", action="store_true", help="wait for complete replicas")
         parser.add_argument(
@@ -87,15 +95,9 @@ class ImagePrecache(ImageCommand, Lister):
         wanted = choose(
             found.hosts.all(), parsed_args.host, parsed_args.rack, parsed_args.zone, parsed_args.all
         )
-        if parsed_args.profile:
-            raise errors.InvalidRequest(
-                "--profile is not supported yet: pre-cache the whole image, with --full; what "
-                "boots read of it is filled first"
-            )
         rpc = hosts_rpc(parsed_args.config_file)
-        outcomes = precache(
-            found, rpc, image_id, wanted, parsed_args.timeout if parsed_args.wait else None
-        )
+        timeout = parsed_args.timeout if parsed_args.wait else None
+        outcomes = precache(found, rpc, image_id, wanted, timeout, parsed_args.profile)
         if any(outcome.result in (SKIPPED, NOT_DONE) for outcome in outcomes):
             self.app.exit_code = FAILED
         rows = [(o.host, o.result, f"{o.percent}%", o.reason) for o in outcomes]
@@ -158,23 +160,28 @@ def precache(
     image_id: str,
     wanted: Sequence[KnownHost],
     timeout: float | None,
+    profiled_only: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
     """Have hosts create and fill replicas of an image, and show their progress.
 
     :param timeout: seconds to wait for them to be complete; None does not wait
+    :param profiled_only: what boots read is enough
+    :raises errors.InvalidRequest: no boot of the image was recorded, but is needed
     """
-    total = next(image.allocated.length for image in database.images.all() if image.id == image_id)
+    total = _wanted(database, image_id, profiled_only)
     skipped = {host.host: reason for host in wanted if (reason := _unfit(host))}
     for name, reason in skipped.items():
         sys.stderr.write(f"warning: {name} is left out: {reason}\n")
     asked = [host.host for host in wanted if host.host not in skipped]
-    answers = _ask(asked, lambda host: rpc.precache(host, image_id, _CREATION_TIMEOUT))
+    answers = _ask(
+        asked, lambda host: rpc.precache(host, image_id, _CREATION_TIMEOUT, profiled_only)
+    )
     until = None if timeout is None else clock() + timeout
     with Bars(asked, total, sys.stderr) as bars:
         while True:
-            outcomes = _poll(database, image_id, answers, total, bars)
+            outcomes = _poll(database, image_id, answers, total, profiled_only, bars)
             open_ = [name for name in asked if outcomes[name].result in (ASKED, FILLING)]
             unanswered = [name for name in open_ if outcomes[name].result == ASKED]
             if not open_ or (until is None and not unanswered):
@@ -187,6 +194,26 @@ def precache(
             sleep(_POLL_INTERVAL)
     outcomes |= {name: Outcome(name, SKIPPED, 0, reason) for name, reason in skipped.items()}
     return [outcomes[host.host] for host in wanted]
+
+
+def _wanted(database: Database, image_id: str, profiled_only: bool) -> int:
+    """Bytes that a host is to have of an image.
+
+    :raises errors.InvalidRequest: what boots read of it is not known
+    """
+    image = next(image for image in database.images.all() if image.id == image_id)
+    if not profiled_only:
+        return image.allocated.length
+    known = database.profiles.of(image_id)
+    read = Extents()
+    if known is not None and may_be_same(known.content, image.content):
+        read = profiled(known.body, image.size).intersection(image.allocated)
+    if not read:
+        raise errors.InvalidRequest(
+            f"no boot of image {image_id} was recorded yet: boot a server from it with a cache, "
+            "see thunder image profile show, or pre-cache the whole image with --full"
+        )
+    return read.length
 
 
 def _unfit(host: KnownHost) -> str:
@@ -225,7 +252,12 @@ def _ask(hosts: Sequence[str], ask: Callable[[str], None]) -> dict[str, Future[N
 
 
 def _poll(
-    database: Database, image_id: str, answers: dict[str, Future[None]], total: int, bars: Bars
+    database: Database,
+    image_id: str,
+    answers: dict[str, Future[None]],
+    total: int,
+    profiled_only: bool,
+    bars: Bars,
 ) -> dict[str, Outcome]:
     """The state of every host, from its answer and from the tables; shows it, too."""
     # The answers first: what a host reported before its answer is in the tables then.
@@ -236,7 +268,7 @@ def _poll(
     outcomes = {}
     for name in answers:
         location = here.get(name)
-        outcome = _outcome(name, answered.get(name), location, total, name in dead)
+        outcome = _outcome(name, answered.get(name), location, total, profiled_only, name in dead)
         outcomes[name] = outcome
         parent = by_id.get((location.parent if location else None) or "")
         bars.show(name, outcome.percent * total // 100, _progress(outcome, parent))
@@ -244,15 +276,25 @@ def _poll(
 
 
 def _outcome(
-    name: str, answer: Future[None] | None, location: Location | None, total: int, dead: bool
+    name: str,
+    answer: Future[None] | None,
+    location: Location | None,
+    total: int,
+    profiled_only: bool,
+    dead: bool,
 ) -> Outcome:
     """:param answer: the host's answer; None before it
-    :param total: allocated bytes of the image
+    :param total: bytes that it is to have
+    :param profiled_only: these are what boots read, which is filled before anything else
     """
     error = answer.exception() if answer else None
     if error is not None:
         return Outcome(name, NOT_DONE, 0, " ".join(str(error).split()))
-    if answer and location is not None and location.state == COMPLETE:
+    if (
+        answer
+        and location is not None
+        and (location.state == COMPLETE or (profiled_only and location.filled >= total))
+    ):
         return Outcome(name, DONE, 100)
     share = views.percent(location, total) if location else 0
     if dead:

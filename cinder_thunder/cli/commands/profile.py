@@ -13,8 +13,7 @@ from cinder_thunder.cli.cloud import database
 from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.db.values import ProfileDetails
 from cinder_thunder.policy import profiles
-from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.profile import Profile
+from os_brick_thunder.common.policy.profile import Profile, profiled
 
 
 class ImageProfileShow(ImageCommand, ShowOne):
@@ -50,17 +49,12 @@ def shown(image_id: str, size: int, known: ProfileDetails) -> dict[str, Any]:
         "hosts": ", ".join(sorted({boot.host for boot in boots})),
         "recording": known.recorders,
         "size": size,
-        "bytes": _bytes(profile, size),
+        "bytes": profiled(known.body, size).length,
         "coverage": _each(boot.coverage for boot in boots),
         "waste": _each(boot.waste for boot in boots),
         "prefetch_waste": _each(fetched),
         "order": profiles.strip(profile, size) if profile else "",
     }
-
-
-def _bytes(profile: Profile | None, size: int) -> int:
-    image = Extents.of([(0, size)])
-    return Extents.of(profile.ordered()).intersection(image).length if profile else 0
 
 
 def _each(shares: Iterable[float | None]) -> str:

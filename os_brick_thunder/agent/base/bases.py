@@ -84,9 +84,11 @@ class Bases:
 
     # -- building ---------------------------------------------------------------------------
 
-    def ensure(self, plan: wire.Plan) -> Base:
+    def ensure(self, plan: wire.Plan, profiled_only: bool = False) -> Base:
         """The base of the plan's image, built if it is not here yet.
 
+        :param profiled_only: of a new base: see :class:`.state.Base`. One that is here keeps what
+            it has
         :raises errors.NoReplica: none of the plan's sources could be opened; nothing is left
         """
         if plan.image is None or plan.location_id is None:
@@ -107,7 +109,9 @@ class Bases:
                 self.follow(plan)
                 return self._store.bases[image.id]
             try:
-                base = self._build(image, plan.location_id, plan.sources, plan.profile)
+                base = self._build(
+                    image, plan.location_id, plan.sources, plan.profile, profiled_only
+                )
             except BaseException:
                 self._reporter.withdraw(image.id)  # the tracker has planned a base here
                 raise
@@ -125,12 +129,24 @@ class Bases:
             except errors.StateError as error:
                 LOG.warning("base of image %s keeps its profile: %s", base.image_id, error)
 
+    def want_whole(self, image_id: str) -> None:
+        """Fill all of a base, whether a volume here uses it or not.
+
+        :raises errors.StateError: it could not be recorded
+        """
+        with self._availability.lock(image_id):
+            base = self._store.bases.get(image_id)
+            if base and base.phase == READY and base.profiled_only:
+                self._store.put(dataclasses.replace(base, profiled_only=False))
+                self._on_ready()
+
     def _build(
         self,
         image: wire.ImageInfo,
         location_id: str,
         sources: tuple[wire.Source, ...],
         profile: str,
+        profiled_only: bool,
     ) -> Base:
         base = Base(
             image_id=image.id,
@@ -140,6 +156,7 @@ class Bases:
             thin_id=self._store.new_thin_id(),
             content=image.content,
             profile=profile,
+            profiled_only=profiled_only,
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:

@@ -111,7 +111,12 @@ class Filler:
         now = self._clock()
         with self._lock:
             self._forget_all_but(bases.keys() | self._busy)
-            lacking = {key for key in bases if self._rest or not self._is_followed(bases[key])}
+            used = {stack.base_image_id for stack in self._store.stacks.values()}
+            lacking = {
+                key
+                for key, base in bases.items()
+                if not self._is_followed(base) or self._is_rest_wanted(base, used)
+            }
             tried = {key: self._tried.get(key, Backoff()) for key in lacking - self._busy}
             due = [key for key in tried if tried[key].due <= now]
             first = {
@@ -133,6 +138,13 @@ class Filler:
     def _is_followed(self, base: Base) -> bool:
         """Whether a base has what boots of its image read, as far as that is known."""
         return self._followed.get(base.thin_id, "") == base.profile
+
+    def _is_rest_wanted(self, base: Base, used: Set[str | None]) -> bool:
+        """Whether a base is to have what no boot reads, too.
+
+        :param used: images of the bases that volumes of this host use
+        """
+        return self._rest and (not base.profiled_only or base.image_id in used)
 
     def _work(self, base: Base) -> None:
         worked = False
@@ -217,7 +229,11 @@ class Filler:
             if base.thin_id not in self._demand:
                 self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
             demand = self._demand[base.thin_id]
-        while not self._urgent and self._rest and self._is_wanted(base):
+        while not self._urgent and self._is_wanted(base):
+            base = self._store.bases.get(base.image_id, base)
+            used = {stack.base_image_id for stack in self._store.stacks.values()}
+            if not self._is_rest_wanted(base, used):
+                return False
             if not profile or not (pause := demand.pause()):
                 return True
             time.sleep(pause)

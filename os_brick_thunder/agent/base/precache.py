@@ -8,6 +8,7 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.common import errors, wire
+from os_brick_thunder.common.policy.profile import profiled
 from os_brick_thunder.common.threads import Jobs
 
 #: Announced images whose bases are prepared at one time. Others are left to their attaches.
@@ -22,9 +23,11 @@ class Precacher:
         host: Host,
         bases: Bases,
         reporter: Reporter,
-        refusal: Callable[[wire.ImageInfo], str],
+        refusal: Callable[[wire.ImageInfo, str], str],
     ) -> None:
-        """:param refusal: why the pool has no space for an image; empty if it has"""
+        """:param refusal: why the pool has no space for an image, or if that is not empty for a
+        profile of it; empty if it has
+        """
         self._host = host
         self._store = host.store
         self._bases = bases
@@ -38,20 +41,37 @@ class Precacher:
         Does not block, and what fails is left to the attach.
         """
         if image_id not in self._store.bases:
-            self._announced.start(image_id, lambda: self.precache(image_id))
+            self._announced.start(image_id, lambda: self._ensure(image_id, profiled_only=False))
 
-    def precache(self, image_id: str) -> None:
+    def precache(self, image_id: str, profiled_only: bool = False) -> None:
         """Build the base of an image, which is filled in the background; existing is success.
 
-        :raises errors.NoReplica: no storage host with the image is alive, or no replica answered
+        :param profiled_only: fill only what boots read; a base that is already to have the whole
+            image stays so
+        :raises errors.NoReplica: no storage host with the image is alive, or no replica answered;
+            or no boot of the image was recorded, but is needed
         :raises errors.PoolError: the pool has no space for it; nothing is left
         """
+        self._ensure(image_id, profiled_only)
+        if not profiled_only:
+            self._bases.want_whole(image_id)
+
+    def _ensure(self, image_id: str, profiled_only: bool) -> None:
         with self._store.expecting(image_id):
             plan = self._host.tracker.plan_sources(image_id, self._host.topology)
             if plan.image is None:
                 raise errors.NoReplica(plan.reason)
-            reason = "" if image_id in self._store.bases else self._refusal(plan.image)
+            profile = plan.profile if profiled_only else ""
+            if profiled_only and not profiled(profile, plan.image.size):
+                self._withdraw(image_id)
+                raise errors.NoReplica(f"no boot of image {image_id} has been recorded")
+            reason = "" if image_id in self._store.bases else self._refusal(plan.image, profile)
             if reason:
-                self._reporter.withdraw(image_id)
+                self._withdraw(image_id)
                 raise errors.PoolError(reason)
-            self._bases.ensure(plan)
+            self._bases.ensure(plan, profiled_only)
+
+    def _withdraw(self, image_id: str) -> None:
+        """Nothing is built here after all: the tracker has planned a base."""
+        if image_id not in self._store.bases:
+            self._reporter.withdraw(image_id)

@@ -13,6 +13,7 @@ from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import profiled
 from os_brick_thunder.common.state import READY, Base, Stack
 
 MIB = 1 << 20
@@ -42,8 +43,11 @@ class PoolUsage:
     def marks(self, pool: PoolStatus) -> Marks:
         return Marks.of(pool.total, *self._percent)
 
-    def refusal(self, image: wire.ImageInfo) -> str:
-        """Why no cache may be built for a volume of this image now; empty if one may."""
+    def refusal(self, image: wire.ImageInfo, profile: str = "") -> str:
+        """Why no cache may be built for a volume of this image now; empty if one may.
+
+        :param profile: what of the image is to be filled, encoded; all of it if this is empty
+        """
         pool = self.status()
         used, marks = space.level(pool), self.marks(pool)
         if not pool.healthy:
@@ -59,15 +63,16 @@ class PoolUsage:
         bases = self._store.bases
         if image.id in bases:
             return ""
-        needed = self._whole(image.size, Extents.from_wire(image.allocated))
+        needed = self._whole(image.size, Extents.from_wire(image.allocated), profile)
         awaited = sum(self._awaited(base) for base in bases.values())
         busy = {volume.image_id for volume in self.volumes()}
         idle = sum(r.held for r in self.replicas() if r.image_id not in busy)
         if space.fits(used, idle, awaited, needed, marks):
             return ""
         left = max(0, marks.low - used + idle - awaited)
+        what = f"{'the profile of ' if profile else ''}image {image.id}"
         return (
-            f"image {image.id} takes {-(-needed // MIB)} MiB of the local pool, which has "
+            f"{what} takes {-(-needed // MIB)} MiB of the local pool, which has "
             f"{left // MIB} MiB to give below pool_low_percent ({self._percent[0]})"
         )
 
@@ -124,9 +129,12 @@ class PoolUsage:
     def _awaited(self, base: Base) -> int:
         if base.complete:
             return 0
-        return max(0, self._whole(base.size, base.extents) - self._held(base))
+        profile = base.profile if base.profiled_only else ""
+        return max(0, self._whole(base.size, base.extents, profile) - self._held(base))
 
-    def _whole(self, size: int, allocated: Extents) -> int:
+    def _whole(self, size: int, allocated: Extents, profile: str) -> int:
+        if profile:
+            allocated = allocated.intersection(profiled(profile, size))
         return layout.fill_extents(size, allocated, self._kit.pool.block).length
 
     def _mapped(self, name: str) -> int:

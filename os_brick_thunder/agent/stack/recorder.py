@@ -21,7 +21,7 @@ from os_brick_thunder.common.mechanism.readmap import ReadMap
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.profile import Profile, chunk_size
+from os_brick_thunder.common.policy.profile import chunk_size, profiled
 from os_brick_thunder.common.state import READY, Stack
 from os_brick_thunder.common.threads import Jobs
 
@@ -200,10 +200,10 @@ class _Recording:
         base = self._host.store.bases.get(self._image.id)
         if base is None or not base.profile:
             return Extents()
+        wanted = profiled(base.profile, base.size)
         try:
-            wanted = Extents.of(Profile.decode(base.profile, base.size).ordered())
             mapped = self._host.kit.metadata.mapped(base.thin_id)
-        except (ValueError, errors.ThunderError) as error:
+        except errors.ThunderError as error:
             LOG.warning("what was prefetched of image %s is not known: %s", base.image_id, error)
             return Extents()
         return wanted.intersection(base.extents).intersection(mapped)

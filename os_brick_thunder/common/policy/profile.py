@@ -13,6 +13,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from os_brick_thunder.common.policy.extents import Extents
+
 #: Characters of an encoded profile at most. 1 GiB in 3,000 runs takes some 15,000.
 MAX_ENCODED = 1 << 16
 LEAST_CHUNK = 64 << 10
@@ -118,6 +120,18 @@ class Profile:
                 raise ValueError(f"a run is not within an image of {size} bytes")
             runs.append((first, count))
         return cls(chunk, tuple(runs))
+
+
+def profiled(text: str, size: int) -> Extents:
+    """The bytes of an image of ``size`` bytes that an encoded profile names.
+
+    :returns: nothing if ``text`` is no profile of such an image
+    """
+    try:
+        ranges = Profile.decode(text, size).ordered()
+    except ValueError:
+        return Extents()
+    return Extents.of(ranges).intersection(Extents.of([(0, size)]))
 
 
 def _zigzag(value: int) -> int:

@@ -21,6 +21,7 @@ from cinder_thunder.db.values import Image, KnownHost
 from cinder_thunder.policy.ranking import Limits
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.profile import Profile, chunk_size
 
 STORAGE = "stor1@thunder"
 MIB = 1 << 20
@@ -41,6 +42,7 @@ class World:
         #: What an agent does when it is asked; makes a base and fills nothing unless told.
         self.agents: dict[str, Callable[[], None]] = {}
         self.asked: list[str] = []
+        self.profiled_only = False
         self._lock = threading.Lock()
 
     def heartbeat(self, host: str, rack: str, zone: str = "z1", kind: str = "compute") -> None:
@@ -54,7 +56,8 @@ class World:
                 continue
             self.heartbeat(host.host, host.rack, host.zone, host.kind)
 
-    def precache(self, host: str, image_id: str, wait: float) -> None:
+    def precache(self, host: str, image_id: str, wait: float, profiled_only: bool = False) -> None:
+        assert profiled_only == self.profiled_only
         with self._lock:  # sqlite has one writer
             try:
                 self.agents.get(host, lambda: self.make(host))()
@@ -102,6 +105,7 @@ class World:
             "i",
             choose(self.database.hosts.all(), (), None, None, True),
             timeout,
+            self.profiled_only,
             sleep,
             lambda: (self.now - began).total_seconds(),
         )
@@ -138,7 +142,7 @@ def test_which_hosts(world: World) -> None:
             ("--rack", "r1"),
             "rack r1 is ambiguous: there is one in each of the zones z1, z2; give --zone, too",
         ),
-        (("--all", "--profile"), "--profile is not supported yet: pre-cache the whole image"),
+        (("--all", "--profile"), "no boot of image i was recorded yet: boot a server from it"),
     ],
 )
 def test_bad_options(
@@ -202,6 +206,35 @@ def test_waiting_until_all_are_complete(world: World, capsys: pytest.CaptureFixt
     shares = [line[3] for line in lines if line[2] == "c1" and line[8] == "filling,"]
     assert shares[-2:] == ["25%", "75%"]
     assert [line[8] for line in lines if line[2] == "c1"][-1] == "complete"
+
+
+def test_waiting_until_all_have_what_boots_read(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.profiled_only = True
+    chunk = chunk_size(IMAGE.size)
+    read = Profile.of(chunk, (2, 3, IMAGE.allocated.length // chunk + 1))  # the last is a hole
+    image = wire.ImageInfo("i", IMAGE.size, ((0, 4 * MIB),))
+    assert world.database.profiles.start("r", image, "c9", 60)
+    boot = wire.Recording("i", "", "r", "c9", read.encode(), True, 0, 0)
+    assert world.database.profiles.report(boot, read, IMAGE.size, 60)
+
+    def have(filled: dict[str, int]) -> Callable[[], None]:
+        def step() -> None:
+            for host, size in filled.items():
+                world.report(host, "filling", size)
+
+        return step
+
+    steps = [
+        have(dict.fromkeys(("c1", "c2", "c3"), chunk)),
+        have({"c1": 2 * chunk, "c2": 3 * chunk, "c3": 2 * chunk - 1}),
+    ]
+    found = world.run([*steps, *[lambda: None] * 100], 100)
+    assert found[:2] == [Outcome(host, "complete", 100) for host in ("c1", "c2")]
+    assert (found[2].result, found[2].percent) == ("failed", 99)
+    shares = [line.split()[3] for line in capsys.readouterr().err.splitlines() if " c1 " in line]
+    assert "50%" in shares
 
 
 def test_one_that_is_dead_is_left_out(world: World, capsys: pytest.CaptureFixture[str]) -> None:

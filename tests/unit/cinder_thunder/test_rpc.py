@@ -31,8 +31,8 @@ class Agent:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def precache(self, image_id: str) -> None:
-        self.asked.append(image_id)
+    def precache(self, image_id: str, profiled_only: bool) -> None:
+        self.asked.append(f"{image_id}, what boots read" if profiled_only else image_id)
         if image_id == "large":
             raise errors.PoolError("image large takes 9 MiB of the local pool")
 
@@ -80,7 +80,8 @@ def agent(transport: Any) -> Iterator[Agent]:
 def test_precache_and_status(transport: Any, agent: Agent) -> None:
     client = rpc.RpcTracker(transport, 5)
     client.precache(HOST, "small", wait=1)
-    assert agent.asked == ["small"]
+    client.precache(HOST, "small", wait=1, profiled_only=True)
+    assert agent.asked == ["small", "small, what boots read"]
     assert client.status(HOST)["stacks"] == [{"volume_id": "v"}]
 
 
@@ -113,6 +114,18 @@ def test_an_older_agent_ignores_an_announcement(
         server.stop()
         server.wait()
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_an_older_agent_is_not_asked_for_what_boots_read(transport: Any) -> None:
+    """It would fill the whole image."""
+    server = agent_server(transport, HOST, OlderAgent())  # type: ignore[arg-type]
+    server.start()
+    try:
+        with pytest.raises(errors.InvalidRequest, match=f"thunder-agent on {HOST} .*: upgrade it"):
+            rpc.RpcTracker(transport, 5).precache(HOST, "image", wait=1, profiled_only=True)
+    finally:
+        server.stop()
+        server.wait()
 
 
 def test_nobody_waits_for_announcements() -> None:

@@ -521,8 +521,8 @@ def test_an_attach_does_not_wait_for_its_base_for_ever(host: Host) -> None:
     ensure = bases.ensure
     with contextlib.ExitStack() as busy:
 
-        def ensure_and_lose(plan: wire.Plan) -> Any:
-            base = ensure(plan)
+        def ensure_and_lose(plan: wire.Plan, profiled_only: bool = False) -> Any:
+            base = ensure(plan, profiled_only)
             # From here on another one changes the base: its sources hang.
             busy.enter_context(occupied(bases._availability.lock(IMAGE)))
             return base

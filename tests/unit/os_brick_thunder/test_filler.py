@@ -326,6 +326,41 @@ def test_without_the_rest_a_base_has_what_boots_read_and_is_not_complete(world: 
     assert set(world.base()[:MIB]) == {0xEE}
 
 
+def test_a_base_of_what_boots_read_is_filled_whole_while_a_volume_uses_it(world: World) -> None:
+    world.follow(SECOND)
+    world.bases["i"] = dataclasses.replace(world.bases["i"], profiled_only=True)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.dropped and not filler._busy)
+    world.mapped_ = Extents.of([(MIB, 2 * MIB)])
+    asked = world.asked
+    filler._assign()
+    assert (world.asked, world.order()) == (asked, [1])  # there is nothing to be done
+    world.follow(THIRD)
+    wait_until(lambda: len(world.dropped) == 2 and not filler._busy)
+    assert world.order() == [1, 2]
+    assert world.completed == []
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.base() == world.expected()
+
+
+def test_a_volume_that_goes_leaves_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "LOOK", 0.01)
+    world.follow(SECOND)
+    world.bases["i"] = dataclasses.replace(world.bases["i"], profiled_only=True)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    world.read = time.monotonic_ns  # the rest waits for the guest
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: filler._demand and filler._demand[1]._paused > 0.05)
+    del world.stacks["v"]
+    wait_until(lambda: not filler._busy)
+    filler.stop()
+    assert (world.order(), world.completed) == ([1], [])
+
+
 def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from os_brick_thunder.agent.stack import direct
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
+from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY
 from tests.unit.os_brick_thunder.test_agent import (
     GIB,
@@ -225,6 +226,16 @@ def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
     )
     assert "other" not in world.store.bases
     assert "other" in world.store.withdrawals
+    other = wire.ImageInfo("other", 100 * MIB, ((0, 100 * MIB),))
+    profile = Profile.of(MIB, range(18)).encode()
+    assert world.usage.refusal(other, profile) == ""  # what boots read of it does fit
+    assert "the profile of image other takes 20 MiB" in world.usage.refusal(
+        other, Profile.of(MIB, range(20)).encode()
+    )
+    base = world.store.bases[IMAGE]
+    world.store.put(dataclasses.replace(base, profile=profile, profiled_only=True))
+    assert world.usage.refusal(other) == ""  # nor does that base need all of its image
+    world.store.put(base)
     third = world.attach(3)  # its base is here
     assert world.modes()[third] == "cached"
     world.host.complete()

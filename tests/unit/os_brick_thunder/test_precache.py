@@ -37,7 +37,7 @@ class Host:
         self.bases, self.reporter = app.base.bases, app.base.reporter
         self.refusal = ""
         self.precacher = Precacher(
-            here, app.base.bases, app.base.reporter, lambda image: self.refusal
+            here, app.base.bases, app.base.reporter, lambda image, profile: self.refusal
         )
 
 
@@ -78,6 +78,35 @@ def test_a_base_follows_the_newest_profile_until_it_is_complete(host: Host) -> N
     host.tracker.plan = dataclasses.replace(PLAN, profile=newest)
     host.precacher.precache(IMAGE)
     assert host.store.bases[IMAGE].profile == newer
+
+
+def test_a_base_of_what_boots_read_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the whole is asked for; never the other way round."""
+    woken: list[Filler] = []
+    monkeypatch.setattr(Filler, "wake", lambda self: woken.append(self))
+    host.tracker.plan = dataclasses.replace(PLAN, profile=Profile.of(1 << 18, [1]).encode())
+    host.precacher.precache(IMAGE, profiled_only=True)
+    host.precacher.announced(IMAGE)
+    host.bases.ensure(host.tracker.plan)  # of an attach: the volume that uses it says enough
+    assert host.store.bases[IMAGE].profiled_only
+    assert StateFile(host.file).bases[IMAGE].profiled_only
+    del woken[:]
+    host.precacher.precache(IMAGE)
+    assert len(woken) == 1
+    for _ in range(2):
+        assert not StateFile(host.file).bases[IMAGE].profiled_only
+        host.precacher.precache(IMAGE, profiled_only=True)
+
+
+@pytest.mark.parametrize("profile", ["", Profile.of(1 << 18, [1 << 40]).encode(), "none"])
+def test_without_a_recorded_boot_there_is_no_base_of_what_boots_read(
+    host: Host, profile: str
+) -> None:
+    host.tracker.plan = dataclasses.replace(PLAN, profile=profile)
+    with pytest.raises(errors.NoReplica, match=f"no boot of image {IMAGE} has been recorded"):
+        host.precacher.precache(IMAGE, profiled_only=True)
+    assert host.store.bases == {}
+    assert [report.state for report in host.tracker.reports] == ["gone"]
 
 
 def test_a_profile_that_cannot_be_recorded_fails_nothing(
@@ -146,7 +175,7 @@ def test_what_was_planned_when_the_agent_died_is_withdrawn(
 ) -> None:
     """Between the tracker's plan and the first line about the base in the state file."""
 
-    def die(plan: wire.Plan) -> None:
+    def die(plan: wire.Plan, profiled_only: bool) -> None:
         host.reporter.withdraw_all()  # a heartbeat in between withdraws nothing
         raise SystemExit
 
