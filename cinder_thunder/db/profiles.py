@@ -44,6 +44,22 @@ class ProfileTable:
             ).one_or_none()
         return found and KnownProfile(*found)
 
+    def popular(self, most: int) -> tuple[str, ...]:
+        """Images of which something is known, those with the most volumes first."""
+        row, volume, image = models.ProfileRow, models.VolumeRow, models.ImageRow
+        with self._transactions.read() as session:
+            return tuple(
+                session.scalars(
+                    sa.select(row.image_id)
+                    .join(image, image.id == row.image_id)
+                    .join(volume, volume.image_id == row.image_id)
+                    .where(row.state != profiles.EMPTY, ~image.deleted)
+                    .group_by(row.image_id)
+                    .order_by(sa.func.count().desc(), row.image_id)
+                    .limit(most)
+                )
+            )
+
     def _recorders(self, image_id: str) -> sa.Select[Any]:
         """The number of boots that are being recorded, by recorders that are not overdue."""
         boot = models.BootRow

@@ -6,7 +6,9 @@ end.
 
 from __future__ import annotations
 
+import math
 import random
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,15 +26,34 @@ LOG = logging.getLogger(__name__)
 #: Seconds after which a recorder that has not reported (again) no longer counts. A recording takes
 #: two minutes at most; before it begins, Nova starts the server.
 EXPIRES = 180.0
+#: Seconds for which the answer to heartbeats is not computed again, and images that it names.
+POPULAR_FOR = 60.0
+MOST_POPULAR = 16
 
 
 class BootProfiles:
     """The boot profiles of all images, for agents."""
 
-    def __init__(self, table: ProfileTable, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        table: ProfileTable,
+        draw: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """:param draw: random numbers from 0 to 1"""
         self._table = table
         self._draw = draw
+        self._clock = clock
+        self._popular: tuple[str, ...] = ()
+        self._popular_until = -math.inf
+
+    def popular(self) -> tuple[str, ...]:
+        """Images whose boots were recorded, those with the most volumes first."""
+        now = self._clock()
+        if now >= self._popular_until:
+            self._popular_until = now + POPULAR_FOR  # first: other heartbeats do not ask, too
+            self._popular = self._table.popular(MOST_POPULAR)
+        return self._popular
 
     def added(self, plan: wire.Plan, host: str = "") -> wire.Plan:
         """A plan with the profile of its image.

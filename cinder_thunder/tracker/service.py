@@ -77,6 +77,8 @@ class TrackerService:
         orders = replace(orders, interval=self._database.hosts.interval())
         if topology.kind == "storage":  # which has no volumes
             return orders
+        if self._profiles:
+            orders = replace(orders, popular=self._profiles.popular())
         stacks = self._database.volumes.stacks_on(topology.host)
         try:
             return replace(

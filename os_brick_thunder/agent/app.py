@@ -16,6 +16,7 @@ from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.health import PathHealth
+from os_brick_thunder.agent.base.hoarder import Hoarder
 from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.base.remote import RemoteReplicas
@@ -61,6 +62,7 @@ class Settings:
     heartbeat_interval: float
     attach_budget: float
     fill_rest: bool = True
+    hoard_images: int = 0
 
     @classmethod
     def of(cls, options: Any) -> Settings:
@@ -77,6 +79,7 @@ class Settings:
             heartbeat_interval=options.heartbeat_interval,
             attach_budget=options.attach_budget,
             fill_rest=options.fill_rest,
+            hoard_images=options.hoard_images,
         )
 
 
@@ -164,18 +167,20 @@ def build(host: Host, settings: Settings) -> App:
     recacher = Recacher(stack.builder, guard.may_build_unasked)
     failover = FailoverWatch(host.kit.failover, stack.remover)
     reaper = Reaper(bases, stack.stacks)
+    precacher = Precacher(host, bases, reporter, usage.refusal)
+    hoarder = Hoarder(host.store, settings.hoard_images, precacher.precache, filler.is_idle)
 
     def obey(orders: wire.Orders) -> None:
         watch.obey(orders)
         recacher.obey(orders.recache)
         reaper.drop(orders.drop)
+        hoarder.obey(orders.popular)
 
     chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
     recorder = stack.recorder
     services = (failover, guard, filler, heartbeat, watch, recacher, reaper, recorder)
     agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
-    precacher = Precacher(host, bases, reporter, usage.refusal)
     return App(
         agent, base, watch, precacher, usage, guard, stack, failover, recacher, heartbeat, reaper
     )

@@ -116,6 +116,15 @@ AGENT_OPTS: list[cfg.Opt] = [
         "it from other hosts, whenever it is read, and where no boot was recorded nothing is "
         "filled.",
     ),
+    cfg.IntOpt(
+        "hoard_images",
+        default=0,
+        min=0,
+        max=16,
+        help="Number of images of which this host keeps what boots read, some 100 MiB each, before "
+        "anything boots here: those with the most volumes in the cloud, one after the other, while "
+        "no base is being filled. They go like any unused base when the local pool runs low.",
+    ),
     cfg.FloatOpt(
         "attach_budget",
         default=timelimits.ATTACH_BUDGET,

@@ -282,6 +282,8 @@ class Orders(Value):
     #: Volumes that Cinder has not listed as attached to this host for some minutes: what is left
     #: of their stacks goes, unless something has it open, and the tracker is told by a release.
     drop: formats.Ids = ()
+    #: Images whose boots were recorded, those with the most volumes first.
+    popular: formats.Ids = ()
     #: Seconds between two heartbeats, if the host is configured for less: the cloud is large.
     interval: formats.Seconds = 0.0
 

@@ -45,11 +45,10 @@ _SAMPLES = (
 
 
 @contextlib.contextmanager
-def filling_slowly(node: Node) -> Iterator[None]:
-    """During the body the node's agent fills a MiB a second."""
+def agent_with(node: Node, **options: int) -> Iterator[None]:
+    """During the body the node's agent has these options."""
     usual = node.catalog["thunder-agent"]
-    options = agent_options(node.spec, fill_rate_mib=1)
-    files = {**usual.files, "/etc/thunder/thunder.conf": options}
+    files = {**usual.files, "/etc/thunder/thunder.conf": agent_options(node.spec, **options)}
     restart(node, dataclasses.replace(usual, files=files))
     try:
         yield
@@ -103,6 +102,10 @@ def filled(journey: Journey, node: Node) -> int:
     return sum(base["filled"] for base in journey.agent(node)["bases"])
 
 
+def bases(journey: Journey, node: Node) -> set[str]:
+    return {base["image_id"] for base in journey.agent(node)["bases"]}
+
+
 def base_of(journey: Journey, node: Node, image: str) -> tuple[int, bool]:
     """The bytes that a node's base of an image has, and whether it is complete."""
     (base,) = [base for base in journey.agent(node)["bases"] if base["image_id"] == image]
@@ -128,7 +131,7 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
 
-    with filling_slowly(second):
+    with agent_with(second, fill_rate_mib=1):
         held = (len(READ) + 4) * MIB + filled(journey, second)
         path, samples = attach_and_watch(journey, second, image, volumes[1], held)
         digest = journey.digest(second, path, SIZE)
@@ -150,6 +153,15 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     wait_for("the rest", lambda: base_of(journey, third, image) == (SIZE, True), timeout=120)
     assert journey.digest(third, path, SIZE) == digest
     journey.detach(third, volumes[0])
+
+    journey.cluster.thunder("image", "evict", image)
+    with agent_with(second, hoard_images=16):
+        wait_for("a base", lambda: image in bases(journey, second), timeout=120)
+        wait_for(
+            "what boots read",
+            lambda: base_of(journey, second, image) == (len(order) * MIB, False),
+            timeout=60,
+        )
 
     journey.delete_volumes(volumes)
     journey.cluster.openstack("image", "delete", image)

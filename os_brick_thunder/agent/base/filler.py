@@ -100,6 +100,11 @@ class Filler:
         """There may be another base to fill."""
         self._thread.wake()
 
+    def is_idle(self) -> bool:
+        """Whether no base is being filled."""
+        with self._lock:
+            return not self._busy
+
     def stop(self) -> None:
         self._thread.stop()
         if self._workers:

@@ -118,6 +118,40 @@ def test_a_direct_volume_is_not_recorded(cloud: Cloud) -> None:
     assert (plan.mode, plan.profile, plan.record) == ("direct", "", "")
 
 
+def test_hosts_are_told_which_images_most_volumes_are_of(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those whose boots are known; they are not counted for every heartbeat."""
+
+    def heard() -> tuple[str, ...]:
+        return cloud.tracker.heartbeat(host("c1")).popular
+
+    def known(image: str, volumes: int) -> None:
+        content = Image(image, SIZE, Extents.of([(0, SIZE)]), content=CONTENT)
+        cloud.database.images.add_master(content, STORAGE)
+        info = wire.ImageInfo(image, SIZE, ((0, SIZE),), CONTENT)
+        assert cloud.database.profiles.start(f"r-{image}", info, "c1", 60)
+        said = wire.Recording(image, CONTENT, f"r-{image}", "c1", BOOT.encode(), True)
+        assert cloud.database.profiles.report(said, BOOT, SIZE, 60)
+        for n in range(volumes):
+            cloud.database.volumes.put(ClonedVolume(f"{image}-{n}", image, STORAGE))
+
+    now = 0.0
+    told = BootProfiles(cloud.database.profiles, clock=lambda: now)
+    monkeypatch.setattr(cloud.tracker, "_profiles", told)
+    assert heard() == ()  # there is an image with volumes, but no boot of it
+    for image, volumes in (("a", 1), ("b", 3), ("c", 2), ("unused", 0)):
+        known(image, volumes)
+    assert heard() == ()
+    now = 61.0
+    assert heard() == ("b", "c", "a")
+    cloud.database.images.set_deleted("b", True)
+    now = 130.0
+    assert heard() == ("c", "a")
+    storage = wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage")
+    assert cloud.tracker.heartbeat(storage).popular == ()
+
+
 def test_switched_off(cloud: Cloud) -> None:
     cloud.boots("c1")
     cloud.tracker._profiles = None
