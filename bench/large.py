@@ -8,7 +8,6 @@ volume had its cache when that was answered, and the memory of the host's agent 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.agent import memory
 from lab.cluster import existing_or_new
 from lab.nodes.node import Node
 from lab.nodes.topology import Topology
@@ -53,13 +53,6 @@ def sparse(gib: int) -> Iterator[Path]:
         yield path
 
 
-def peak_mib(node: Node) -> float:
-    """What the agent had in memory at most since it was started."""
-    status = node.run("cat /proc/$(pgrep -f os_brick_thunder.agent.main | head -1)/status").stdout
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found.group(1)) / 1024 if found else float("nan")
-
-
 def measure(journey: Journey, node: Node, turns: int) -> dict[str, list[Attach]]:
     """:returns: by the image's size, the first attach on the host first"""
     found: dict[str, list[Attach]] = {}
@@ -81,7 +74,9 @@ def measure(journey: Journey, node: Node, turns: int) -> dict[str, list[Attach]]
             attached = journey.attach(node, volume)
             mode = journey.stack(node, volume)["mode"]
             found[what].append(
-                Attach(attached.attach_s, attached.connect_s, mode == "cached", peak_mib(node))
+                Attach(
+                    attached.attach_s, attached.connect_s, mode == "cached", memory(node, "VmHWM")
+                )
             )
             journey.await_cached(node, volume)
         for volume in volumes:
