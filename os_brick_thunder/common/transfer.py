@@ -10,7 +10,6 @@ Sizes and offsets are in bytes.
 
 from __future__ import annotations
 
-import bisect
 import math
 import mmap
 import threading
@@ -179,7 +178,7 @@ class Transfer:
                 self._verify(view, start, end)
             finally:  # nothing is kept in the page cache, wrong bytes included
                 self._source.forget(start, end)
-            for a, b in _within(self._wanted, start, end):
+            for a, b in self._wanted.within(start, end):
                 for first, last in self._runs(buffer, a - start, b - start):
                     self._put(view, start, first, last)
                     written = max(written, start + last)
@@ -217,7 +216,7 @@ class Transfer:
     def _fetch(self, view: memoryview, start: int, end: int) -> None:
         """Read a piece; holes and what is beyond the image's end are zeroes."""
         at = start
-        for a, b in _within(self._read, start, end):
+        for a, b in self._read.within(start, end):
             _zero(view, at - start, a - start)
             upto = _rounded(b, self._source.align)
             while a < upto:
@@ -248,7 +247,7 @@ class Transfer:
                 self._digests.append(manifests.digest_of_zeroes(length))
 
     def _digest(self, chunk: memoryview, at: int) -> bytes:
-        hole = next(_within(self._read, at, at + len(chunk)), None) is None
+        hole = next(self._read.within(at, at + len(chunk)), None) is None
         return manifests.digest_of_zeroes(len(chunk)) if hole else manifests.digest(chunk)
 
     def _runs(self, buffer: mmap.mmap, first: int, last: int) -> Iterable[tuple[int, int]]:
@@ -294,17 +293,6 @@ def _rounded(offset: int, align: int) -> int:
 def _zero(view: memoryview, start: int, end: int) -> None:
     if start < end:
         view[start:end] = bytes(end - start)
-
-
-def _within(extents: Extents, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The ranges of ``extents`` inside ``[start, end)``."""
-    ranges = extents.ranges
-    at = max(bisect.bisect_right(ranges, (start, math.inf)) - 1, 0)
-    while at < len(ranges) and ranges[at][0] < end:
-        a, b = max(ranges[at][0], start), min(ranges[at][1], end)
-        if a < b:
-            yield a, b
-        at += 1
 
 
 def _data(buffer: mmap.mmap, start: int, end: int, block: int) -> Iterator[tuple[int, int]]:

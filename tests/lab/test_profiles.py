@@ -26,7 +26,9 @@ from os_brick_thunder.common.policy.profile import Profile
 
 MIB = 1 << 20
 SIZE = 64 * MIB
-#: Where the guest reads, in MiB: each is in a piece of its own of what is filled.
+#: Of what is filled, and of what a recording distinguishes.
+PIECE = 256 << 10
+#: Where the guest reads, in MiB: of each, something in each of its pieces.
 READ = (40, 7, 22, 51, 3, 60, 15, 33)
 #: Reads at offsets, with pauses: reads between two looks count as ascending.
 _BOOT = """\
@@ -34,7 +36,8 @@ import mmap, os, sys, time
 device, *offsets = sys.argv[1:]
 fd, page = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
 for offset in offsets:
-    assert os.preadv(fd, [page], int(offset)) == 4096
+    for piece in range(4):
+        assert os.preadv(fd, [page], int(offset) + piece * 262144) == 4096
     time.sleep(2)
 """
 #: "0 <length> thin <mapped sectors> <highest mapped sector>", until there is a file.
@@ -125,30 +128,32 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     wait_for("a profile", lambda: profile_of(journey, image) is not None, timeout=30)
     profile = profile_of(journey, image)
     assert profile is not None
-    order = list(dict.fromkeys(chunk * profile.chunk // MIB for chunk in profile.chunks()))
-    assert [piece for piece in order if piece in READ] == list(READ)
-    assert len(order) <= len(READ) + 2, "others are looks for partition tables"
+    assert profile.chunk == PIECE
+    order = list(profile.chunks())
+    read = [at * MIB // PIECE + piece for at in READ for piece in range(MIB // PIECE)]
+    assert [piece for piece in order if piece in read] == read
+    assert len(order) <= len(read) + 4, "others are looks for partition tables"
+    booted = len(order) * PIECE
     shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
 
     with agent_with(second, fill_rate_mib=1):
-        held = (len(READ) + 4) * MIB + filled(journey, second)
+        held = booted + 4 * MIB + filled(journey, second)
         path, samples = attach_and_watch(journey, second, image, volumes[1], held)
         digest = journey.digest(second, path, SIZE)
-    whole = [(held // MIB, end // MIB) for held, end in samples if held % MIB == end % MIB == 0]
-    early = [(held, end) for held, end in whole if 2 <= held <= len(order)]
-    assert len({held for held, _ in early}) >= 3, whole
+    early = [(held, end) for held, end in samples if held % PIECE == 0 and 0 < held <= booted]
+    assert len({held for held, _ in early}) >= 3, samples
     for held, end in early:
-        assert end == max(order[:held]) + 1, (order, whole)
+        assert end == (max(order[: held // PIECE]) + 1) * PIECE, (order, samples)
     assert digest == blocks.expected_digest(raw, ())
 
     journey.detach(second, volumes[1])
 
     where = ("--host", third.name, "--wait")
     journey.cluster.thunder("image", "precache", image, "--profile", *where)
-    assert base_of(journey, third, image) == (len(order) * MIB, False)
+    assert base_of(journey, third, image) == (booted, False)
     time.sleep(3)  # the filler looks for work each second
-    assert base_of(journey, third, image) == (len(order) * MIB, False)
+    assert base_of(journey, third, image) == (booted, False)
     path = journey.attach_cached(third, volumes[0]).path
     wait_for("the rest", lambda: base_of(journey, third, image) == (SIZE, True), timeout=120)
     assert journey.digest(third, path, SIZE) == digest
@@ -159,7 +164,7 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
         wait_for("a base", lambda: image in bases(journey, second), timeout=120)
         wait_for(
             "what boots read",
-            lambda: base_of(journey, second, image) == (len(order) * MIB, False),
+            lambda: base_of(journey, second, image) == (booted, False),
             timeout=60,
         )
 

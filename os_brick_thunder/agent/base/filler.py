@@ -10,20 +10,24 @@ within limits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.policy import fillorder, layout
+from os_brick_thunder.agent.policy.fillorder import Piece
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.copyends import Disk
-from os_brick_thunder.common.mechanism.blockdev import drop_cache
+from os_brick_thunder.common.mechanism.blockdev import drop_cache, read_ahead
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
@@ -37,6 +41,10 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two checks for bases that are due.
 INTERVAL = 1.0
+#: Bytes that are asked for before they are read: while one piece is checked and written, the next
+#: ones are on their way. They wait in the page cache of the paths, where other hosts' reads find
+#: them, too.
+AHEAD = 4 << 20
 #: Seconds between two polls of a pool that has no space.
 NO_SPACE = 1.0
 
@@ -177,6 +185,7 @@ class Filler:
         the rest, was removed, or the filler stopped
         """
         names = ImageNames(base.image_id)
+        paths = devnames.path(names.paths)
         manifest = self._manifest(base)
         needed = layout.fill_extents(base.size, base.extents, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
@@ -185,7 +194,7 @@ class Filler:
             devnames.path(names.source),
             base.size,
             needed,
-            forget=functools.partial(_forget, devnames.path(names.paths)),
+            forget=functools.partial(_forget, paths),
         )
         try:
             target = Disk(
@@ -199,7 +208,10 @@ class Filler:
             source.close()
             raise
         pieces = _Pieces(
-            base.size, lambda: self._profile(base), functools.partial(self._may_go_on, base)
+            base.size,
+            lambda: self._profile(base),
+            functools.partial(self._may_go_on, base),
+            functools.partial(_read_ahead, paths, needed),
         )
         filling = copy(
             source,
@@ -214,6 +226,10 @@ class Filler:
             filling.wait()
         except errors.TransferCancelled:
             return False
+        finally:
+            with contextlib.suppress(OSError):
+                for start, end in pieces.unread:
+                    _forget(paths, start, end)
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all
@@ -282,37 +298,64 @@ class _Pieces:
     """The pieces of a base in the order of its newest profile, for one copy.
 
     :ivar all: nothing was left out
+    :ivar unread: what was read ahead, and was not reached
     """
 
     def __init__(
-        self, size: int, newest: Callable[[], str], may_go_on: Callable[[str], bool]
+        self,
+        size: int,
+        newest: Callable[[], str],
+        may_go_on: Callable[[str], bool],
+        read_ahead: Callable[[int, int], None],
     ) -> None:
         """
         :param size: of the image
         :param newest: the profile, encoded, as it is now
         :param may_go_on: called with the profile before each piece that is not in it; may wait
+        :param read_ahead: has a piece read before it is reached
         """
         self._size = size
         self._newest = newest
         self._may_go_on = may_go_on
+        self._read_ahead = read_ahead
         self.all = False
+        self.unread: set[tuple[int, int]] = set()
 
     def __call__(self, missing: Extents, length: int) -> Iterator[tuple[int, int]]:
         """See :data:`.transfer.Order`."""
         done: set[int] = set()
         while not self.all:
             profile = self._newest()
-            for piece in fillorder.ordered(missing, length, _ranges(profile, self._size)):
-                if piece.start in done:
-                    continue
+            ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
+            left = (piece for piece in ordered if piece.start not in done)
+            for piece, following in _with_next(left, AHEAD // length):
                 if not piece.profiled and not self._may_go_on(profile):
                     return
                 if self._newest() != profile:
                     break
+                self._announce(piece, following)
                 done.add(piece.start)
+                self.unread.discard((piece.start, piece.end))
                 yield piece.start, piece.end
             else:
                 self.all = True
+
+    def _announce(self, piece: Piece, following: Iterable[Piece]) -> None:
+        """Have the next pieces read; those that no boot reads only once one of them may be."""
+        for each in following:
+            if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:
+                self.unread.add((each.start, each.end))
+                self._read_ahead(each.start, each.end)
+
+
+def _with_next(pieces: Iterator[Piece], count: int) -> Iterator[tuple[Piece, Iterable[Piece]]]:
+    """Each piece with up to ``count`` of those that follow."""
+    following: deque[Piece] = deque()
+    while True:
+        following.extend(itertools.islice(pieces, count + 1 - len(following)))
+        if not following:
+            return
+        yield following.popleft(), following
 
 
 def _ranges(profile: str, size: int) -> tuple[tuple[int, int], ...]:
@@ -322,6 +365,12 @@ def _ranges(profile: str, size: int) -> tuple[tuple[int, int], ...]:
     except ValueError as error:
         LOG.warning("a profile is left out: %s", error)
         return ()
+
+
+def _read_ahead(device: str, needed: Extents, start: int, end: int) -> None:
+    with contextlib.suppress(OSError):  # the read itself will tell
+        for first, last in needed.within(start, end):
+            read_ahead(device, first, last - first)
 
 
 def _forget(device: str, start: int, end: int) -> None:

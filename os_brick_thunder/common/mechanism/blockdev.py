@@ -140,9 +140,21 @@ def foreign_signature(device: str, runner: Runner = run) -> str | None:
 
 def drop_cache(device: str, offset: int, length: int) -> None:
     """Drop the clean pages of a range, in bytes, from a device's page cache."""
+    _advise(device, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def read_ahead(device: str, offset: int, length: int) -> None:
+    """Have a range, in bytes, read into a device's page cache, without waiting for it.
+
+    Of a long range the kernel reads only the beginning, as much as is in one request.
+    """
+    _advise(device, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def _advise(device: str, offset: int, length: int, advice: int) -> None:
     fd = os.open(device, os.O_RDONLY)
     try:
-        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, offset, length, advice)
     finally:
         os.close(fd)
 

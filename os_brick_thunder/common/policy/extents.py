@@ -7,6 +7,8 @@ Extents.
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,6 +101,15 @@ class Extents:
             for start, end in self.ranges
             if start < size
         )
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Iterate over the parts of the ranges inside ``[start, end)``."""
+        at = max(bisect.bisect_right(self.ranges, (start, math.inf)) - 1, 0)
+        while at < len(self.ranges) and self.ranges[at][0] < end:
+            a, b = max(self.ranges[at][0], start), min(self.ranges[at][1], end)
+            if a < b:
+                yield a, b
+            at += 1
 
     def chunks(self, length: int) -> Iterator[tuple[int, int]]:
         """Iterate over pieces of at most ``length`` bytes, cut at multiples of it."""

@@ -98,7 +98,8 @@ def test_the_first_master_has_a_manifest(cloud: Cloud, meta: Any, raw_image: Pat
     data = raw_image.read_bytes()
     found = cloud.database.images.manifest(meta["id"])
     assert found is not None
-    wanted = [manifests.digest(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20)]
+    chunk = manifests.CHUNK
+    wanted = [manifests.digest(data[at : at + chunk]) for at in range(0, len(data), chunk)]
     assert Manifest.parse(len(data), found.chunk, found.digests).digests == b"".join(wanted)
 
 
@@ -482,7 +483,7 @@ def test_values_survive_privseps_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
     source.write_bytes(b"x" * 1000)
     target.write_bytes(b"")
     made = privileged.copy(str(source), str(target), 1024, GRAIN)
-    assert made == Manifest(1024, 1 << 20, manifests.digest(b"x" * 1000 + bytes(24)))
+    assert made == Manifest(1024, manifests.CHUNK, manifests.digest(b"x" * 1000 + bytes(24)))
     again = tmp_path / "again"
     again.write_bytes(b"")
     assert (

@@ -44,6 +44,7 @@ class World:
     bad: list[int] = field(default_factory=list)
     asked: int = 0
     dropped: list[tuple[int, int]] = field(default_factory=list)
+    ahead: list[tuple[int, int]] = field(default_factory=list)  # and how many were read then
     heal: Callable[[], None] = lambda: None
     stacks: dict[str, Stack] = field(default_factory=dict)
     read: Callable[[], int] = lambda: 0  # bytes that the guest has read
@@ -121,6 +122,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
         filler_module, "drop_cache", lambda _, start, length: made.dropped.append((start, length))
     )
+
+    def read_ahead(device: str, start: int, length: int) -> None:
+        assert device.startswith(str(tmp_path / "thunder-paths-"))
+        made.ahead.append((start // MIB, len(made.dropped)))
+
+    monkeypatch.setattr(filler_module, "read_ahead", read_ahead)
     return made
 
 
@@ -274,6 +281,33 @@ def test_what_boots_read_comes_first_in_their_order(world: World) -> None:
     filler.stop()
     assert world.order() == [2, 0, 1, 3]
     assert world.base() == world.expected()
+
+
+def test_the_next_pieces_are_on_their_way_while_one_is_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what no boot reads only once it is its turn."""
+    monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
+    world.follow(THIRD, SECOND)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [2, 1, 0, 3]
+    assert world.ahead == [(1, 0), (3, 2)]  # the piece, and how many had been read before
+
+
+def test_what_was_read_ahead_in_vain_is_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
+    world.source().write_bytes(b"\0" * MIB + world.image[MIB:])  # the first piece is wrong
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.bad)
+    filler.stop()
+    assert {piece for piece, _ in world.ahead} <= {start // MIB for start, _ in world.dropped}
+    assert (1, 0) in world.ahead
 
 
 def test_a_newer_profile_takes_effect_for_what_is_left(world: World) -> None:

@@ -196,7 +196,8 @@ def test_the_manifest_made_on_the_way_is_the_images(
     transfer = run(Transfer(Memory(bytearray(data), extents), target, digest=True))
     assert transfer.wait(0)
     assert bytes(target.data) == data
-    assert transfer.manifest == Manifest(len(data), MIB, manifests.digest(data) if data else b"")
+    whole = manifests.digest(data) if data else b""
+    assert transfer.manifest == Manifest(len(data), manifests.CHUNK, whole)
 
 
 def test_holes_are_digested_without_a_look_at_them(tmp_path: Path) -> None:
@@ -213,10 +214,11 @@ def test_holes_are_digested_without_a_look_at_them(tmp_path: Path) -> None:
     )
     transfer = run(Transfer(source, Nowhere(size), digest=True))
     assert transfer.wait(0)
-    assert read == [(at, at + MIB)]
-    chunks = [bytes(MIB)] * 1024 + [bytes(4096)]
-    chunks[at // MIB] = b"x" * 4096 + bytes(MIB - 4096)
-    assert transfer.manifest == Manifest(size, MIB, b"".join(map(manifests.digest, chunks)))
+    chunk = manifests.CHUNK
+    assert read == [(at, at + chunk)]
+    chunks = [bytes(chunk)] * ((1 << 30) // chunk) + [bytes(4096)]
+    chunks[at // chunk] = b"x" * 4096 + bytes(chunk - 4096)
+    assert transfer.manifest == Manifest(size, chunk, b"".join(map(manifests.digest, chunks)))
 
 
 @given(images(), st.sampled_from([128, 384, 1024, 1536, 5120]))
