@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from cinder_thunder.db.api import Database
 from lab.cloud.config import VOLUME_GROUP, database_url
 from lab.inside import blocks
@@ -67,6 +69,7 @@ def marked(journey: Journey) -> set[str]:
     return journey.cluster.network.call(images)
 
 
+@pytest.mark.long
 def test_a_deleted_image_goes_when_no_volume_needs_it(journey: Journey, tmp_path: Path) -> None:
     """An image with a volume is kept, and serves as before."""
     node = journey.cluster.of_kind("compute")[0]

@@ -187,6 +187,7 @@ _WRITTEN, _CHURNED = 20 * MIB, 48 * MIB
 _SILENT, _CACHED = 40.0, 60.0
 
 
+@pytest.mark.long
 def test_a_tracker_that_says_nothing_costs_the_cache_for_a_while(
     journey: Journey, image: Image, volume: str, tmp_path: Path
 ) -> None:
@@ -292,6 +293,7 @@ def test_an_agent_that_is_killed_finds_everything_again(journey: Journey, volume
     assert journey.leftovers(node) == []
 
 
+@pytest.mark.long
 def test_a_second_attachment_is_direct(journey: Journey, volume: str) -> None:
     """As in a live migration: while two hosts have a volume attached, the second has no cache."""
     first, second = compute(journey, 0), compute(journey, 1)

@@ -51,6 +51,7 @@ def volume(life: LifeCycle, nodes: list[Node], image: tuple[str, Path]) -> Volum
     return made
 
 
+@pytest.mark.long
 def test_snapshots_and_clones(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     """A volume from a snapshot, a clone, and a clone of that, all made while it is in use."""
     snapshot = life.snapshot(volume)
@@ -72,6 +73,7 @@ def test_snapshots_and_clones(life: LifeCycle, nodes: list[Node], volume: Volume
     assert life.wrong(again) == []
 
 
+@pytest.mark.long
 def test_revert_to_a_snapshot(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
     """Also where the snapshot has zeros, and the volume has been written to since."""
     snapshot = life.snapshot(volume)

@@ -91,8 +91,8 @@ def test_a_slow_one_that_computes_is_waited_for(
     monkeypatch.setattr(pace, "_factor", pace.measure())
     compute = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
     child = f"{sys.executable} -S -c {shlex.quote(compute)}"
-    with _daemons(tmp_path, stall=6) as daemons:
-        turns = round(3 * pace.stretch(6))
+    with _daemons(tmp_path, stall=4) as daemons:
+        turns = round(3 * pace.stretch(4))
         script = f"for i in $(seq {turns}); do {child}; done; echo ready; exec sleep 60"
         _add(daemons, script, logged("ready"))
         daemons.start("it")
