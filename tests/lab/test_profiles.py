@@ -137,6 +137,20 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
 
+    with agent_with(second, hoard_images=16):
+        wait_for("a base", lambda: image in bases(journey, second), timeout=120)
+        wait_for(
+            "what boots read",
+            lambda: base_of(journey, second, image) == (booted, False),
+            timeout=60,
+        )
+    journey.evict(second, image)
+    where = ("--host", third.name, "--wait")
+    journey.cluster.thunder("image", "precache", image, "--profile", *where)
+    assert base_of(journey, third, image) == (booted, False)
+    time.sleep(3)  # the filler looks for work each second
+    assert base_of(journey, third, image) == (booted, False)
+
     with agent_with(second, fill_rate_mib=1):
         held = booted + 4 * MIB + filled(journey, second)
         path, samples = attach_and_watch(journey, second, image, volumes[1], held)
@@ -149,24 +163,10 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
 
     journey.detach(second, volumes[1])
 
-    where = ("--host", third.name, "--wait")
-    journey.cluster.thunder("image", "precache", image, "--profile", *where)
-    assert base_of(journey, third, image) == (booted, False)
-    time.sleep(3)  # the filler looks for work each second
-    assert base_of(journey, third, image) == (booted, False)
     path = journey.attach_cached(third, volumes[0]).path
     wait_for("the rest", lambda: base_of(journey, third, image) == (SIZE, True), timeout=120)
     assert journey.digest(third, path, SIZE) == digest
     journey.detach(third, volumes[0])
-
-    journey.cluster.thunder("image", "evict", image)
-    with agent_with(second, hoard_images=16):
-        wait_for("a base", lambda: image in bases(journey, second), timeout=120)
-        wait_for(
-            "what boots read",
-            lambda: base_of(journey, second, image) == (booted, False),
-            timeout=60,
-        )
 
     journey.delete_volumes(volumes)
     journey.cluster.openstack("image", "delete", image)
