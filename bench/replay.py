@@ -9,6 +9,7 @@ plain           os-brick's own connector: every read goes to the storage host
 cold            Thunder, on hosts without a replica, of an image that never booted
 cold, profile   the same, once three boots of the image were recorded
 warm            Thunder, on hosts that have the whole image
+warm, recorded  the same, while what is read is recorded
 local           the reads alone, from the host's own replica: the limit of what is possible
 """
 
@@ -121,7 +122,10 @@ class Replays:
         arms.append(self._arm("cold, profile", nodes))
         for node in nodes:
             self._journey.await_complete(node, self._image)
+        self._note(f"the profile is {self._shown()['state']}")  # "settled": nothing is recorded
         arms.append(self._arm("warm", nodes))
+        self._cluster.thunder("image", "profile", "record", self._image)
+        arms.append(self._arm("warm, recorded", nodes))
         arms.append(self._local(nodes))
         return arms
 
