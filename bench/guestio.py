@@ -19,7 +19,7 @@ from pathlib import Path
 from lab.cluster import existing_or_new
 from lab.inside import blocks
 from lab.nodes.node import Node
-from lab.nodes.topology import Topology
+from lab.nodes.topology import Link, Topology
 from lab.play.journey import Journey
 from lab.progress import Steps
 from os_brick_thunder.common.policy import devnames
@@ -62,8 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.guestio", description=__doc__)
     parser.add_argument("--turns", type=int, default=7, choices=range(1, 9), metavar="1..8")
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
+    parser.add_argument(
+        "--delay",
+        default="0ms",
+        help="of each link, one way: without any, the LUN is as near as "
+        "the pool, and what is measured is mostly the cores of this machine",
+    )
     options = parser.parse_args()
-    topology = Topology.standard(storage=1, compute=1)
+    topology = Topology.standard(storage=1, compute=1, link=Link(delay=options.delay))
     with existing_or_new(options.lab, "guestio", topology) as cluster:
         journey = Journey(cluster)
         journey.start_bricks(plain=True)
