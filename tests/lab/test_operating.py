@@ -343,6 +343,7 @@ STORAGE = [
 ]
 
 
+@pytest.mark.long
 def test_the_doctor(journey: Journey) -> None:
     """All checks pass; then each fault is found, and nothing else is reported."""
     computes = journey.cluster.of_kind("compute")
