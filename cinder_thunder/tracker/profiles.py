@@ -52,7 +52,10 @@ class BootProfiles:
         now = self._clock()
         if now >= self._popular_until:
             self._popular_until = now + POPULAR_FOR  # first: other heartbeats do not ask, too
-            self._popular = self._table.popular(MOST_POPULAR)
+            try:
+                self._popular = self._table.popular(MOST_POPULAR)
+            except Exception:  # the other orders of a heartbeat do not need it
+                LOG.exception("The most used images are not known now")
         return self._popular
 
     def added(self, plan: wire.Plan, host: str = "") -> wire.Plan:

@@ -124,7 +124,7 @@ class Filler:
         now = self._clock()
         with self._lock:
             self._forget_all_but(bases.keys() | self._busy)
-            used = {stack.base_image_id for stack in self._store.stacks.values()}
+            used = self._used()
             lacking = {
                 key
                 for key, base in bases.items()
@@ -152,11 +152,12 @@ class Filler:
         """Whether a base has what boots of its image read, as far as that is known."""
         return self._followed.get(base.thin_id, "") == base.profile
 
-    def _is_rest_wanted(self, base: Base, used: Set[str | None]) -> bool:
-        """Whether a base is to have what no boot reads, too.
+    def _used(self) -> set[str | None]:
+        """The images of the bases that volumes of this host use."""
+        return {stack.base_image_id for stack in self._store.stacks.values()}
 
-        :param used: images of the bases that volumes of this host use
-        """
+    def _is_rest_wanted(self, base: Base, used: Set[str | None]) -> bool:
+        """Whether a base is to have what no boot reads, too."""
         return self._rest and (not base.profiled_only or base.image_id in used)
 
     def _work(self, base: Base) -> None:
@@ -209,7 +210,7 @@ class Filler:
             raise
         pieces = _Pieces(
             base.size,
-            lambda: self._profile(base),
+            lambda: self._newest(base).profile,
             functools.partial(self._may_go_on, base),
             functools.partial(_read_ahead, paths, needed),
         )
@@ -234,10 +235,10 @@ class Filler:
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all
 
-    def _profile(self, base: Base) -> str:
-        """The newest profile of a base, encoded."""
+    def _newest(self, base: Base) -> Base:
+        """A base as it is recorded now."""
         found = self._store.bases.get(base.image_id, base)
-        return found.profile if found.thin_id == base.thin_id else base.profile
+        return found if found.thin_id == base.thin_id else base
 
     def _may_go_on(self, base: Base, profile: str) -> bool:
         """Whether a base that has all of a profile is to be filled with the rest now.
@@ -251,9 +252,7 @@ class Filler:
                 self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
             demand = self._demand[base.thin_id]
         while not self._urgent and self._is_wanted(base):
-            base = self._store.bases.get(base.image_id, base)
-            used = {stack.base_image_id for stack in self._store.stacks.values()}
-            if not self._is_rest_wanted(base, used):
+            if not self._is_rest_wanted(self._newest(base), self._used()):
                 return False
             if not profile or not (pause := demand.pause()):
                 return True
@@ -333,14 +332,14 @@ class _Pieces:
                     return
                 if self._newest() != profile:
                     break
-                self._announce(piece, following)
+                self._read_next(piece, following)
                 done.add(piece.start)
                 self.unread.discard((piece.start, piece.end))
                 yield piece.start, piece.end
             else:
                 self.all = True
 
-    def _announce(self, piece: Piece, following: Iterable[Piece]) -> None:
+    def _read_next(self, piece: Piece, following: Iterable[Piece]) -> None:
         """Have the next pieces read; those that no boot reads only once one of them may be."""
         for each in following:
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:

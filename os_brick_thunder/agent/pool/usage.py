@@ -64,8 +64,8 @@ class PoolUsage:
         if image.id in bases:
             return ""
         needed = self._whole(image.size, Extents.from_wire(image.allocated), profile)
-        awaited = sum(self._awaited(base) for base in bases.values())
         busy = {volume.image_id for volume in self.volumes()}
+        awaited = sum(self._awaited(base, base.image_id in busy) for base in bases.values())
         idle = sum(r.held for r in self.replicas() if r.image_id not in busy)
         if space.fits(used, idle, awaited, needed, marks):
             return ""
@@ -126,10 +126,10 @@ class PoolUsage:
     def _held(self, base: Base) -> int:
         return self._mapped(ImageNames(base.image_id).base)
 
-    def _awaited(self, base: Base) -> int:
+    def _awaited(self, base: Base, used: bool) -> int:
         if base.complete:
             return 0
-        profile = base.profile if base.profiled_only else ""
+        profile = base.profile if base.profiled_only and not used else ""
         return max(0, self._whole(base.size, base.extents, profile) - self._held(base))
 
     def _whole(self, size: int, allocated: Extents, profile: str) -> int:

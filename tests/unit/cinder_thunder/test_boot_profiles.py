@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from cinder_thunder.db.api import Database
+from cinder_thunder.db.profiles import ProfileTable
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import profiles
@@ -145,8 +146,12 @@ def test_hosts_are_told_which_images_most_volumes_are_of(
     assert heard() == ()
     now = 61.0
     assert heard() == ("b", "c", "a")
+    with monkeypatch.context() as broken:
+        broken.setattr(ProfileTable, "popular", lambda *_: 1 / 0)
+        now = 125.0
+        assert heard() == ("b", "c", "a")  # as before
     cloud.database.images.set_deleted("b", True)
-    now = 130.0
+    now = 190.0
     assert heard() == ("c", "a")
     storage = wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage")
     assert cloud.tracker.heartbeat(storage).popular == ()

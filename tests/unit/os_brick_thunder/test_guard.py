@@ -234,7 +234,11 @@ def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
     )
     base = world.store.bases[IMAGE]
     world.store.put(dataclasses.replace(base, profile=profile, profiled_only=True))
-    assert world.usage.refusal(other) == ""  # nor does that base need all of its image
+    assert world.usage.refusal(other) != ""  # a volume uses it: it is to have all of its image
+    stacks = world.store.stacks
+    world.store.put(dataclasses.replace(stacks[first], base_image_id=None))
+    assert world.usage.refusal(other) == ""
+    world.store.put(stacks[first])
     world.store.put(base)
     third = world.attach(3)  # its base is here
     assert world.modes()[third] == "cached"
