@@ -148,7 +148,6 @@ def test_bad_input(journey: Journey, image: Image, volume: str) -> None:
         ("image", "precache", twins[0], "--all"): "its first volume creates one",
         ("image", "precache", NAME): "select hosts: either --host (once or more), or",
         ("image", "precache", NAME, "--host", "cmp9"): "there is no compute host cmp9: known are",
-        ("image", "precache", NAME, "--all", "--profile"): "no boot of image",
         ("host", "drain", "cmp9"): "there is no host cmp9: known are cmp1, cmp2, cmp3, stor1@",
         ("volume", "show", "nothing"): "there is no volume nothing: openstack volume list",
         ("location", "show", "nothing"): "there is no location nothing: thunder location list",
