@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
+from bench.agent import upload
 from lab.cluster import existing_or_new
-from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.play.journey import Journey
@@ -74,10 +72,7 @@ def main() -> None:
         journey = Journey(cluster)
         journey.start_bricks(plain=True)
         (node,) = cluster.of_kind("compute")
-        with tempfile.TemporaryDirectory(prefix="thunder-guestio-", dir="/var/tmp") as folder:
-            image = Path(folder, "image")
-            blocks.make(image, "guestio", IMAGE)
-            uploaded = journey.upload(image, "guestio", "raw")
+        uploaded = upload(journey, "guestio", IMAGE)
         volumes = [
             journey.create_volume(f"guestio-{kind}", 1, "--image", uploaded)
             for kind in ("cached", "lun")

@@ -15,6 +15,7 @@ as on one; everything else is predicted.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -22,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def recorded(scale: float) -> Workload:
     )
 
 
+@functools.cache
 def planned(hosts: int) -> Tree:
     """The tree that trackers make of so many hosts, with two masters: numbers -1 and -2."""
     with tempfile.TemporaryDirectory(prefix="simulate", dir="/dev/shm") as folder:
@@ -235,10 +237,7 @@ def variants(
     for each in settings:
         for head in heads:
             for coverage in coverages:
-                yield Setting(
-                    each.name, each.hosts, each.rate, each.latency, each.spread,
-                    head, min(each.built, head), coverage,
-                )  # fmt: skip
+                yield replace(each, head=head, built=min(each.built, head), coverage=coverage)
 
 
 if __name__ == "__main__":

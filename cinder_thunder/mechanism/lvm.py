@@ -63,17 +63,16 @@ class ThinVolumes:
 
     def snapshot(self, name: str, origin: str) -> None:
         """Make a writable thin snapshot, active now and after a restart of the host."""
-        self._change(
-            "lvcreate", "--yes", "--snapshot", "--permission", "rw",
-            "--setactivationskip", "n", "--activate", "y",
-            "--name", name, f"{self.group}/{origin}",
-        )  # fmt: skip
+        self._snapshot(name, origin, permission="rw", skip="n", active="y")
 
     def snapshot_without_device(self, name: str, origin: str) -> None:
         """Make a read-only thin snapshot that nobody activates, now or after a restart."""
+        self._snapshot(name, origin, permission="r", skip="y", active="n")
+
+    def _snapshot(self, name: str, origin: str, permission: str, skip: str, active: str) -> None:
         self._change(
-            "lvcreate", "--yes", "--snapshot", "--permission", "r",
-            "--setactivationskip", "y", "--activate", "n",
+            "lvcreate", "--yes", "--snapshot", "--permission", permission,
+            "--setactivationskip", skip, "--activate", active,
             "--name", name, f"{self.group}/{origin}",
         )  # fmt: skip
 

@@ -83,6 +83,10 @@ class Base:
         """Whether it is a base of this content; what is not known fits all."""
         return may_be_same(self.content, content)
 
+    def is_for_all(self, used: bool) -> bool:
+        """Whether it is to have what no boot reads, too; ``used``: by a volume of this host."""
+        return used or not self.profiled_only
+
     @property
     def extents(self) -> Extents:
         return Extents.from_wire(self.allocated)

@@ -158,7 +158,7 @@ class Filler:
 
     def _is_rest_wanted(self, base: Base, used: Set[str | None]) -> bool:
         """Whether a base is to have what no boot reads, too."""
-        return self._rest and (not base.profiled_only or base.image_id in used)
+        return self._rest and base.is_for_all(base.image_id in used)
 
     def _work(self, base: Base) -> None:
         worked = False

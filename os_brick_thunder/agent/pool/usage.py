@@ -129,7 +129,7 @@ class PoolUsage:
     def _awaited(self, base: Base, used: bool) -> int:
         if base.complete:
             return 0
-        profile = base.profile if base.profiled_only and not used else ""
+        profile = "" if base.is_for_all(used) else base.profile
         return max(0, self._whole(base.size, base.extents, profile) - self._held(base))
 
     def _whole(self, size: int, allocated: Extents, profile: str) -> int:
