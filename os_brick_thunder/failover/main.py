@@ -32,9 +32,9 @@ _OOM_SCORE = "-900"
 _UNLESS_ANOTHER_RUNS = 'flock --shared --nonblock "$1" true || exit 0'
 #: If this process is killed and no other one takes its place for some seconds, I/O that finds no
 #: path fails, rather than wait for a watcher that may never come. One that came and was killed as
-#: well has left a newer time at the file, and sees to this itself.
+#: well has left a newer time at the file, and sees to this itself. One that comes meanwhile waits.
 _NO_HEIR = (
-    f"sleep 10; {_UNLESS_ANOTHER_RUNS}; "
+    f'sleep 10; exec 9>"$2"; flock 9; {_UNLESS_ANOTHER_RUNS}; '
     'test $(($(date +%s) - $(stat -c %Y "$1"))) -ge 9 || exit 0; '
     f"for each in /dev/mapper/{FAILOVER_PREFIX}*; do "
     'dmsetup message "${each##*/}" 0 fail_if_no_path; done'
@@ -52,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         print("thunder-failover works on devices: run it as root", file=sys.stderr)
         return 1
     # Both before the claim, after which the agent relies on this process, however it ends.
-    cancel_last_will = when_killed(
-        "/bin/sh", "-c", _NO_HEIR, "sh", str(failoverlocks.watcher_file())
-    )
+    files = (failoverlocks.watcher_file(), failoverlocks.last_will_file())
+    cancel_last_will = when_killed("/bin/sh", "-c", _NO_HEIR, "sh", *map(str, files))
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     for number in _STOPS:
         signal.signal(number, _exit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import struct
@@ -15,9 +16,13 @@ from pathlib import Path
 
 from os_brick_thunder.common import files
 
+LOG = logging.getLogger(__name__)
+
 #: Not in the agent's own folder, which systemd may remove when the agent stops.
 FOLDER = Path("/run/thunder-failover")
 _LINE = 64
+#: Seconds that a last will may take: some messages to device-mapper for each volume.
+_LAST_WILL = 10.0
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("hhqqi4x")
 
@@ -37,18 +42,36 @@ def watcher_file(folder: Path = FOLDER) -> Path:
     return folder / "watcher"
 
 
+def last_will_file(folder: Path = FOLDER) -> Path:
+    """The file that is locked while a killed watcher's last will is done, and during a claim."""
+    return watcher_file(folder).with_name("last-will")
+
+
 def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> int | None:
     """Become the watcher of this host, until this process ends.
 
     :param patience: seconds; :func:`running` holds the lock for a moment
     :returns: a descriptor for :func:`beat`, which must stay open; None if there is one already
     """
-    fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not files.lock(fd, patience):
+    with _no_last_will(folder):
+        fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not files.lock(fd, patience):
+            os.close(fd)
+            return None
+        os.pwrite(fd, f"{watcher.pid} {watcher.version}".ljust(_LINE).encode(), 0)
+        return fd
+
+
+@contextlib.contextmanager
+def _no_last_will(folder: Path) -> Iterator[None]:
+    """A last will that is being done would undo what the new watcher does first."""
+    fd = os.open(last_will_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not files.lock(fd, _LAST_WILL):
+            LOG.warning("a last will is not done after %.0f s; not waiting for it", _LAST_WILL)
+        yield
+    finally:
         os.close(fd)
-        return None
-    os.pwrite(fd, f"{watcher.pid} {watcher.version}".ljust(_LINE).encode(), 0)
-    return fd
 
 
 def beat(descriptor: int) -> None:

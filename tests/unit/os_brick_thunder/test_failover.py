@@ -457,6 +457,28 @@ def test_those_who_ask_at_once_are_not_taken_for_a_watcher(tmp_path: Path) -> No
     assert set(found) == {None}
 
 
+def test_a_watcher_that_comes_during_a_last_will_waits_for_its_end(tmp_path: Path) -> None:
+    """Or what the last will says after the new watcher's first words holds: I/O does not wait."""
+    began, told = tmp_path / "began", tmp_path / "told"
+    dmsetup = tmp_path / "dmsetup"
+    dmsetup.write_text(f"#!/bin/sh\ntouch {began}\nsleep 1\ntouch {told}\n")
+    dmsetup.chmod(0o755)
+    paths = (failoverlocks.watcher_file(tmp_path), failoverlocks.last_will_file(tmp_path))
+    paths[0].touch()
+    os.utime(paths[0], (0, 0))
+    script = main._NO_HEIR.removeprefix("sleep 10;")
+    command = ["sh", "-c", script, "sh", *map(str, paths)]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with subprocess.Popen(command, env={"PATH": path}) as will:
+        while not began.exists():
+            assert will.poll() is None
+            time.sleep(0.01)
+        claim = failoverlocks.claim(failoverlocks.Watcher(1, 1), tmp_path)
+        assert claim is not None
+        assert told.exists()
+        os.close(claim)
+
+
 @pytest.mark.parametrize("command", [("/nowhere/thunder-failover",), ("false",)])
 def test_a_watcher_that_cannot_run_is_an_error(tmp_path: Path, command: tuple[str, ...]) -> None:
     with pytest.raises(errors.WatcherError, match="the failover watcher"):
