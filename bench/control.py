@@ -96,18 +96,18 @@ class Children:
 
 
 def fill(url: str, case: Case) -> None:
-    """Record the idle hosts, and their bases."""
+    """Record all compute hosts, and the bases of idle ones."""
     engine = sa.create_engine(url)
     tables = sa.MetaData()
     hosts = sa.Table("thunder_hosts", tables, autoload_with=engine)
     locations = sa.Table("thunder_locations", tables, autoload_with=engine)
     now = sa.func.utc_timestamp()
-    idle = [load.host(number) for number in range(case.attaches, case.attaches + case.idle)]
+    compute = [load.host(number) for number in range(case.attaches + case.idle)]
     with engine.begin() as connection:
-        for at in range(0, case.idle, _ROWS):
+        for at in range(0, len(compute), _ROWS):
             rows = [
                 _known(hosts, {**dataclasses.asdict(each), "drained": False, "heartbeat_at": now})
-                for each in idle[at : at + _ROWS]
+                for each in compute[at : at + _ROWS]
             ]
             connection.execute(sa.insert(hosts).values(rows))
         for at in range(0, case.bases, _ROWS):

@@ -67,7 +67,7 @@ class Played:
     def status(self, name: str) -> str:
         held = str(self._root) if self._root else "-"
         words = "rw discard_passdown queue_if_no_space - 1024"
-        return f"0 2097152 thin-pool 1 10/4096 10/65536 {held} {words}"
+        return f"thin-pool 1 10/4096 10/65536 {held} {words}"
 
     def message(self, name: str, text: str) -> str:
         with self._commits:
@@ -90,7 +90,7 @@ class Played:
             if argv[1] == "table":
                 return self.table(argv[2])
             if argv[1] == "status":
-                return self.status(argv[2])
+                return f"0 2097152 {self.status(argv[2])}"
         return self.message(argv[2], argv[-1])
 
 
@@ -121,7 +121,7 @@ def tracker(url: str, host: str, costs: Costs, volumes: dict[str, str]) -> Any:
 
         pool = StoragePool("vg", "pool", played.run, played, same=played.same)
         tables = database(url)
-        more = []
+        more: list[Any] = []
         if hasattr(tables, "profiles"):
             from cinder_thunder.tracker.profiles import BootProfiles
 
