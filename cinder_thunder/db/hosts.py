@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
-from cinder_thunder.db.values import KnownHost
+from cinder_thunder.db.values import Heard, KnownHost
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.timelimits import SUSPECT_SHARE
@@ -24,6 +26,29 @@ class HostTable:
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
+
+    @retried
+    def heard(self, topologies: Sequence[wire.Topology]) -> list[Heard | None]:
+        """Record that compute hosts are alive, with two statements for all of them.
+
+        :returns: for each of them; None: its row is not as it says, or it was silent for long, and
+            :meth:`heartbeat` has to see to it
+        """
+        now = self._transactions.now()
+        since = now - timedelta(seconds=self._transactions.heartbeat_timeout * SUSPECT_SHARE)
+        with self._transactions.write() as session:
+            rows = session.execute(_heard(), {"hosts": [each.host for each in topologies]})
+            found = {row.host: row for row in rows}
+            answers = [_answer(found.get(each.host), each, since) for each in topologies]
+            alive = [
+                each.host
+                for each, answer in zip(topologies, answers, strict=True)
+                if answer is not None
+            ]
+            if alive:
+                row: Any = models.HostRow.__table__  # not the ORM, which would take longer
+                session.execute(sa.update(row).where(row.c.host.in_(alive)), {"heartbeat_at": now})
+        return answers
 
     @retried
     def heartbeat(self, topology: wire.Topology, free: int | None = None) -> None:
@@ -75,12 +100,11 @@ class HostTable:
         """
         row, since = models.HostRow, self._transactions.now() - timedelta(seconds=silent)
         found = session.execute(
-            sa.select(
-                row.kind, row.rack, row.zone, row.address, row.initiator, row.heartbeat_at
-            ).where(row.host == topology.host)
+            sa.select(*(getattr(row, name) for name in _SAID), row.heartbeat_at).where(
+                row.host == topology.host
+            )
         ).one_or_none()
-        said = (topology.kind, topology.rack, topology.zone, topology.address, topology.initiator)
-        return found is not None and found[:-1] == said and found.heartbeat_at >= since
+        return _is_as_said(found, topology, since)
 
     def _register(
         self, session: Session, row: models.HostRow, topology: wire.Topology, free: int | None
@@ -188,6 +212,49 @@ class HostTable:
 def _described(host: wire.Topology | models.HostRow) -> str:
     """At most 255 characters, as its column holds."""
     return f"{host.host} at {host.address} ({host.initiator or 'no initiator'})"[:255]
+
+
+#: What a host says of itself, and its row has.
+_SAID = "kind", "rack", "zone", "address", "initiator"
+
+
+def _is_as_said(row: Any, topology: wire.Topology, since: datetime) -> bool:
+    """:param row: a host's columns; None if there is none"""
+    return (
+        row is not None
+        and all(getattr(row, name) == getattr(topology, name) for name in _SAID)
+        and row.heartbeat_at >= since
+    )
+
+
+def _answer(row: Any, topology: wire.Topology, since: datetime) -> Heard | None:
+    if not _is_as_said(row, topology, since):
+        return None
+    return Heard(bool(row.bases), bool(row.stacks))
+
+
+@functools.cache
+def _heard() -> Any:
+    """What hosts said of themselves, and :class:`.values.Heard`. Nothing is ordered of a complete
+    base without a parent, unless its image was deleted.
+    """
+    host, stack = models.HostRow.__table__, models.StackRow.__table__
+    base, image = models.LocationRow.__table__, models.ImageRow.__table__
+    bases = sa.exists().where(
+        base.c.host == host.c.host,
+        base.c.kind == ranking.BASE,
+        image.c.id == base.c.image_id,
+        sa.or_(
+            base.c.state != ranking.COMPLETE, base.c.parent_id.is_not(None), models.ImageRow.deleted
+        ),
+    )
+    return sa.select(
+        host.c.host,
+        host.c.heartbeat_at,
+        *(host.c[name] for name in _SAID),
+        bases.label("bases"),
+        sa.exists().where(stack.c.host == host.c.host).label("stacks"),
+    ).where(host.c.host.in_(sa.bindparam("hosts", expanding=True)))
 
 
 def host_states(

@@ -87,7 +87,8 @@ class LocationRow(TableRow):
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     image_id: Mapped[str] = mapped_column(ForeignKey("thunder_images.id", ondelete="CASCADE"))
-    host: Mapped[str] = mapped_column(_NAME)
+    #: Queried by itself with every heartbeat.
+    host: Mapped[str] = mapped_column(_NAME, index=True)
     kind: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
     parent_id: Mapped[str | None] = mapped_column(_ID, index=True)

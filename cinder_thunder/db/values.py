@@ -58,6 +58,18 @@ class KnownHost:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What the answer to a host's heartbeat may depend on.
+
+    :ivar bases: it has bases that it may be ordered to change
+    :ivar stacks: it has stacks
+    """
+
+    bases: bool = True
+    stacks: bool = True
+
+
+@dataclass(frozen=True)
 class Master:
     """What a clone of a master needs: the image's size in bytes, its signature, and its content."""
 

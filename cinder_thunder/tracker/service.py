@@ -16,10 +16,11 @@ from typing import Protocol
 from oslo_log import log as logging
 
 from cinder_thunder.db.api import Database
-from cinder_thunder.db.values import HostedStack, PlannedSources
+from cinder_thunder.db.values import Heard, HostedStack, PlannedSources
 from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import ranking, tree
 from cinder_thunder.tracker.profiles import BootProfiles
+from cinder_thunder.tracker.sharing import Budget, Together
 from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -31,8 +32,8 @@ MAP_RANGES = 50_000
 #: Volumes that are checked for one heartbeat and one kind of order, each by a query of Cinder's
 #: database.
 MAX_CHECKS_PER_HEARTBEAT = 16
-
-
+#: Such queries a second, for all heartbeats together. What is not checked now, a later one checks.
+CHECKS_A_SECOND = 50.0
 #: Seconds for which Cinder has to have detached a volume before its devices are to be removed.
 DROP_AFTER = 300.0
 
@@ -54,10 +55,12 @@ class TrackerService:
         limits: ranking.Limits,
         volumes: Callable[[str], CinderVolume | None],
         profiles: BootProfiles | None = None,
+        checks: Budget | None = None,
     ) -> None:
         """:param host: this backend's name
         :param volumes: finds a volume in Cinder's database; None if there is no such volume
         :param profiles: None: boots are neither recorded nor used
+        :param checks: of volumes, for heartbeats; None: :data:`CHECKS_A_SECOND`
         """
         self._host = host
         self._database = database
@@ -65,6 +68,8 @@ class TrackerService:
         self._limits = limits
         self._volumes = volumes
         self._profiles = profiles
+        self._checks = checks or Budget(CHECKS_A_SECOND, CHECKS_A_SECOND)
+        self._heard = Together(database.hosts.heard)
 
     def heartbeat(self, topology: wire.Topology, free: int | None = None) -> wire.Orders:
         """Record that a host is alive, and return what it should change.
@@ -72,17 +77,25 @@ class TrackerService:
         :param free: bytes that it can still allocate for masters
         :raises errors.HostConflict: another host uses its name or its initiator name
         """
-        self._database.hosts.heartbeat(topology, free)
-        orders = self._database.locations.orders(topology, self._limits)
+        if topology.kind == "storage":  # which has no bases and no volumes
+            self._database.hosts.heartbeat(topology, free)
+            return wire.Orders(interval=self._database.hosts.interval())
+        heard = self._heard(topology)
+        if heard is None:
+            self._database.hosts.heartbeat(topology, free)
+            heard = Heard()
+        orders = wire.Orders()
+        if heard.bases:
+            orders = self._database.locations.orders(topology, self._limits)
         orders = replace(orders, interval=self._database.hosts.interval())
-        if topology.kind == "storage":  # which has no volumes
-            return orders
         if self._profiles:
             orders = replace(orders, popular=self._profiles.popular())
+        if not heard.stacks:
+            return orders
         stacks = self._database.volumes.stacks_on(topology.host)
         try:
             return replace(
-                orders, recache=self._recache(stacks, topology), drop=self._drop(stacks, topology)
+                orders, drop=self._drop(stacks, topology), recache=self._recache(stacks, topology)
             )
         except Exception:  # of Cinder's database, which the other orders do not need
             LOG.exception("Could not check the volumes of %s", topology.host)
@@ -93,7 +106,7 @@ class TrackerService:
 
         Only records are consulted: the host asks for a plan first, and that decides.
         """
-        direct = _sample([stack for stack in stacks if stack.may_be_cached])
+        direct = self._sample([stack for stack in stacks if stack.may_be_cached])
         return tuple(s.volume_id for s in direct if self._is_alone(s.volume_id, topology))
 
     def _drop(self, stacks: list[HostedStack], topology: wire.Topology) -> tuple[str, ...]:
@@ -104,7 +117,7 @@ class TrackerService:
         due = [s for s in stacks if s.unlisted is not None and s.unlisted >= DROP_AFTER]
         others = [stack for stack in stacks if stack not in due]
         found = []
-        for stack in [*_sample(due), *random.sample(others, min(len(others), 1))]:
+        for stack in [*self._sample(due), *self._sample(others, 1)]:
             volume = self._volumes(stack.volume_id)
             listed = volume is not None and any(
                 attachment.may_be_of(topology) for attachment in volume.attachments
@@ -114,6 +127,12 @@ class TrackerService:
             elif not listed and stack in due:
                 found.append(stack.volume_id)
         return tuple(found)
+
+    def _sample(
+        self, stacks: list[HostedStack], most: int = MAX_CHECKS_PER_HEARTBEAT
+    ) -> list[HostedStack]:
+        """Those that are checked for one heartbeat: at random, so that none is starved."""
+        return random.sample(stacks, self._checks.take(min(len(stacks), most)))
 
     def _is_alone(self, volume_id: str, topology: wire.Topology) -> bool:
         """Whether a volume is attached to this host and no other, and cannot be to others."""
@@ -255,11 +274,6 @@ class TrackerService:
 def _check_time(until: float, volume_id: str) -> None:
     if time.monotonic() >= until:
         raise errors.RequestExpired(f"nobody waits any more for a plan of volume {volume_id}")
-
-
-def _sample(stacks: list[HostedStack]) -> list[HostedStack]:
-    """Those that are checked for one heartbeat: at random, so that none is starved."""
-    return random.sample(stacks, min(len(stacks), MAX_CHECKS_PER_HEARTBEAT))
 
 
 def _no_source(image_id: str, exclude: tuple[str, ...] = ()) -> str:

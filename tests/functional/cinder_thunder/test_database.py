@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from bench import plans
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
-from cinder_thunder.db.values import ClonedVolume, Image, Master, PlannedSources
+from cinder_thunder.db.values import ClonedVolume, Heard, Image, Master, PlannedSources
 from cinder_thunder.policy.ranking import Limits, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
@@ -222,6 +223,50 @@ def test_a_host_is_heard_of_without_a_write_while_its_row_is_fresh(
     assert silent() == 0
     with pytest.raises(errors.HostConflict):
         database.hosts.heard_of(replace(topology("c1", "r9"), initiator="iqn.x:other"))
+
+
+def test_heartbeats_of_many_hosts_are_one_write(
+    database: Database, image: str, clock: Clock
+) -> None:
+    """Those that are as their rows say, and were not silent; what else they need is told."""
+    names = "bases", "complete", "moved", "none", "silent", "stacks"
+    said = {name: topology(name) for name in names}
+    database.hosts.heartbeat(said["silent"])
+    clock.passes(40)
+    for name in set(names) - {"silent"}:
+        database.hosts.heartbeat(said[name])
+    plan(database, image, "bases")
+    plan(database, image, "complete")
+    database.locations.report(LocationReport("", image, "complete", "complete", 9, "p", "iqn", 0))
+    database.volumes.put_stack("v", "stacks", "direct")
+    said["moved"] = topology("moved", "r9")
+    clock.passes(10)
+    written: list[str] = []
+    sa.event.listen(
+        database.engine, "before_cursor_execute", lambda _c, _u, text, *_: written.append(text)
+    )
+    nobody = topology("nobody")
+    found = database.hosts.heard([*said.values(), nobody])
+    assert [each.split()[0] for each in written if each != "BEGIN"] == ["SELECT", "UPDATE"]
+    assert dict(zip([*names, "nobody"], found, strict=True)) == {
+        "bases": Heard(True, False),
+        "complete": Heard(False, False),
+        "moved": None,
+        "none": Heard(False, False),
+        "silent": None,
+        "stacks": Heard(False, True),
+        "nobody": None,
+    }
+    silent = {host.host: host.silent for host in database.hosts.all()}
+    assert silent == {
+        **dict.fromkeys(names, 0),
+        "moved": 10,
+        "silent": 50,
+        STORAGE: silent[STORAGE],
+    }
+    assert database.hosts.heard([nobody]) == [None]
+    database.images.set_deleted(image, True)
+    assert database.hosts.heard([said["complete"]]) == [Heard(True, False)]
 
 
 def test_hosts_whose_initiators_differ_in_case_alone_are_two(database: Database) -> None:

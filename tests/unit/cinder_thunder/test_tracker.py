@@ -18,11 +18,13 @@ from cinder_thunder.mechanism.thinpool import StoragePool
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
 from cinder_thunder.tracker.service import (
+    CHECKS_A_SECOND,
     DROP_AFTER,
     MAP_RANGES,
     MAX_CHECKS_PER_HEARTBEAT,
     TrackerService,
 )
+from cinder_thunder.tracker.sharing import Budget
 from cinder_thunder.volumes import Attachment, CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
@@ -62,7 +64,10 @@ def world(database: Database, volumes: FileVolumes) -> World:
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     cinder: dict[str, CinderVolume] = {}
     world = World(
-        TrackerService(STORAGE, database, volumes, Limits(), cinder.get), database, volumes, cinder
+        TrackerService(STORAGE, database, volumes, Limits(), cinder.get, checks=Budget(1e9, 1e9)),
+        database,
+        volumes,
+        cinder,
     )
     world.attached("c1")
     return world
@@ -233,6 +238,28 @@ def test_the_checks_of_a_heartbeat_are_bounded(world: World) -> None:
     for _ in range(200):
         world.tracker.heartbeat(host("c1"))
     assert asked == expected
+
+
+def test_the_checks_of_all_heartbeats_are_bounded(world: World) -> None:
+    """However many hosts there are, and however long their volumes stay direct."""
+    asked: list[str] = []
+
+    def volumes(volume_id: str) -> CinderVolume:
+        asked.append(volume_id)
+        return CinderVolume(volume_id, False, frozenset({Attachment("elsewhere")}))
+
+    world.tracker._volumes = volumes
+    now = 0.0
+    world.tracker._checks = Budget(CHECKS_A_SECOND, CHECKS_A_SECOND, lambda: now)
+    for number in range(20):
+        for name in range(20):
+            world.database.volumes.put(ClonedVolume(f"v{number}-{name}", "i", STORAGE))
+            world.database.volumes.put_stack(f"v{number}-{name}", f"c{number}", "direct")
+    for second in (1, 2, 3):
+        for number in range(20):
+            world.tracker.heartbeat(host(f"c{number}"))
+        assert len(asked) == second * CHECKS_A_SECOND
+        now += 1
 
 
 def test_a_stack_that_was_not_released(world: World) -> None:

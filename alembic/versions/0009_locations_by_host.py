@@ -1,0 +1,18 @@
+"""An index on the locations' host, which every heartbeat queries
+
+Revision ID: 0009
+Revises: 0008
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("ix_thunder_locations_host", "thunder_locations", ["host"])

@@ -1,0 +1,79 @@
+"""What many callers at once share: one answer, and a budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cinder_thunder.tracker.sharing import Budget, Together
+
+
+class Server:
+    """Answers with the double, once it may."""
+
+    def __init__(self) -> None:
+        self.served: list[list[int]] = []
+        self.busy, self.may = threading.Event(), threading.Event()
+
+    def __call__(self, requests: Sequence[int]) -> list[int]:
+        self.served.append(sorted(requests))
+        self.busy.set()
+        assert self.may.wait(20)
+        if 13 in requests:
+            raise ValueError("13 of them")
+        return [2 * each for each in requests]
+
+
+def test_what_arrives_meanwhile_is_served_at_once() -> None:
+    server = Server()
+    together = Together(server)
+    with ThreadPoolExecutor(5) as pool:
+        answers = [pool.submit(together, 1)]
+        assert server.busy.wait(20)
+        answers += [pool.submit(together, each) for each in (2, 3, 4)]
+        while len(together._waiting) < 3:
+            threading.Event().wait(0.01)
+        server.may.set()
+        assert [each.result(20) for each in answers] == [2, 4, 6, 8]
+    assert server.served == [[1], [2, 3, 4]]
+    assert together(5) == 10
+
+
+def test_an_error_is_of_all_who_were_served_together_and_of_no_other() -> None:
+    server = Server()
+    together = Together(server)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(together, 1)
+        assert server.busy.wait(20)
+        others = [pool.submit(together, each) for each in (13, 14)]
+        while len(together._waiting) < 2:
+            threading.Event().wait(0.01)
+        server.may.set()
+        assert first.result(20) == 2
+        for each in others:
+            with pytest.raises(ValueError, match="13 of them"):
+                each.result(20)
+    assert together(3) == 6
+
+
+def test_too_few_answers_are_an_error() -> None:
+    def none(_requests: Sequence[int]) -> list[int]:
+        return []
+
+    with pytest.raises(ValueError, match="shorter"):
+        Together(none)(1)
+
+
+def test_a_budget_is_kept_over_time_and_bounded_at_once() -> None:
+    now = 100.0
+    budget = Budget(10, 20, lambda: now)
+    assert [budget.take(15), budget.take(15), budget.take(15)] == [15, 5, 0]
+    now += 0.25
+    assert [budget.take(15), budget.take(15)] == [2, 0]
+    now += 0.0625  # with the half that was left before
+    assert budget.take(15) == 1
+    now += 3600
+    assert [budget.take(15), budget.take(15)] == [15, 5]
