@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -233,7 +234,8 @@ def show(case: Case, result: dict[str, Any], cpu: dict[str, float]) -> str:
 
 def cpu_of(pids: dict[str, int]) -> dict[str, float]:
     """CPU seconds of processes and their children so far."""
-    found = {}
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)  # trackers and played agents
+    found = {"these and the agents": ended.ru_utime + ended.ru_stime}
     for name, pid in pids.items():
         every = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         found[name] = sum(sum(each.cpu_times()[:2]) for each in every)
