@@ -27,6 +27,7 @@ from cinder_thunder.mechanism.thinpool import NOT_ZEROED, StoragePool
 from cinder_thunder.mechanism.thintools import ToolTrial
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.target import MasterTargets
+from cinder_thunder.tracker import lanes
 from cinder_thunder.tracker.profiles import BootProfiles
 from cinder_thunder.tracker.reaper import INTERVAL, Reaper
 from cinder_thunder.tracker.server import Server
@@ -62,10 +63,10 @@ def open_database(options: Any) -> Database:
 
     :param options: the backend's configuration, of Cinder's class ``Configuration``
     """
+    engine = {name: cfg.CONF.database[name] for name in ENGINE_OPTIONS}
+    engine["max_pool_size"] = max(engine["max_pool_size"] or 0, lanes.CONNECTIONS)
     return Database(
-        conf.connection(cfg.CONF),
-        heartbeat_timeout=options.thunder_heartbeat_timeout,
-        **{name: cfg.CONF.database[name] for name in ENGINE_OPTIONS},
+        conf.connection(cfg.CONF), heartbeat_timeout=options.thunder_heartbeat_timeout, **engine
     )
 
 

@@ -149,7 +149,9 @@ def common(name: str) -> Any:
 def database(url: str) -> Any:
     api: Any = importlib.import_module("cinder_thunder.db.api")
     if hasattr(api, "Database"):
-        return api.Database(url)
+        lanes: Any = importlib.import_module("cinder_thunder.tracker.lanes")
+        connections = getattr(lanes, "CONNECTIONS", 5)
+        return api.Database(url, max_pool_size=connections)
     return api.Store(url)
 
 

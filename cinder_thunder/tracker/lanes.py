@@ -16,10 +16,11 @@ from oslo_messaging.rpc.server import RPCServer
 
 #: Methods that read the thin pool's metadata.
 SLOW = frozenset({"plan_attach"})
-#: Threads of each kind. Plans that wait at the same time share a metadata snapshot. More threads
-#: would need more connections to the database than its pool keeps (5 by default), and open one for
-#: each call.
+#: Threads of each kind. Plans that wait at the same time share a metadata snapshot.
 WORKERS = 8
+#: To the database, kept at least. A thread that finds none in the pool opens one for a single call,
+#: which takes more CPU time than a plan: Python reads the certificates of all authorities.
+CONNECTIONS = 2 * WORKERS
 
 _arrival: contextvars.ContextVar[float] = contextvars.ContextVar("arrival")
 

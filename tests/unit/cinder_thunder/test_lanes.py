@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import oslo_messaging
 import pytest
 from oslo_config import cfg
 
+from cinder_thunder import backend
 from cinder_thunder.tracker import lanes
 from cinder_thunder.tracker.server import Server
 from os_brick_thunder.common import wire
@@ -97,3 +99,20 @@ def test_time_in_the_queue_counts(client: Any, tracker: SlowTracker) -> None:
         time.sleep(0.01)
     assert max(tracker.budgets[: lanes.WORKERS]) <= 5.0
     assert max(tracker.budgets[lanes.WORKERS :]) < 4.75
+
+
+@pytest.mark.parametrize(
+    ("configured", "kept"),
+    [(None, lanes.CONNECTIONS), (5, lanes.CONNECTIONS), (50, 50)],
+)
+def test_each_thread_keeps_a_connection(
+    monkeypatch: pytest.MonkeyPatch, configured: int | None, kept: int
+) -> None:
+    """oslo.db keeps five by default; a thread without one would make one for each call."""
+    made: list[dict[str, Any]] = []
+    options = dict.fromkeys(backend.ENGINE_OPTIONS) | {"max_pool_size": configured}
+    monkeypatch.setattr(backend, "Database", lambda _url, **options: made.append(options))
+    monkeypatch.setattr(backend, "cfg", SimpleNamespace(CONF=SimpleNamespace(database=options)))
+    monkeypatch.setattr("cinder_thunder.conf.connection", lambda _config: "sqlite://")
+    backend.open_database(SimpleNamespace(thunder_heartbeat_timeout=20.0))
+    assert made[0]["max_pool_size"] == kept
