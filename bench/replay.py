@@ -181,7 +181,8 @@ class Replays:
 
     def _told(self, arm: Arm) -> Arm:
         self._note(
-            f"{arm.hosts} hosts, {arm.name}: median {arm.median:.1f} s, last {arm.last:.1f} s"
+            f"{arm.hosts} hosts, {arm.name}: median {arm.median:.1f} s, last {arm.last:.1f} s; "
+            f"reads {statistics.median(boot.reads for boot in arm.boots):.1f} s"
         )
         return arm
 

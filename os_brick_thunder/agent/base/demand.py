@@ -1,4 +1,6 @@
-"""When the rest of a base is filled: while no guest of this host reads its image."""
+"""When the rest of a base is filled: while no guest of this host reads its image, or fast enough
+that none notices.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from os_brick_thunder.common.policy.devnames import VolumeNames
 LOOK = 0.2
 #: Seconds that the filling of a base pauses in total. After that it is filled in any case.
 MOST = 120.0
+#: Bytes a second from which a base may be filled while guests read, if it is not known what they
+#: will read: they then find much of it here. A slower source has them wait behind what is filled.
+FAST = 50 << 20
 
 
 class Demand:
@@ -31,23 +36,26 @@ class Demand:
         self._image_id = image_id
         self._clock = clock
         self._looked = -math.inf
-        self._read: int | None = None
+        self._read = 0
         self._paused = 0.0
+        #: Whether no guest had read anything at the last look.
+        self.quiet = False
 
-    def pause(self) -> float:
-        """Seconds to wait before something is filled that no boot reads; then ask again.
+    def pause(self, rate: float = 0.0) -> float:
+        """Seconds to wait before something is filled that no boot is known to read; then ask again.
 
+        :param rate: bytes a second at which it may be filled while guests read, if it is known
         :returns: 0 if guests have read nothing since the last look
         """
         now = self._clock()
-        if self._paused >= MOST or now < self._looked + LOOK:
-            return 0.0
-        before, self._read = self._read, self._bytes_read()
-        self._looked = now
-        if before is not None and self._read <= before:
-            return 0.0
-        self._paused += LOOK
-        return LOOK
+        if now >= self._looked + LOOK:
+            before, self._read = self._read, self._bytes_read()
+            self._looked = now
+            self.quiet = self._read <= before
+            if not self.quiet and rate < FAST and self._paused < MOST:
+                self._paused += LOOK
+                return LOOK
+        return 0.0
 
     def _bytes_read(self) -> int:
         stacks = self._store.stacks.values()

@@ -5,7 +5,7 @@ writer, so this is safe at any time and may be interrupted at any point: what is
 is filled, and a restart goes on from there.
 
 What boots of the image read comes first. The rest waits while guests of this host read the base,
-within limits.
+within limits; if no boot was recorded, then only where they would wait behind it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -45,6 +46,8 @@ INTERVAL = 1.0
 #: ones are on their way. They wait in the page cache of the paths, where other hosts' reads find
 #: them, too.
 AHEAD = 4 << 20
+#: What counts of a piece's speed when the next one is measured.
+_DECAY = 0.9
 #: Seconds between two polls of a pool that has no space.
 NO_SPACE = 1.0
 
@@ -208,10 +211,12 @@ class Filler:
         except BaseException:
             source.close()
             raise
+        demand = self._demand_of(base)
         pieces = _Pieces(
             base.size,
             lambda: self._newest(base).profile,
-            functools.partial(self._may_go_on, base),
+            functools.partial(self._may_go_on, base, demand),
+            lambda: demand.quiet,
             functools.partial(_read_ahead, paths, needed),
         )
         filling = copy(
@@ -240,21 +245,26 @@ class Filler:
         found = self._store.bases.get(base.image_id, base)
         return found if found.thin_id == base.thin_id else base
 
-    def _may_go_on(self, base: Base, profile: str) -> bool:
+    def _demand_of(self, base: Base) -> Demand:
+        with self._lock:
+            if base.thin_id not in self._demand:
+                self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
+            return self._demand[base.thin_id]
+
+    def _may_go_on(self, base: Base, demand: Demand, profile: str, rate: float) -> bool:
         """Whether a base that has all of a profile is to be filled with the rest now.
 
         Waits while guests of this host read the base, unless that has been long enough. Where no
-        boot was recorded the rest may be what they read next: it does not wait.
+        boot was recorded the rest may be what they read next.
+
+        :param rate: bytes a second at which the base is filled
         """
         with self._lock:
             self._followed[base.thin_id] = profile
-            if base.thin_id not in self._demand:
-                self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
-            demand = self._demand[base.thin_id]
         while not self._urgent and self._is_wanted(base):
             if not self._is_rest_wanted(self._newest(base), self._used()):
                 return False
-            if not profile or not (pause := demand.pause()):
+            if not (pause := demand.pause(0.0 if profile else rate)):
                 return True
             time.sleep(pause)
         return False
@@ -304,19 +314,24 @@ class _Pieces:
         self,
         size: int,
         newest: Callable[[], str],
-        may_go_on: Callable[[str], bool],
+        may_go_on: Callable[[str, float], bool],
+        quiet: Callable[[], bool],
         read_ahead: Callable[[int, int], None],
     ) -> None:
         """
         :param size: of the image
         :param newest: the profile, encoded, as it is now
-        :param may_go_on: called with the profile before each piece that is not in it; may wait
+        :param may_go_on: called with the profile, and with bytes a second so far, before each piece
+            that is not in the profile; may wait
+        :param quiet: whether no guest reads now, who would wait behind what is read ahead
         :param read_ahead: has a piece read before it is reached
         """
         self._size = size
         self._newest = newest
         self._may_go_on = may_go_on
+        self._quiet = quiet
         self._read_ahead = read_ahead
+        self._bytes = self._seconds = 0.0
         self.all = False
         self.unread: set[tuple[int, int]] = set()
 
@@ -328,19 +343,30 @@ class _Pieces:
             ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
             left = (piece for piece in ordered if piece.start not in done)
             for piece, following in _with_next(left, AHEAD // length):
-                if not piece.profiled and not self._may_go_on(profile):
+                if not piece.profiled and not self._may_go_on(profile, self._rate()):
                     return
                 if self._newest() != profile:
                     break
                 self._read_next(piece, following)
                 done.add(piece.start)
                 self.unread.discard((piece.start, piece.end))
+                began = time.monotonic()
                 yield piece.start, piece.end
+                self._bytes = self._bytes * _DECAY + piece.end - piece.start
+                self._seconds = self._seconds * _DECAY + time.monotonic() - began
             else:
                 self.all = True
 
+    def _rate(self) -> float:
+        """Bytes a second; the first piece finds out."""
+        return self._bytes / self._seconds if self._seconds else math.inf
+
     def _read_next(self, piece: Piece, following: Iterable[Piece]) -> None:
-        """Have the next pieces read; those that no boot reads only once one of them may be."""
+        """Have the next pieces read; those that no boot reads only once one of them may be, and no
+        guest reads.
+        """
+        if not (piece.profiled or self._quiet()):
+            return
         for each in following:
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:
                 self.unread.add((each.start, each.end))

@@ -427,15 +427,26 @@ def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.Monk
     assert world.base() == world.expected()
 
 
-def test_where_no_boot_was_recorded_nothing_waits_for_guests(world: World) -> None:
+def _paused(filler: Filler) -> float:
+    return sum(each._paused for each in filler._demand.values())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_where_no_boot_was_recorded_guests_wait_for_no_slow_source(
+    world: World, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """A base that is filled fast soon has what they read."""
+    monkeypatch.setattr(demand, "LOOK", 0.01)
+    monkeypatch.setattr(demand, "FAST", 1.0 if fast else 1e15)
     world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
-
-    def read() -> int:
-        raise AssertionError("this is no reason to look")
-
-    world.read = read
+    reading = True
+    world.read = lambda: time.monotonic_ns() if reading else 0
     filler = world.filler()
     filler.start()
+    wait_until(lambda: world.completed if fast else _paused(filler) > 0.2)
+    assert world.ahead == []  # which guests would wait behind
+    assert (world.completed != []) is fast
+    reading = False
     wait_until(lambda: world.completed)
     filler.stop()
 
