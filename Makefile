@@ -1,7 +1,7 @@
 # Every target installs what it needs (Debian packages, a virtual environment) through lab/bootstrap.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help demo demo-volumes test lint unit compat kernel-tests lab-tests server-tests long-tests
+.PHONY: help demo demo-volumes test lint unit compat kernel-tests lab-tests server-tests long-tests bench
 
 help:
 	@echo "make demo [IMAGE=disk.qcow2]   the demo, on real kernels, in a lab of its own"
@@ -11,6 +11,7 @@ help:
 	@echo "make compat                    the driver on the newest release of each supported Cinder"
 	@echo "make server-tests              everything that Nova does with servers and their volumes"
 	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
+	@echo "make bench                     what boots gain, measured and drawn anew in doc/results: half an hour"
 
 PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
@@ -43,6 +44,11 @@ server-tests:
 
 long-tests:
 	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
+
+# Nothing else needs matplotlib, which therefore is beside the environment.
+bench:
+	@$(PYTHON) -m pip install --quiet --upgrade --target "$$venv-plots" "matplotlib>=3.8,<4" && \
+		PYTHONPATH="$$PYTHONPATH:$$venv-plots" python -W ignore -m bench.results --run doc/results
 
 # Two at a time, on two cores: the longest beside the others.
 test: lint

@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,28 +142,63 @@ def bound(setting: Setting, work: Workload) -> float:
     return size / setting.rate * (1 + math.floor(math.log2(setting.hosts)) / count)
 
 
-def report(setting: Setting, work: Workload) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What boots take longer than from the hosts' own disks, in seconds.
+
+    :ivar late: of 99 % of them
+    :ivar bound: what the bytes need in any case
+    :ivar depth: of the tree; ``first``: hosts that read from storage hosts
+    :ivar central: at least, if all read from one storage host
+    :ivar pipeline: if the whole image is copied to all of them first
+    """
+
+    setting: Setting
+    median: float
+    late: float
+    last: float
+    bound: float
+    depth: int
+    first: int
+    central: float
+    pipeline: float
+    computed: float
+
+
+def find(setting: Setting, work: Workload) -> Found:
     began = time.monotonic()
     tree = planned(setting.hosts)
-    found = sorted(added(setting, work, tree))
-    least = bound(setting, work)
-    read = sum(size for _, _, size in work.reads)
+    more = sorted(added(setting, work, tree))
     depths = tree.depths()
+    return Found(
+        setting,
+        statistics.median(more),
+        more[int(0.99 * (len(more) - 1))],
+        more[-1],
+        bound(setting, work),
+        max(depths),
+        sum(depth == 1 for depth in depths),
+        setting.hosts * sum(size for _, _, size in work.reads) / setting.rate,
+        work.size / setting.rate,
+        time.monotonic() - began,
+    )
+
+
+def show(found: Found) -> None:
+    setting = found.setting
     print(
         f"{setting.name}: {setting.hosts} hosts, {setting.rate / GBIT:g} Gbit/s, attaches within "
         f"{setting.spread:g} s, guests read after {setting.head:g} s, profile covers "
         f"{setting.coverage:.1%}"
     )
-    middle, late = statistics.median(found), found[int(0.99 * (len(found) - 1))]
     print(
-        f"  added to a boot: median {middle:.3f} s, 99 % {late:.3f} s, last {found[-1]:.3f} s; "
-        f"bound {least:.3f} s, ratio {found[-1] / least:.2f}; depth {max(depths)}, "
-        f"{sum(depth == 1 for depth in depths)} read from storage hosts"
+        f"  added to a boot: median {found.median:.3f} s, 99 % {found.late:.3f} s, last "
+        f"{found.last:.3f} s; bound {found.bound:.3f} s, ratio {found.last / found.bound:.2f}; "
+        f"depth {found.depth}, {found.first} read from storage hosts"
     )
     print(
-        f"  central iSCSI: at least {setting.hosts * read / setting.rate:.1f} s; whole image "
-        f"({work.size / MIB:.0f} MiB) by a pipeline: {work.size / setting.rate:.1f} s; computed in "
-        f"{time.monotonic() - began:.1f} s"
+        f"  central iSCSI: at least {found.central:.1f} s; whole image by a pipeline: "
+        f"{found.pipeline:.1f} s; computed in {found.computed:.1f} s"
     )
 
 
@@ -213,6 +248,7 @@ def main() -> None:
     parser.add_argument("--coverage", type=float, nargs="+", default=[1.0, 0.95], metavar="SHARE")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="of bench.replay --json")
     parser.add_argument("--rate", type=float, default=200.0, help="its links, in Mbit/s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
     work = recorded(THINKING)
     print(f"a boot: {len(work.reads)} reads of {work.touched.length / MIB:.1f} MiB")
@@ -223,8 +259,12 @@ def main() -> None:
     settings += [
         Setting("", n, options.gbit * GBIT, 0.0004, 2.0, 3.0, 1.0, 1.0) for n in options.hosts
     ]
+    results = []
     for setting in variants(settings, options.head, options.coverage):
-        report(setting, work)
+        results.append(find(setting, work))
+        show(results[-1])
+    if options.json:
+        options.json.write_text(json.dumps([asdict(each) for each in results], indent=1))
 
 
 def variants(

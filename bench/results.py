@@ -1,0 +1,114 @@
+"""Draws what boots gain: the figures of bench.replay and bench.simulate, as two pictures.
+
+With --run both are run first, which takes half an hour of a quiet machine. `make bench` does that,
+and installs matplotlib beside the lab's environment, which needs it for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Of bench.replay, with their names for readers; the last one is the limit of what is possible.
+ARMS = {
+    "plain": "plain iSCSI",
+    "cold": "unknown image",
+    "cold, profile": "with a boot profile",
+    "warm": "image is here",
+    "local": "host's own disk",
+}
+REPLAY, SIMULATED = "replay.json", "simulated.json"
+HOSTS = (10, 30, 100, 300, 1000, 3000, 10000)
+
+
+def run(folder: Path) -> None:
+    """Run the benches, on this machine, and keep their figures."""
+    hosts = [str(each) for each in HOSTS]
+    for command in (
+        ["bench.replay", "--json", str(folder / REPLAY)],
+        ["bench.simulate", "--hosts", *hosts, "--json", str(folder / SIMULATED)],
+    ):
+        subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def draw_boots(measured: Any, file: Path) -> None:
+    """Seconds of a boot's reads: a group of bars for each number of hosts, one bar for each way."""
+    from matplotlib.figure import Figure
+
+    arms = {(arm["name"], arm["hosts"]): arm["boots"] for arm in measured["arms"]}
+    counts = sorted({hosts for _, hosts in arms})
+    width = 0.8 / len(ARMS)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, name) in enumerate(ARMS.items()):
+        reads = [[boot["reads"] for boot in arms[arm, hosts]] for hosts in counts]
+        heights = [statistics.median(each) for each in reads]
+        spread = [
+            [height - min(each) for height, each in zip(heights, reads, strict=True)],
+            [max(each) - height for height, each in zip(heights, reads, strict=True)],
+        ]
+        at = [place + (number - (len(ARMS) - 1) / 2) * width for place in range(len(counts))]
+        bars = axes.bar(at, heights, width, yerr=spread, label=name, capsize=2)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    axes.set_xticks(range(len(counts)), [str(each) for each in counts])
+    axes.set_xlabel("hosts at the same moment")
+    axes.set_ylabel("seconds of reads")
+    axes.set_title("A boot's reads: medians, fastest and slowest")
+    axes.legend(fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def draw_scale(simulated: Any, file: Path) -> None:
+    """Seconds that boots take longer than from the hosts' own disks, by the number of hosts."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for found in simulated:
+        setting = found["setting"]
+        if setting["name"]:  # of somebody else's cloud
+            continue
+        head = f"{setting['head']:g} s after the attach" if setting["head"] else "at once"
+        name = f"guests read {head}, profile covers {setting['coverage']:.0%}"
+        lines.setdefault(name, []).append((setting["hosts"], found["last"]))
+        for other in ("central", "pipeline"):
+            lines.setdefault(other, []).append((setting["hosts"], found[other]))
+    names = {"central": "central iSCSI, at least", "pipeline": "whole image copied first, at least"}
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        hosts, seconds = zip(*sorted(set(points)), strict=True)
+        style = "--" if name in names else "-"
+        axes.plot(hosts, seconds, style, marker=".", label=names.get(name, name))
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("hosts at the same moment")
+    axes.set_ylabel("seconds")
+    axes.set_title("Simulated, links of 10 Gbit/s: by how much the last boot is longer")
+    axes.legend(fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.results", description=__doc__)
+    parser.add_argument("folder", type=Path, help="of the figures and the pictures")
+    parser.add_argument("--run", action="store_true", help="run the benches first")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.run:
+        run(options.folder)
+    for source, draw, name in (
+        (REPLAY, draw_boots, "boots.svg"),
+        (SIMULATED, draw_scale, "scale.svg"),
+    ):
+        draw(json.loads((options.folder / source).read_text()), options.folder / name)
+        print(options.folder / name)
+
+
+if __name__ == "__main__":
+    main()
