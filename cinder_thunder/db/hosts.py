@@ -98,12 +98,8 @@ class HostTable:
 
         It is compared here, as a database may ignore the case of letters.
         """
-        row, since = models.HostRow, self._transactions.now() - timedelta(seconds=silent)
-        found = session.execute(
-            sa.select(*(getattr(row, name) for name in _SAID), row.heartbeat_at).where(
-                row.host == topology.host
-            )
-        ).one_or_none()
+        since = self._transactions.now() - timedelta(seconds=silent)
+        found = session.execute(_said(), {"host": topology.host}).one_or_none()
         return _is_as_said(found, topology, since)
 
     def _register(
@@ -231,6 +227,13 @@ def _answer(row: Any, topology: wire.Topology, since: datetime) -> Heard | None:
     if not _is_as_said(row, topology, since):
         return None
     return Heard(bool(row.bases), bool(row.stacks))
+
+
+@functools.cache
+def _said() -> Any:
+    row = models.HostRow.__table__.c
+    names = *_SAID, "heartbeat_at"
+    return sa.select(*(row[name] for name in names)).where(row.host == sa.bindparam("host"))
 
 
 @functools.cache

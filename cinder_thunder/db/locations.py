@@ -7,6 +7,7 @@ host is ordered to do is decided in :mod:`cinder_thunder.policy.tree`.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -58,13 +60,11 @@ class LocationTable:
         :returns: None if there is nothing that it could read from
         :raises errors.NoReplica: it has a base of what the image was before
         """
-        image = self._image(image_id)
-        if image is None:
-            return None
         with self._transactions.write() as session:
             # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
             # sees what the last holder of the lock wrote.
-            if not lock_tree(session, image_id):
+            image = session.execute(_locked_image(), {"image": image_id}).one_or_none()
+            if image is None:
                 return None
             for again in (False, True):
                 around = surroundings(
@@ -93,7 +93,12 @@ class LocationTable:
                 write_stack(self._transactions, session, volume_id, child.host, "cached", stack_id)
         hosts = around.hosts
         return PlannedSources(
-            image,
+            Image(
+                image_id,
+                image.size,
+                _extents(image.allocated),
+                content=content_of(image.os_hash_algo, image.os_hash_value),
+            ),
             location_id,
             tuple(
                 wire.Source(found.id, found.host, found.kind, found.host, hosts[found.host].address)
@@ -101,28 +106,13 @@ class LocationTable:
             ),
         )
 
-    def _image(self, image_id: str) -> Image | None:
-        """What a plan says of an image: read before the lock, as it may have many ranges."""
-        row = models.ImageRow
-        with self._transactions.read() as session:
-            found = session.execute(
-                sa.select(row.size, row.allocated, row.os_hash_algo, row.os_hash_value).where(
-                    row.id == image_id
-                )
-            ).one_or_none()
-        return found and Image(
-            image_id,
-            found.size,
-            Extents.from_wire(json.loads(found.allocated)),
-            content=content_of(found.os_hash_algo, found.os_hash_value),
-        )
-
     def _put_assignment(
         self, session: Session, image_id: str, child: wire.Topology, assignment: tree.Assignment
     ) -> str:
         """:returns: the id of the host's location"""
         own, parent = assignment.own, assignment.parent
-        row, now = models.LocationRow, self._transactions.now()
+        row: Any = models.LocationRow.__table__
+        now = self._transactions.now()
         if own is None:
             location_id = str(uuid.uuid4())
             values = {
@@ -132,12 +122,12 @@ class LocationTable:
                 "depth": assignment.depth, "filled": 0, "portal": "", "iqn": "", "lun": 0,
                 "children": 0, "updated_at": now,
             }  # fmt: skip
-            session.execute(sa.insert(row).values(values))
+            session.execute(sa.insert(row), values)
             move_child(session, None, parent)
             return location_id
         if parent is not None:
             session.execute(
-                sa.update(row).where(row.id == own.id).values(parent_id=parent, updated_at=now)
+                sa.update(row).where(row.c.id == own.id), {"parent_id": parent, "updated_at": now}
             )
             move_child(session, own.parent, parent)
         return own.id
@@ -210,7 +200,7 @@ class LocationTable:
                 .join(image, image.id == row.image_id)
                 .where(here, row.host == report.host)
             ).one_or_none()
-            if known is None or report.state == tree.GONE:
+            if known is None or report.state != known.state:
                 return False
             source = None
             if report.source:
@@ -238,13 +228,13 @@ class LocationTable:
     def _record(self, report: wire.LocationReport) -> None:
         now = self._transactions.now()
         with self._transactions.write() as session:
-            known = lock_tree(session, report.image_id)
+            image = session.execute(_locked_image(), {"image": report.image_id}).one_or_none()
             row = location_on(session, report.image_id, report.host)
             if report.state == tree.GONE:
                 if row is not None:
                     delete_location(session, row)
                 return
-            if not known:
+            if image is None:
                 return  # nothing can use it: the image has neither a master nor a volume
             source = report.source and location_on(session, report.image_id, report.source)
             if row is None:
@@ -253,7 +243,7 @@ class LocationTable:
                 row.kind = own.kind
             else:
                 own = location_of(row, now)
-            content = _content(session, report.image_id)
+            content = content_of(image.os_hash_algo, image.os_hash_value)
             base = tree.reported(own, report, location_of(source, now) if source else None, content)
             row.state, row.filled = base.state, base.filled
             row.parent_id, row.depth = base.parent, base.depth
@@ -332,23 +322,29 @@ def content_of(algorithm: str | None, value: str | None) -> str:
     return f"{algorithm}:{value}" if algorithm and value else ""
 
 
-def _content(session: Session, image_id: str) -> str:
-    row = models.ImageRow
-    found = session.execute(
-        sa.select(row.os_hash_algo, row.os_hash_value).where(row.id == image_id)
-    ).one()
-    return content_of(*found)
-
-
 def lock_tree(session: Session, image_id: str) -> bool:
     """Take the lock of an image's tree until the transaction ends.
 
     :returns: False if there is no such image
     """
-    found = session.scalar(
-        sa.select(models.ImageRow.id).where(models.ImageRow.id == image_id).with_for_update()
+    return session.execute(_locked_image(), {"image": image_id}).one_or_none() is not None
+
+
+@functools.cache
+def _locked_image() -> Any:
+    """The lock of an image's tree, and what a plan says of the image."""
+    image = models.ImageRow.__table__.c
+    return (
+        sa.select(image.size, image.allocated, image.os_hash_algo, image.os_hash_value)
+        .where(image.id == sa.bindparam("image"))
+        .with_for_update()
     )
-    return found is not None
+
+
+@functools.lru_cache(maxsize=32)
+def _extents(allocated: str) -> Extents:
+    """What is allocated of an image, which may be many ranges, and is the same in each plan."""
+    return Extents.from_wire(json.loads(allocated))
 
 
 def location_on(session: Session, image_id: str, host: str) -> models.LocationRow | None:
@@ -392,15 +388,17 @@ def move_child(session: Session, before: str | None, after: str | None) -> None:
     """Count a location that has another parent now; None is no parent."""
     if before == after:
         return
-    row = models.LocationRow
     if before is not None:
-        session.execute(
-            sa.update(row)
-            .where(row.id == before, row.children > 0)
-            .values(children=row.children - 1)
-        )
+        session.execute(_counted(-1), {"location": before})
     if after is not None:
-        session.execute(sa.update(row).where(row.id == after).values(children=row.children + 1))
+        session.execute(_counted(1), {"location": after})
+
+
+@functools.cache
+def _counted(more: int) -> Any:
+    row: Any = models.LocationRow.__table__
+    update = sa.update(row).where(row.c.id == sa.bindparam("location"), row.c.children + more >= 0)
+    return update.values(children=row.c.children + more)
 
 
 def delete_location(session: Session, row: models.LocationRow) -> None:

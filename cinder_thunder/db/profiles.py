@@ -7,6 +7,7 @@ boots.
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,14 +35,9 @@ class ProfileTable:
 
     def of(self, image_id: str) -> KnownProfile | None:
         """What a plan needs to know, in one query; None if no boot was ever recorded."""
-        row = models.ProfileRow
-        recorders = self._recorders(image_id).scalar_subquery()
+        values = {"image": image_id, "now": self._transactions.now()}
         with self._transactions.read() as session:
-            found = session.execute(
-                sa.select(row.content, row.state, row.body, recorders).where(
-                    row.image_id == image_id
-                )
-            ).one_or_none()
+            found = session.execute(_known(), values).one_or_none()
         return found and KnownProfile(*found)
 
     def popular(self, most: int) -> tuple[str, ...]:
@@ -59,17 +55,6 @@ class ProfileTable:
                     .limit(most)
                 )
             )
-
-    def _recorders(self, image_id: str) -> sa.Select[Any]:
-        """The number of boots that are being recorded, by recorders that are not overdue."""
-        boot = models.BootRow
-        return (
-            sa.select(sa.func.count())
-            .select_from(boot)
-            .where(
-                boot.image_id == image_id, ~boot.whole, boot.expires_at > self._transactions.now()
-            )
-        )
 
     def start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
         """Record that a host is asked to record a boot.
@@ -108,7 +93,8 @@ class ProfileTable:
                 _clear(row, now)
                 row.content = image.content
             row.content = row.content or image.content
-            if (session.scalar(self._recorders(image.id)) or 0) >= profiles.RECORDERS:
+            recorders = session.scalar(_recorders(), {"image": image.id, "now": now})
+            if (recorders or 0) >= profiles.RECORDERS:
                 return False
             session.execute(
                 sa.delete(boot).where(
@@ -169,11 +155,12 @@ class ProfileTable:
 
     def show(self, image_id: str) -> ProfileDetails | None:
         """A profile and its boots, the oldest first; None if no boot was ever recorded."""
+        values = {"image": image_id, "now": self._transactions.now()}
         with self._transactions.read() as session:
             row = session.get(models.ProfileRow, image_id)
             if row is None:
                 return None
-            recorders = session.scalar(self._recorders(image_id)) or 0
+            recorders = session.scalar(_recorders(), values) or 0
             whole = [
                 RecordedBoot(
                     found.host, found.body, found.coverage, found.waste,
@@ -220,6 +207,31 @@ class ProfileTable:
             session.execute(sa.delete(boot).where(boot.image_id == image_id))
             session.execute(sa.delete(row).where(row.image_id == image_id))
             return True
+
+
+@functools.cache
+def _recorders() -> Any:
+    """The number of boots that are being recorded, by recorders that are not overdue."""
+    boot = models.BootRow.__table__.c
+    return (
+        sa.select(sa.func.count())
+        .select_from(models.BootRow.__table__)
+        .where(
+            boot.image_id == sa.bindparam("image"),
+            ~boot.whole,
+            boot.expires_at > sa.bindparam("now"),
+        )
+    )
+
+
+@functools.cache
+def _known() -> Any:
+    """:class:`.values.KnownProfile`"""
+    row = models.ProfileRow.__table__.c
+    recorders = _recorders().scalar_subquery()
+    return sa.select(row.content, row.state, row.body, recorders).where(
+        row.image_id == sa.bindparam("image")
+    )
 
 
 def _locked(session: Session, image_id: str) -> models.ProfileRow | None:

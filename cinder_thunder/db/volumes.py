@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 from typing import Any
 
@@ -30,8 +31,8 @@ class VolumeTable:
 
     def get(self, volume_id: str) -> ClonedVolume | None:
         with self._transactions.read() as session:
-            row = session.get(models.VolumeRow, volume_id)
-            return row and ClonedVolume(row.id, row.image_id, row.host)
+            found = session.execute(_volume(), {"volume": volume_id}).one_or_none()
+        return found and ClonedVolume(*found)
 
     def ids_on(self, host: str) -> set[str]:
         """Ids of the volumes that share an image on ``host`` (a backend)."""
@@ -80,14 +81,9 @@ class VolumeTable:
 
         Without those that Cinder has detached, which may have devices left.
         """
-        row, known, now = models.StackRow, models.HostRow, self._transactions.now()
+        now = self._transactions.now()
         with self._transactions.read() as session:
-            rows = session.execute(
-                sa.select(row.host, row.mode, known.heartbeat_at)
-                .join(known, known.host == row.host, isouter=True)
-                .where(row.volume_id == volume_id, row.mode != DETACHED)
-                .order_by(row.host)
-            )
+            rows = session.execute(_stacks(), {"volume": volume_id})
             return [
                 RecordedStack(
                     volume_id,
@@ -201,11 +197,31 @@ def write_stack(
     mode: str,
     stack_id: str = "",
 ) -> None:
-    row = session.get(models.StackRow, (volume_id, host))
-    if row is None:
-        row = models.StackRow(volume_id=volume_id, host=host, created_at=transactions.now())
-        session.add(row)
-    row.mode, row.stack_id, row.unlisted_at = mode, stack_id or None, None
+    row: Any = models.StackRow.__table__
+    said = {"mode": mode, "stack_id": stack_id or None, "unlisted_at": None}
+    known: Any = session.execute(
+        sa.update(row).where(row.c.volume_id == volume_id, row.c.host == host), said
+    )
+    if not known.rowcount:
+        key = {"volume_id": volume_id, "host": host, "created_at": transactions.now()}
+        session.execute(sa.insert(row), {**key, **said})
+
+
+@functools.cache
+def _volume() -> Any:
+    row = models.VolumeRow.__table__.c
+    return sa.select(row.id, row.image_id, row.host).where(row.id == sa.bindparam("volume"))
+
+
+@functools.cache
+def _stacks() -> Any:
+    row, known = models.StackRow.__table__, models.HostRow.__table__
+    return (
+        sa.select(row.c.host, row.c.mode, known.c.heartbeat_at)
+        .join(known, known.c.host == row.c.host, isouter=True)
+        .where(row.c.volume_id == sa.bindparam("volume"), row.c.mode != DETACHED)
+        .order_by(row.c.host)
+    )
 
 
 def _row(volume_id: str, image_id: str, host: str) -> models.VolumeRow:
