@@ -436,14 +436,14 @@ def test_where_no_boot_was_recorded_guests_wait_for_no_slow_source(
     world: World, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     """A base that is filled fast soon has what they read."""
-    monkeypatch.setattr(demand, "LOOK", 0.01)
+    monkeypatch.setattr(demand, "LOOK", 1e-4)  # a look at each piece
     monkeypatch.setattr(demand, "FAST", 1.0 if fast else 1e15)
     world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
     reading = True
     world.read = lambda: time.monotonic_ns() if reading else 0
     filler = world.filler()
     filler.start()
-    wait_until(lambda: world.completed if fast else _paused(filler) > 0.2)
+    wait_until(lambda: world.completed if fast else _paused(filler) > 0.01)
     assert world.ahead == []  # which guests would wait behind
     assert (world.completed != []) is fast
     reading = False
