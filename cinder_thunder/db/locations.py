@@ -63,7 +63,7 @@ class LocationTable:
         with self._transactions.write() as session:
             # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
             # sees what the last holder of the lock wrote.
-            image = session.execute(_locked_image(), {"image": image_id}).one_or_none()
+            image = _locked(session, image_id, "size", "allocated", *_HASH)
             if image is None:
                 return None
             for again in (False, True):
@@ -228,7 +228,7 @@ class LocationTable:
     def _record(self, report: wire.LocationReport) -> None:
         now = self._transactions.now()
         with self._transactions.write() as session:
-            image = session.execute(_locked_image(), {"image": report.image_id}).one_or_none()
+            image = _locked(session, report.image_id, *_HASH)
             row = location_on(session, report.image_id, report.host)
             if report.state == tree.GONE:
                 if row is not None:
@@ -327,15 +327,23 @@ def lock_tree(session: Session, image_id: str) -> bool:
 
     :returns: False if there is no such image
     """
-    return session.execute(_locked_image(), {"image": image_id}).one_or_none() is not None
+    return _locked(session, image_id, "id") is not None
+
+
+#: What tells an image's content, see :func:`content_of`.
+_HASH = "os_hash_algo", "os_hash_value"
+
+
+def _locked(session: Session, image_id: str, *columns: str) -> Any:
+    """Take the lock of an image's tree, and read columns of its row with it; None: no such image"""
+    return session.execute(_lock(*columns), {"image": image_id}).one_or_none()
 
 
 @functools.cache
-def _locked_image() -> Any:
-    """The lock of an image's tree, and what a plan says of the image."""
+def _lock(*columns: str) -> Any:
     image = models.ImageRow.__table__.c
     return (
-        sa.select(image.size, image.allocated, image.os_hash_algo, image.os_hash_value)
+        sa.select(*(image[name] for name in columns))
         .where(image.id == sa.bindparam("image"))
         .with_for_update()
     )

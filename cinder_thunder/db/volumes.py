@@ -199,10 +199,11 @@ def write_stack(
 ) -> None:
     row: Any = models.StackRow.__table__
     said = {"mode": mode, "stack_id": stack_id or None, "unlisted_at": None}
-    known: Any = session.execute(
-        sa.update(row).where(row.c.volume_id == volume_id, row.c.host == host), said
-    )
-    if not known.rowcount:
+    mine = row.c.volume_id == volume_id, row.c.host == host
+    # An update of a row that is missing would lock the gap, against all who insert there.
+    if session.execute(sa.select(row.c.mode).where(*mine)).one_or_none() is not None:
+        session.execute(sa.update(row).where(*mine), said)
+    else:
         key = {"volume_id": volume_id, "host": host, "created_at": transactions.now()}
         session.execute(sa.insert(row), {**key, **said})
 

@@ -29,18 +29,26 @@ class Together(Generic[_T, _R]):
             self._waiting.append((request, answer))
             first = len(self._waiting) == 1
         if first:  # it serves those that come until it can begin, too
-            with self._serving:
-                with self._lock:
-                    served, self._waiting = self._waiting, []
-                try:
-                    found = self._serve([each for each, _answer in served])
-                    for (_request, waits), result in zip(served, found, strict=True):
-                        waits.set_result(result)
-                except BaseException as error:
-                    for _request, waits in served:
-                        if not waits.done():
-                            waits.set_exception(error)
+            self._serve_waiting()
         return answer.result()
+
+    def _serve_waiting(self) -> None:
+        served: list[tuple[_T, Future[_R]]] = []
+        try:
+            with self._serving:
+                served = self._taken()
+                found = self._serve([each for each, _answer in served])
+            for (_request, waits), result in zip(served, found, strict=True):
+                waits.set_result(result)
+        except BaseException as error:  # also if this thread is killed before it can begin
+            for _request, waits in served or self._taken():
+                if not waits.done():
+                    waits.set_exception(error)
+
+    def _taken(self) -> list[tuple[_T, Future[_R]]]:
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+            return taken
 
 
 class Budget:

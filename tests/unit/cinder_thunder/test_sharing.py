@@ -59,6 +59,26 @@ def test_an_error_is_of_all_who_were_served_together_and_of_no_other() -> None:
     assert together(3) == 6
 
 
+def test_nobody_waits_for_a_thread_that_is_killed_before_it_serves() -> None:
+    class Killed(BaseException):
+        pass
+
+    class Lock:
+        def __enter__(self) -> None:
+            raise Killed
+
+        def __exit__(self, *_error: object) -> None: ...
+
+    server = Server()
+    server.may.set()
+    together = Together(server)
+    serving, together._serving = together._serving, Lock()  # type: ignore[assignment]
+    with pytest.raises(Killed):
+        together(1)
+    together._serving = serving
+    assert together(2) == 4
+
+
 def test_too_few_answers_are_an_error() -> None:
     def none(_requests: Sequence[int]) -> list[int]:
         return []
