@@ -13,7 +13,6 @@ import math
 import time
 import uuid
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -191,7 +190,10 @@ class LocationTable:
 
     @retried
     def _refresh(self, report: wire.LocationReport) -> bool:
-        """:returns: False if the report says more than how much of the base is filled"""
+        """Record what does not change the tree, without its lock.
+
+        :returns: False if the report changes the tree, or somebody else has meanwhile
+        """
         now, row, image = self._transactions.now(), models.LocationRow, models.ImageRow
         here = row.image_id == report.image_id
         with self._transactions.read() as session:
@@ -200,7 +202,7 @@ class LocationTable:
                 .join(image, image.id == row.image_id)
                 .where(here, row.host == report.host)
             ).one_or_none()
-            if known is None or report.state != known.state:
+            if known is None or report.state == tree.GONE:
                 return False
             source = None
             if report.source:
@@ -210,19 +212,21 @@ class LocationTable:
         own = location_of(known, now)
         content = content_of(known.os_hash_algo, known.os_hash_value)
         base = tree.reported(own, report, source and location_of(source, now), content)
-        export = known.portal, known.iqn, known.lun
-        if replace(base, filled=own.filled) != own or export != (
-            report.portal, report.iqn, report.lun
-        ):  # fmt: skip
+        if (base.parent, base.depth) != (own.parent, own.depth):
             return False
-        if base.filled != own.filled:
-            with self._transactions.write() as session:
-                session.execute(
-                    sa.update(row)
-                    .where(row.id == own.id, row.state == own.state)
-                    .values(filled=base.filled, updated_at=now)
-                )
-        return True
+        values = {
+            "state": base.state, "filled": base.filled,
+            "portal": report.portal, "iqn": report.iqn, "lun": report.lun,
+        }  # fmt: skip
+        if all(getattr(known, name) == value for name, value in values.items()):
+            return True
+        table: Any = row.__table__
+        as_known = [table.c[name] == getattr(known, name) for name in ("id", "state", "parent_id")]
+        with self._transactions.write() as session:
+            done: Any = session.execute(
+                sa.update(table).where(*as_known), {**values, "updated_at": now}
+            )
+        return bool(done.rowcount)
 
     @retried
     def _record(self, report: wire.LocationReport) -> None:

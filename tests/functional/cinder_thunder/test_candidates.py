@@ -169,11 +169,12 @@ def test_a_host_that_is_moved_is_near_others(world: World) -> None:
 
 
 def test_only_what_changes_the_tree_takes_its_lock(mariadb: str) -> None:
-    """How much is filled is recorded while another transaction holds it."""
+    """Its first report, and how much is filled, are recorded while another transaction holds it."""
     world = World(new_database(mariadb))
     for number in (0, 1):
         world.plan(number)
         world.report(number, "filling", STORAGE)
+    parent = world.plan(2)[0]
     lock = sa.select(models.ImageRow.id).where(models.ImageRow.id == IMAGE).with_for_update()
     report = LocationReport("", IMAGE, "c0000", "filling", MIB // 2, "p", "iqn", 0, STORAGE)
     engine = world.database.engine
@@ -182,6 +183,14 @@ def test_only_what_changes_the_tree_takes_its_lock(mariadb: str) -> None:
         thread.submit(world.database.locations.report, report).result(20)
         filled = {each.host: each.filled for each in world.database.locations.of(IMAGE)}
         assert filled["c0000"] == MIB // 2
+        first = replace(report, host="c0002", filled=0, source=parent)
+        thread.submit(world.database.locations.report, first).result(20)
+        assert {each.host: each.state for each in world.database.locations.of(IMAGE)} == {
+            STORAGE: "complete",
+            "c0000": "filling",
+            "c0001": "filling",
+            "c0002": "filling",
+        }
         moved = thread.submit(world.database.locations.report, replace(report, source="c0001"))
         with pytest.raises(TimeoutError):
             moved.result(1)
