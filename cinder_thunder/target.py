@@ -9,8 +9,7 @@ target that is meant.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cinder import exception
@@ -21,6 +20,7 @@ from oslo_concurrency import processutils
 from oslo_log import log as logging
 
 from cinder_thunder import privileged
+from cinder_thunder.concurrency import Together
 from cinder_thunder.volumes import initiators
 from os_brick_thunder.common.policy.iscsinames import PORT
 from os_brick_thunder.common.transport.base import Credentials
@@ -41,8 +41,8 @@ class Saving:
     def __init__(self, save: Callable[[list[str] | None], None]) -> None:
         """:param save: saves the targets of these names, or all"""
         self._save = save
+        self._together: Together[None, None] = Together(self._save_changes, locked)
         self._lock = threading.Lock()  # never held while anything else is waited for
-        self._next: Future[None] | None = None  # of the save that has not begun
         self._changed: set[str] | None = None  # since the last save began; None: anything
 
     def note(self, iqn: str) -> None:
@@ -56,25 +56,10 @@ class Saving:
 
         Raises the error of the save, in each caller that waited for it.
         """
-        with self._lock:
-            first = self._next is None
-            result = self._next = self._next or Future()
-        if first:
-            try:
-                self._save_changes()
-            except Exception as error:
-                result.set_exception(error)
-            else:
-                result.set_result(None)
-            finally:
-                self._close(result)
-        result.result()
+        self._together(None)
 
-    @locked
-    def _save_changes(self) -> None:
-        """Whoever has made a change while the lock was waited for is answered, too."""
+    def _save_changes(self, waiting: Sequence[None]) -> Sequence[None]:
         with self._lock:
-            self._next = None  # who asks from now on waits for another save
             changed, self._changed = self._changed, set()
         try:
             self._save(None if changed is None else sorted(changed))
@@ -83,13 +68,7 @@ class Saving:
             with self._lock:
                 self._changed = None
             raise
-
-    def _close(self, result: Future[None]) -> None:
-        """Nobody may wait for a save that never began, or for that of a thread that is killed."""
-        with self._lock:
-            if self._next is result:
-                self._next = None
-        result.cancel()
+        return waiting
 
 
 def _create(device: str, iqn: str, user: str, password: str, iser: str, *options: str) -> None:

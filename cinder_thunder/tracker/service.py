@@ -15,12 +15,13 @@ from typing import Protocol
 
 from oslo_log import log as logging
 
+from cinder_thunder.concurrency import Together
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Heard, HostedStack, PlannedSources
 from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import ranking, tree
+from cinder_thunder.tracker.budget import Budget
 from cinder_thunder.tracker.profiles import BootProfiles
-from cinder_thunder.tracker.sharing import Budget, Together
 from cinder_thunder.volumes import CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents

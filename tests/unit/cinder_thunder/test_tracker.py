@@ -16,6 +16,7 @@ from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.mechanism.thinpool import StoragePool
 from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker.budget import Budget
 from cinder_thunder.tracker.server import MasterExporterEndpoint, TrackerEndpoint
 from cinder_thunder.tracker.service import (
     CHECKS_A_SECOND,
@@ -24,7 +25,6 @@ from cinder_thunder.tracker.service import (
     MAX_CHECKS_PER_HEARTBEAT,
     TrackerService,
 )
-from cinder_thunder.tracker.sharing import Budget
 from cinder_thunder.volumes import Attachment, CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents

@@ -1,14 +1,15 @@
-"""What many callers at once share: one answer, and a budget."""
+"""Calls that are served together."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cinder_thunder.tracker.sharing import Budget, Together
+from cinder_thunder.concurrency import Together
 
 
 class Server:
@@ -35,7 +36,7 @@ def test_what_arrives_meanwhile_is_served_at_once() -> None:
         assert server.busy.wait(20)
         answers += [pool.submit(together, each) for each in (2, 3, 4)]
         while len(together._waiting) < 3:
-            threading.Event().wait(0.01)
+            time.sleep(0.01)
         server.may.set()
         assert [each.result(20) for each in answers] == [2, 4, 6, 8]
     assert server.served == [[1], [2, 3, 4]]
@@ -50,7 +51,7 @@ def test_an_error_is_of_all_who_were_served_together_and_of_no_other() -> None:
         assert server.busy.wait(20)
         others = [pool.submit(together, each) for each in (13, 14)]
         while len(together._waiting) < 2:
-            threading.Event().wait(0.01)
+            time.sleep(0.01)
         server.may.set()
         assert first.result(20) == 2
         for each in others:
@@ -63,19 +64,22 @@ def test_nobody_waits_for_a_thread_that_is_killed_before_it_serves() -> None:
     class Killed(BaseException):
         pass
 
-    class Lock:
-        def __enter__(self) -> None:
-            raise Killed
+    killed = True
 
-        def __exit__(self, *_error: object) -> None: ...
+    def exclusive(call: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            if killed:
+                raise Killed
+            call()
+
+        return run
 
     server = Server()
     server.may.set()
-    together = Together(server)
-    serving, together._serving = together._serving, Lock()  # type: ignore[assignment]
+    together = Together(server, exclusive)
     with pytest.raises(Killed):
         together(1)
-    together._serving = serving
+    killed = False
     assert together(2) == 4
 
 
@@ -85,15 +89,3 @@ def test_too_few_answers_are_an_error() -> None:
 
     with pytest.raises(ValueError, match="shorter"):
         Together(none)(1)
-
-
-def test_a_budget_is_kept_over_time_and_bounded_at_once() -> None:
-    now = 100.0
-    budget = Budget(10, 20, lambda: now)
-    assert [budget.take(15), budget.take(15), budget.take(15)] == [15, 5, 0]
-    now += 0.25
-    assert [budget.take(15), budget.take(15)] == [2, 0]
-    now += 0.0625  # with the half that was left before
-    assert budget.take(15) == 1
-    now += 3600
-    assert [budget.take(15), budget.take(15)] == [15, 5]
