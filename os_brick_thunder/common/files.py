@@ -33,6 +33,14 @@ def replace(path: Path, text: str) -> None:
         os.close(folder)
 
 
+def lock_file(path: Path) -> int:
+    """Open a file for :func:`lock`; it is created for its owner alone.
+
+    :returns: a descriptor, which programs that are started do not inherit
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def lock(descriptor: int, patience: float = 0.0, shared: bool = False) -> bool:
     """Lock an open file by flock(2), until it is closed.
 

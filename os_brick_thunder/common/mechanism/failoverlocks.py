@@ -54,7 +54,7 @@ def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> int
     :returns: a descriptor for :func:`beat`, which must stay open; None if there is one already
     """
     with _no_last_will(folder):
-        fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = files.lock_file(watcher_file(folder))
         if not files.lock(fd, patience):
             os.close(fd)
             return None
@@ -65,7 +65,7 @@ def claim(watcher: Watcher, folder: Path = FOLDER, patience: float = 2.0) -> int
 @contextlib.contextmanager
 def _no_last_will(folder: Path) -> Iterator[None]:
     """A last will that is being done would undo what the new watcher does first."""
-    fd = os.open(last_will_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = files.lock_file(last_will_file(folder))
     try:
         if not files.lock(fd, _LAST_WILL):
             LOG.warning("a last will is not done after %.0f s; not waiting for it", _LAST_WILL)
@@ -81,7 +81,7 @@ def beat(descriptor: int) -> None:
 
 def running(folder: Path = FOLDER) -> Watcher | None:
     """The watcher of this host, if one runs."""
-    fd = os.open(watcher_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = files.lock_file(watcher_file(folder))
     try:
         # Shared: two who ask at once must not take each other for the watcher.
         if files.lock(fd, shared=True):
@@ -109,7 +109,7 @@ def volume(volume_id: str, folder: Path = FOLDER) -> Iterator[None]:
     harmless. The lock belongs to the open file, so threads exclude each other, too.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(folder / "volumes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = files.lock_file(folder / "volumes")
     try:
         byte = zlib.crc32(volume_id.encode())
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
