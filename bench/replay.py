@@ -75,6 +75,10 @@ class Arm:
         return statistics.median(boot.seconds for boot in self.boots)
 
     @property
+    def reads(self) -> float:
+        return statistics.median(boot.reads for boot in self.boots)
+
+    @property
     def last(self) -> float:
         return max(boot.seconds for boot in self.boots)
 
@@ -182,7 +186,7 @@ class Replays:
     def _told(self, arm: Arm) -> Arm:
         self._note(
             f"{arm.hosts} hosts, {arm.name}: median {arm.median:.1f} s, last {arm.last:.1f} s; "
-            f"reads {statistics.median(boot.reads for boot in arm.boots):.1f} s"
+            f"reads {arm.reads:.1f} s"
         )
         return arm
 
@@ -201,7 +205,7 @@ def show(arms: Sequence[Arm], size: int, profile: Mapping[str, Any], console: Co
             str(arm.hosts),
             arm.name,
             f"{statistics.median(boot.attach for boot in arm.boots):.1f}",
-            f"{statistics.median(boot.reads for boot in arm.boots):.1f}",
+            f"{arm.reads:.1f}",
             f"{arm.median:.1f}",
             f"{arm.last:.1f}",
             f"{max(boot.longest for boot in arm.boots):.2f}",

@@ -11,6 +11,8 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +40,25 @@ def run(folder: Path) -> None:
 
 def draw_boots(measured: Any, file: Path) -> None:
     """Seconds of a boot's reads: a group of bars for each number of hosts, one bar for each way."""
-    from matplotlib.figure import Figure
-
     arms = {(arm["name"], arm["hosts"]): arm["boots"] for arm in measured["arms"]}
     counts = sorted({hosts for _, hosts in arms})
     width = 0.8 / len(ARMS)
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (arm, name) in enumerate(ARMS.items()):
-        reads = [[boot["reads"] for boot in arms[arm, hosts]] for hosts in counts]
-        heights = [statistics.median(each) for each in reads]
-        spread = [
-            [height - min(each) for height, each in zip(heights, reads, strict=True)],
-            [max(each) - height for height, each in zip(heights, reads, strict=True)],
-        ]
-        at = [place + (number - (len(ARMS) - 1) / 2) * width for place in range(len(counts))]
-        bars = axes.bar(at, heights, width, yerr=spread, label=name, capsize=2)
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-    axes.set_xticks(range(len(counts)), [str(each) for each in counts])
-    axes.set_xlabel("hosts at the same moment")
-    axes.set_ylabel("seconds of reads")
-    axes.set_title("A boot's reads: medians, fastest and slowest")
-    axes.legend(fontsize=8)
-    _save(figure, file)
+    with _picture(file, "A boot's reads: medians, fastest and slowest", "seconds of reads") as axes:
+        for number, (arm, name) in enumerate(ARMS.items()):
+            reads = [[boot["reads"] for boot in arms[arm, hosts]] for hosts in counts]
+            heights = [statistics.median(each) for each in reads]
+            spread = [
+                [height - min(each) for height, each in zip(heights, reads, strict=True)],
+                [max(each) - height for height, each in zip(heights, reads, strict=True)],
+            ]
+            at = [place + (number - (len(ARMS) - 1) / 2) * width for place in range(len(counts))]
+            bars = axes.bar(at, heights, width, yerr=spread, label=name, capsize=2)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+        axes.set_xticks(range(len(counts)), [str(each) for each in counts])
 
 
 def draw_scale(simulated: Any, file: Path) -> None:
     """Seconds that boots take longer than from the hosts' own disks, by the number of hosts."""
-    from matplotlib.figure import Figure
-
     lines: dict[str, list[tuple[int, float]]] = {}
     for found in simulated:
         setting = found["setting"]
@@ -78,26 +70,33 @@ def draw_scale(simulated: Any, file: Path) -> None:
         for other in ("central", "pipeline"):
             lines.setdefault(other, []).append((setting["hosts"], found[other]))
     names = {"central": "central iSCSI, at least", "pipeline": "whole image copied first, at least"}
+    title = "Simulated, links of 10 Gbit/s: by how much the last boot is longer"
+    with _picture(file, title, "seconds") as axes:
+        for name, points in lines.items():
+            hosts, seconds = zip(*sorted(set(points)), strict=True)
+            style = "--" if name in names else "-"
+            axes.plot(hosts, seconds, style, marker=".", label=names.get(name, name))
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(bottom=0)
+
+
+@contextmanager
+def _picture(file: Path, title: str, seconds: str) -> Iterator[Any]:
+    """The axes to draw in, by the number of hosts; the same figures make the same file.
+
+    :param seconds: what the vertical axis is called
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name, points in lines.items():
-        hosts, seconds = zip(*sorted(set(points)), strict=True)
-        style = "--" if name in names else "-"
-        axes.plot(hosts, seconds, style, marker=".", label=names.get(name, name))
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_ylim(bottom=0)
+    yield axes
     axes.set_xlabel("hosts at the same moment")
-    axes.set_ylabel("seconds")
-    axes.set_title("Simulated, links of 10 Gbit/s: by how much the last boot is longer")
+    axes.set_ylabel(seconds)
+    axes.set_title(title)
     axes.legend(fontsize=8)
-    _save(figure, file)
-
-
-def _save(figure: Any, file: Path) -> None:
-    """The same figures make the same file."""
-    from matplotlib import rc_context
-
     with rc_context({"svg.hashsalt": "thunder"}):
         figure.savefig(file, metadata={"Date": None})
 

@@ -131,6 +131,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+def _paused(filler: Filler) -> float:
+    return sum(each._paused for each in filler._demand.values())
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     until = time.monotonic() + 30
     while not condition():
@@ -388,7 +392,7 @@ def test_a_volume_that_goes_leaves_the_rest(world: World, monkeypatch: pytest.Mo
     world.read = time.monotonic_ns  # the rest waits for the guest
     filler = world.filler()
     filler.start()
-    wait_until(lambda: filler._demand and filler._demand[1]._paused > 0.05)
+    wait_until(lambda: _paused(filler) > 0.05)
     del world.stacks["v"]
     wait_until(lambda: not filler._busy)
     filler.stop()
@@ -405,7 +409,7 @@ def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
     world.read = lambda: time.monotonic_ns() if reading else 0
     filler = world.filler()
     filler.start()
-    wait_until(lambda: filler._demand and filler._demand[1]._paused > 0.2)
+    wait_until(lambda: _paused(filler) > 0.2)
     assert world.order() == [2, 1]
     assert world.completed == []
     reading = False
@@ -425,10 +429,6 @@ def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.Monk
     wait_until(lambda: world.completed)
     filler.stop()
     assert world.base() == world.expected()
-
-
-def _paused(filler: Filler) -> float:
-    return sum(each._paused for each in filler._demand.values())
 
 
 @pytest.mark.parametrize("fast", [True, False])
