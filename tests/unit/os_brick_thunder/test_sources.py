@@ -337,7 +337,7 @@ def test_a_volume_that_needs_a_draining_base_keeps_it(host: Host) -> None:
 
     thread = threading.Thread(target=evict)
     thread.start()
-    while host.tracker.reports[-1].state != "draining":
+    while not host.tracker.reports or host.tracker.reports[-1].state != "draining":
         time.sleep(0.01)
     bases.ensure(PLAN)
     thread.join(10)
@@ -471,12 +471,14 @@ def test_a_base_whose_replica_hangs_does_not_keep_the_others_from_failing_over(
         return device not in hanging or goes_on.wait(30)
 
     monkeypatch.setattr(host.blocks, "answers", answers)
-    threading.Thread(target=host.app.watch.check, daemon=True).start()
+    check = threading.Thread(target=host.app.watch.check, daemon=True)
+    check.start()
     until = time.monotonic() + 5
     while host.dm.failed["thunder-paths-more-0"]:
         assert time.monotonic() < until
         time.sleep(0.01)
     assert host.dm.failed[PATHS] == {"/dev/sdm1"}
     goes_on.set()
+    check.join(10)  # it may not have begun all of its jobs yet
     _settled(host.app.watch)
     assert host.dm.failed[PATHS] == set()
