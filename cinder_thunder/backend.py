@@ -22,6 +22,7 @@ from cinder_thunder.masters.glance import Glance
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.masters.replicas import Replicas
+from cinder_thunder.masters.templates import Templates
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.mechanism.thinpool import NOT_ZEROED, StoragePool
 from cinder_thunder.mechanism.thintools import ToolTrial
@@ -187,6 +188,7 @@ def build(
             BootProfiles(database.profiles) if options.thunder_profiles else None,
         ),
         exporter,
+        Templates(database, thin, masters, lambda found: volumes.origin(found, host)),
         options.thunder_heartbeat_interval,
         FreeSpace(pool.status, (options.reserved_percentage or 0) / 100).bytes,
         tuple(tasks(host, options, database, masters, exporter, initialized)),
@@ -225,7 +227,7 @@ def tasks(
     """What runs in the background once Cinder has started this backend."""
     glance = Glance(cfg.CONF, cfg.CONF.config_file or (), cfg.CONF.config_dir or ())
     yield Task("thunder-activate", ACTIVATE_INTERVAL, masters.activate, initialized)
-    cleaner = Cleaner(host, database, glance.present, exporter.evict)
+    cleaner = Cleaner(host, database, glance.present, exporter.evict, volumes.is_in_cinder)
     yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
     reaper = Reaper(host, database, volumes.is_on, options.thunder_creating_timeout)
     yield Task("thunder-reap", INTERVAL, reaper.run, initialized)

@@ -131,13 +131,16 @@ class ThunderDriver(lvm.LVMVolumeDriver):
 
     def create_volume_from_snapshot(self, volume: Any, snapshot: Any) -> Any:
         update = super().create_volume_from_snapshot(volume, snapshot)
-        self._note(self._database.volumes.inherit, volume.id, snapshot.volume_id, self.host)
+        self._inherit(volume, snapshot.id, snapshot.volume_id)
         return update
 
     def create_cloned_volume(self, volume: Any, src_vref: Any) -> Any:
         update = super().create_cloned_volume(volume, src_vref)
-        self._note(self._database.volumes.inherit, volume.id, src_vref["id"], self.host)
+        self._inherit(volume, src_vref["id"])
         return update
+
+    def _inherit(self, volume: Any, *sources: str) -> None:
+        self._note(self._database.volumes.inherit, volume.id, sources, self.host)
 
     def revert_to_snapshot(self, context: Any, volume: Any, snapshot: Any) -> None:
         """Replace the LV by a new thin snapshot of its snapshot.

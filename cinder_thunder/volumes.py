@@ -9,9 +9,12 @@ from cinder import context as cinder_context
 from cinder import exception, objects
 from oslo_log import log as logging
 
-from os_brick_thunder.common import wire
+from os_brick_thunder.common import errors, wire
 
 LOG = logging.getLogger(__name__)
+
+#: States in which a volume or snapshot has its data.
+_READABLE = ("available", "in-use")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,29 @@ def is_on(volume_id: str, backend: str) -> bool:
     return volume is not None and str(volume.host).split("#")[0] == backend
 
 
+def origin(source_id: str, backend: str) -> tuple[str, int] | None:
+    """The LV of a volume or snapshot on this backend (``host@backend``) and its size in bytes.
+
+    :returns: None if there is none with that id
+    :raises errors.InvalidRequest: it is being made, or has failed
+    """
+    found = _snapshot(source_id)
+    volume = found.volume if found is not None else _get(source_id)
+    if volume is None or str(volume.host).split("#")[0] != backend:
+        return None
+    one, size = (found, found.volume_size) if found is not None else (volume, volume.size)
+    if one.status not in _READABLE:
+        raise errors.InvalidRequest(f"{source_id} is {one.status}, not {' or '.join(_READABLE)}")
+    # As Cinder's LVM driver does: LVM reserves such names.
+    name = f"_{one.name}" if one.name.startswith("snapshot") else one.name
+    return name, size << 30
+
+
+def is_in_cinder(source_id: str) -> bool:
+    """Whether there is a volume or snapshot with this id."""
+    return _snapshot(source_id) is not None or _get(source_id) is not None
+
+
 def initiators(volume: Any) -> list[str]:
     """Names of the initiators to which a volume of Cinder's is attached, each once, in order."""
     found = [(each.connector or {}).get("initiator") for each in volume.volume_attachment]
@@ -91,6 +117,13 @@ def _get(volume_id: str) -> Any:
     try:
         return objects.Volume.get_by_id(cinder_context.get_admin_context(), volume_id)
     except exception.VolumeNotFound:
+        return None
+
+
+def _snapshot(snapshot_id: str) -> Any:
+    try:
+        return objects.Snapshot.get_by_id(cinder_context.get_admin_context(), snapshot_id)
+    except exception.SnapshotNotFound:
         return None
 
 

@@ -195,7 +195,7 @@ def serve(url: str, transport_url: str, host: str, costs: Costs, volumes: dict[s
     address = f"10.0.0.{host.partition('@')[0].removeprefix('stor')}"
     topology = common("wire").Topology(host, address, "s", "z0", "", "storage")
     made = tracker(url, host, costs, volumes)
-    server = Server(transport, "threading", topology, made, None, 5.0, lambda: None)  # type: ignore[arg-type]
+    server = Server(transport, "threading", topology, made, None, None, 5.0, lambda: None)  # type: ignore[arg-type]
     server.start()
     print("ready", flush=True)
     sys.stdin.readline()

@@ -16,6 +16,7 @@ from os_brick_thunder.common import errors
 #: How an operator can give each of them.
 HOST_HELP = "the host, as shown by `thunder host list`"
 IMAGE_HELP = "the image: its id in Glance, the beginning of it, or its name"
+TEMPLATE_HELP = "the snapshot or volume: its id in Cinder"
 VOLUME_HELP = "the volume: its id in Cinder, the beginning of it, or its name"
 #: Fewer characters are not taken for the beginning of an id.
 _MIN_PREFIX = 4

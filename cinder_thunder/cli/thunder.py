@@ -38,6 +38,8 @@ COMMANDS = {
     "location list": "show:LocationList",
     "location show": "show:LocationShow",
     "stack list": "local:StackList",
+    "template create": "template:TemplateCreate",
+    "template delete": "template:TemplateDelete",
     "volume show": "show:VolumeShow",
 }
 #: They log every connection attempt; a failure is raised as an error, too.

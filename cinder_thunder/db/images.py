@@ -52,9 +52,15 @@ class ImageTable:
         with self._transactions.read() as session:
             return _manifest(session.scalar(sa.select(row.manifest).where(row.id == image_id)))
 
+    def templates(self) -> set[str]:
+        """Ids of the images that are templates."""
+        row = models.ImageRow
+        with self._transactions.read() as session:
+            return set(session.scalars(sa.select(row.id).where(row.template)))
+
     @retried
     def set_deleted(self, image_id: str, deleted: bool) -> bool:
-        """Record whether an image was deleted in Glance.
+        """Record whether an image was deleted.
 
         :returns: whether that is a change
         """
@@ -74,15 +80,17 @@ class ImageTable:
         """Record that ``host`` (a backend) holds the whole image as a master.
 
         What the image's first master recorded of it stays, unless its content is another one now:
-        the replicas of that do not count any longer.
+        the replicas of that do not count any longer. A template is no longer deleted.
         """
         now = self._transactions.now()
         with self._transactions.write() as session:
             known = session.get(models.ImageRow, image.id, with_for_update=True)
             if known is not None and not may_be_same(_content(known), image.content):
                 _replace(session, known, image)
+            if known is not None and image.template:
+                known.deleted = False
             if known is None:
-                known = models.ImageRow(id=image.id, created_at=now)
+                known = models.ImageRow(id=image.id, created_at=now, template=image.template)
                 _describe(known, image)
                 session.add(known)
                 session.flush()
@@ -152,7 +160,7 @@ class ImageTable:
             )
 
     def holders(self) -> list[MasterHolders]:
-        """The masters of all images that were not deleted in Glance."""
+        """The masters of all images that were not deleted."""
         image, location = models.ImageRow, models.LocationRow
         with self._transactions.read() as session:
             rows = session.execute(
@@ -169,7 +177,7 @@ class ImageTable:
         ]
 
     def useless_masters(self, host: str) -> list[str]:
-        """Images that were deleted in Glance and whose masters on ``host`` can be removed."""
+        """Images that were deleted and whose masters on ``host`` can be removed."""
         image, location, volume = models.ImageRow, models.LocationRow, models.VolumeRow
         cloned = sa.exists().where(volume.image_id == location.image_id, volume.host == host)
         with self._transactions.read() as session:
@@ -204,6 +212,7 @@ def _image(row: models.ImageRow, manifest: wire.ImageDigests | None = None) -> I
         manifest,
         row.deleted,
         _content(row),
+        row.template,
     )
 
 

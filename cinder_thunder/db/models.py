@@ -51,7 +51,9 @@ class HostRow(TableRow):
 
 
 class ImageRow(TableRow):
-    """A Glance image as its masters hold it. Its row is the lock of its tree of locations."""
+    """An image as its masters hold it: one of Glance's, or a template. Its row is the lock of its
+    tree of locations.
+    """
 
     __tablename__ = "thunder_images"
 
@@ -64,8 +66,11 @@ class ImageRow(TableRow):
     #: JSON of wire.ImageDigests; None for an image whose first master was made before there were
     #: manifests. Deferred: it has megabytes where the image has terabytes.
     manifest: Mapped[str | None] = mapped_column(_LONG_TEXT, deferred=True)
-    #: Deleted in Glance: its replicas are removed as soon as no volume needs them.
+    #: Deleted in Glance, or a template that was given up or whose volume or snapshot was deleted:
+    #: its replicas are removed as soon as no volume needs them.
     deleted: Mapped[bool] = mapped_column("gone", default=False)
+    #: Whether it is a template: its id is that of a volume or snapshot of Cinder's.
+    template: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
     #: What Glance said of the data when the first master was made; None if that is not known.
     os_hash_algo: Mapped[str | None] = mapped_column(String(64))

@@ -16,8 +16,9 @@ class Image:
 
     :ivar signature_verified: None if Cinder was not configured to verify signatures
     :ivar manifest: None if the image has none, or the query leaves it out
-    :ivar deleted: it was deleted in Glance
+    :ivar deleted: it was deleted in Glance, or is a template that volumes are to do without
     :ivar content: what Glance says its data is, as :data:`.formats.Content`; empty if not known
+    :ivar template: it is a volume or snapshot of Cinder's rather than an image of Glance's
     """
 
     id: str
@@ -27,6 +28,7 @@ class Image:
     manifest: wire.ImageDigests | None = None
     deleted: bool = False
     content: str = ""
+    template: bool = False
 
 
 @dataclass(frozen=True)

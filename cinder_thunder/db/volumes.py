@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.values import ClonedVolume, HostedStack, RecordedStack
-from cinder_thunder.policy.ranking import DEAD
+from cinder_thunder.policy.ranking import DEAD, MASTER
 
 #: The mode of a stack that Cinder has detached, but whose host has not released it.
 DETACHED = "detached"
@@ -57,11 +58,20 @@ class VolumeTable:
             return int(found or 0)
 
     @retried
-    def inherit(self, volume_id: str, source_id: str, host: str) -> None:
-        """Record a clone on ``host`` of another volume: it shares the same image, if any."""
+    def inherit(self, volume_id: str, sources: Sequence[str], host: str) -> None:
+        """Record a clone on ``host`` of a volume.
+
+        It shares the image that this volume shares, if any, or the template that was made of what
+        it is a clone of.
+
+        :param sources: what may be that template, the most specific first; the last is the volume
+        """
         with self._transactions.write() as session:
-            source = session.get(models.VolumeRow, source_id)
-            if source is not None and source.host == host:
+            template = next((i for i in sources if _is_template(session, i, host)), None)
+            source = session.get(models.VolumeRow, sources[-1])
+            if template is not None:
+                session.merge(_row(volume_id, template, host))
+            elif source is not None and source.host == host:
                 session.merge(_row(volume_id, source.image_id, host))
 
     @retried
@@ -223,6 +233,23 @@ def _stacks() -> Any:
         .where(row.c.volume_id == sa.bindparam("volume"), row.c.mode != DETACHED)
         .order_by(row.c.host)
     )
+
+
+def _is_template(session: Session, image_id: str, host: str) -> bool:
+    """Whether it is a template that has its master on a host."""
+    image, location = models.ImageRow, models.LocationRow
+    found = session.scalar(
+        sa.select(image.id)
+        .join(location, location.image_id == image.id)
+        .where(
+            image.id == image_id,
+            image.template,
+            ~image.deleted,
+            location.host == host,
+            location.kind == MASTER,
+        )
+    )
+    return found is not None
 
 
 def _row(volume_id: str, image_id: str, host: str) -> models.VolumeRow:

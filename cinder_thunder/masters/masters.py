@@ -1,9 +1,9 @@
 """Masters: images as read-only thin volumes on this storage host, one volume an image.
 
-The first master of an image in a cloud is downloaded from Glance, every other one is copied from
-the nearest master. A master is filled under a temporary name (``thunder-filling-…``), renamed when
-it is complete, and then recorded: every recorded master is complete, and a restart removes the
-volumes that are not recorded.
+The first master of an image in a cloud is downloaded from Glance, that of a template is a snapshot,
+every other one is copied from the nearest master. A master is filled under a temporary name
+(``thunder-filling-…``), renamed when it is complete, and then recorded: every recorded master is
+complete, and a restart removes the volumes that are not recorded.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from oslo_log import log as logging
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
+from cinder_thunder.masters import manifests
 from cinder_thunder.masters.clones import FILLING, MASTER, Clones, image_of, is_ours
 from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
@@ -235,7 +236,7 @@ class Masters:
         return [wire.Source(m.id, m.host, m.kind, m.host, hosts[m.host].address) for m in masters]
 
     def _copy(self, image: Image, source: wire.Source) -> Master:
-        expected = _digests(image)
+        expected = manifests.parsed(image)
         with self._peers.opened(source, image.id) as device:
 
             def copy(target: str) -> Manifest | None:
@@ -243,7 +244,7 @@ class Masters:
                     device, target, image.size, self._pool.block(), image.allocated, expected
                 )
 
-            return self._fill(image, copy)
+            return self.fill(image.id, lambda name: self._copied_to(name, image, copy))
 
     def _download(
         self, context: Any, image_service: Any, image_meta: dict[str, Any], gibibytes: int
@@ -260,9 +261,9 @@ class Masters:
                     raw.path, target, raw.size, self._pool.block(), None, expected
                 )
 
+            found = Image(image_id, raw.size, Extents(), raw.signature_verified, content=content)
             try:
-                found = Image(image_id, raw.size, Extents(), raw.signature_verified)
-                made = self._fill(replace(found, content=content), copy)
+                made = self.fill(image_id, lambda name: self._copied_to(name, found, copy))
             except errors.WrongDigest as error:
                 raise _other_data(image_id, str(error)) from error
             if raw.signature_verified is not None:  # an older row of the image may not know
@@ -279,15 +280,30 @@ class Masters:
             return None
         if known.size != size:
             raise _other_data(image_id, f"{size} bytes, not {known.size}")
-        return _digests(known)
+        return manifests.parsed(known)
 
-    def _fill(self, image: Image, copy: Callable[[str], Manifest | None]) -> Master:
-        """Make the volume of a master, and record it; or leave nothing.
+    def _copied_to(self, name: str, image: Image, copy: Callable[[str], Manifest | None]) -> Image:
+        """Make an LV with an image.
 
-        :param image: of which what is allocated, and the manifest, are found out
         :param copy: writes the image to the device of that path
+        :returns: the image, with what is allocated of it, and its manifest
         """
-        image_id, size = image.id, image.size
+        self._volumes.create(name, image.size)
+        manifest = copy(self._volumes.path(name))
+        self._volumes.protect(name)
+        allocated = self.allocated(name, image.size)
+        manifests.read_back(self._volumes.path(name), image.size, allocated, manifest)
+        return replace(image, allocated=allocated, manifest=manifests.to_wire(image.id, manifest))
+
+    def allocated(self, name: str, size: int) -> Extents:
+        """What an LV has of an image of ``size`` bytes; the rest reads as zeroes."""
+        return self._pool.allocated(name).intersection(Extents.of([(0, size)]))
+
+    def fill(self, image_id: str, make: Callable[[str], Image]) -> Master:
+        """Make the volume of a master, and record it; or leave nothing. For one caller at a time.
+
+        :param make: makes a read-only LV of that name, and says what it has
+        """
         filling, whole = FILLING + image_id, MASTER + image_id
         with contextlib.ExitStack() as undo:
             # An earlier attempt has left these, or the image's id was that of other content.
@@ -295,29 +311,20 @@ class Masters:
                 self._unexport(image_id)
                 self._volumes.remove(left)
             self.clones.forget(image_id)
-            self._volumes.create(filling, size)
             made = filling
-            undo.callback(lambda: self._remove(made))
-            manifest = copy(self._volumes.path(filling))
-            self._volumes.protect(filling)
-            allocated = self._pool.allocated(filling).intersection(Extents.of([(0, size)]))
-            _read_back(self._volumes.path(filling), size, allocated, manifest)
+            undo.callback(lambda: self._remove_if_there(made))
+            image = make(filling)
             # First the name, then the row: other hosts read from it as soon as there is a row.
             # A crash between them leaves a volume without a row, which a restart removes.
             self._volumes.rename(filling, whole)
             made = whole
-            digests = None
-            if manifest is not None:
-                digests = wire.ImageDigests(image_id, manifest.chunk, manifest.text)
-            self._database.images.add_master(
-                replace(image, allocated=allocated, manifest=digests), self.host
-            )
+            self._database.images.add_master(image, self.host)
             undo.pop_all()
         LOG.info(
             "Made the master of image %(image)s: %(size)d bytes, %(allocated)d of them allocated",
-            {"image": image_id, "size": size, "allocated": allocated.length},
+            {"image": image_id, "size": image.size, "allocated": image.allocated.length},
         )
-        return Master(size, image.signature_verified, image.content)
+        return Master(image.size, image.signature_verified, image.content)
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def remove(self, image_id: str) -> None:
@@ -381,6 +388,10 @@ class Masters:
         self.clones.adopt(known)
         self.activate()
 
+    def _remove_if_there(self, name: str) -> None:
+        if name in self._volumes.names():
+            self._remove(name)
+
     def _remove(self, name: str) -> None:
         try:
             self._volumes.remove(name)
@@ -391,27 +402,6 @@ class Masters:
 def _is_unverified(found: Master | Image) -> bool:
     """Whether its signature was not verified, because that was switched off, and is to be."""
     return found.signature_verified is None and verifies_signatures()
-
-
-def _read_back(device: str, size: int, allocated: Extents, expected: Manifest | None) -> None:
-    """Check that a new master is on disk as it was written, before anybody reads it.
-
-    :param expected: None if the image has no manifest: nothing is checked
-    :raises errors.TransferError: it is not
-    """
-    if expected is None:
-        return
-    found = privileged.manifest_of(device, size, allocated)
-    if found.digests != expected.digests:
-        raise errors.TransferError(
-            f"{device} does not return what was written to it: no replica is made on this host. "
-            "Check its disk (dmesg)"
-        )
-
-
-def _digests(image: Image) -> Manifest | None:
-    raw = image.manifest
-    return None if raw is None else Manifest.parse(image.size, raw.chunk, raw.digests)
 
 
 def _other_data(image_id: str, found: str) -> exception.ImageUnacceptable:

@@ -145,7 +145,7 @@ class HeldBase:
     """A base, as far as its host's orders depend on it.
 
     :ivar parent: None if it has none, or one that is not recorded
-    :ivar deleted: the image was deleted in Glance
+    :ivar deleted: the image was deleted
     :ivar needed: some volume is a clone of the image
     :ivar movable: its parent is a master that serves too many, and a base has room for it
     """
@@ -189,7 +189,7 @@ def orders(
 class HeldMaster:
     """A master, as far as it depends on it whether it stays.
 
-    :ivar deleted: the image was deleted in Glance
+    :ivar deleted: the image was deleted
     :ivar cloned: volumes on the same storage host share blocks with it
     :ivar readers: hosts that have a base of the image
     """

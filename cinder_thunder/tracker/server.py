@@ -12,6 +12,7 @@ from oslo_log import log as logging
 from oslo_messaging.rpc.server import RPCServer
 
 from cinder_thunder.masters.exporter import MasterExporter
+from cinder_thunder.masters.templates import Templates
 from cinder_thunder.tracker import lanes
 from cinder_thunder.tracker.service import TrackerService
 from os_brick_thunder.common import errors, formats, rpc, wire
@@ -86,8 +87,9 @@ class MasterExporterEndpoint:
 
     target = oslo_messaging.Target(version=wire.EXPORTER_VERSION)
 
-    def __init__(self, exporter: MasterExporter) -> None:
+    def __init__(self, exporter: MasterExporter, templates: Templates) -> None:
         self._exporter = exporter
+        self._templates = templates
 
     @rpc.method
     def open_export(
@@ -109,6 +111,10 @@ class MasterExporterEndpoint:
     def evict(self, context: Any, image_id: formats.Id) -> None:
         self._exporter.evict(image_id)
 
+    @rpc.method
+    def make_template(self, context: Any, image_id: formats.Id) -> None:
+        self._templates.make(image_id)
+
 
 class Server:
     """Both endpoints, this host's own heartbeats, and its other periodic tasks."""
@@ -120,6 +126,7 @@ class Server:
         topology: wire.Topology,
         tracker: TrackerService,
         exporter: MasterExporter,
+        templates: Templates,
         interval: float,
         free: Callable[[], int | None],
         tasks: Sequence[Task] = (),
@@ -147,7 +154,7 @@ class Server:
             )
             for topic, endpoint, server in (
                 (wire.TRACKER_TOPIC, TrackerEndpoint(tracker), lanes.TwoLaneServer),
-                (wire.EXPORTER_TOPIC, MasterExporterEndpoint(exporter), RPCServer),
+                (wire.EXPORTER_TOPIC, MasterExporterEndpoint(exporter, templates), RPCServer),
             )
         ]
 

@@ -59,6 +59,7 @@ class RpcTracker:
         self._trackers_with_profiles = client(wire.TRACKER_TOPIC, wire.PROFILES_VERSION)
         self._exporters = client(wire.EXPORTER_TOPIC, wire.OLDEST_EXPORTER_VERSION)
         self._newer_exporters = client(wire.EXPORTER_TOPIC, wire.PROFILED_PRECACHE_VERSION)
+        self._exporters_with_templates = client(wire.EXPORTER_TOPIC, wire.TEMPLATES_VERSION)
 
     def heartbeat(self, topology: wire.Topology) -> wire.Orders:
         return self._read(
@@ -188,6 +189,17 @@ class RpcTracker:
                 f"thunder-agent on {host} cannot fill what boots read alone: upgrade it, or "
                 "pre-cache the whole image"
             ) from error
+
+    def make_template(self, host: str, source_id: str, wait: float) -> None:
+        """Ask a storage host to make a template of a volume or snapshot.
+
+        :param wait: seconds that it may take, in addition to the timeout
+        :raises errors.NoReplica: it is not on that host
+        :raises errors.ThunderError: it could not; says why
+        """
+        self._call(
+            self._exporters_with_templates, host, "make_template", more=wait, image_id=source_id
+        )
 
     def announce(self, host: str, image_id: str) -> None:
         """Tell an agent that a volume of an image is about to be attached to its host.

@@ -32,9 +32,11 @@ PROFILES_VERSION = "1.4"
 OLDEST_TRACKER_VERSION = "1.1"
 #: Every host that exports replicas (an agent or cinder-volume) answers on this topic.
 EXPORTER_TOPIC = "thunder-exporter"
-EXPORTER_VERSION = "1.3"
+EXPORTER_VERSION = "1.4"
 #: The first one that pre-caches only what boots read.
 PROFILED_PRECACHE_VERSION = "1.3"
+#: The first one that makes templates.
+TEMPLATES_VERSION = "1.4"
 #: What a caller requires. Nothing is required for the one method since 1.2, which an older agent
 #: may ignore.
 OLDEST_EXPORTER_VERSION = "1.1"

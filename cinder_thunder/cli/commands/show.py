@@ -90,7 +90,10 @@ class HostShow(CloudCommand, ShowOne):
 
 
 class ImageList(CloudCommand, Lister):
-    """List images that have a replica; sizes in bytes."""
+    """List images and templates that have a replica; sizes in bytes.
+
+    What is left of a deleted one is removed when no volume needs it any longer.
+    """
 
     def take_action(self, parsed_args: argparse.Namespace) -> _List:
         found = database(parsed_args.config_file)
@@ -98,9 +101,11 @@ class ImageList(CloudCommand, Lister):
         for image in found.images.all():
             locations = found.locations.of(image.id)
             masters = sum(location.kind == MASTER for location in locations)
-            bases = len(locations) - masters
-            rows.append((image.id, image.size, image.allocated.length, masters, bases))
-        return ("Image", "Size", "Allocated", "Masters", "Bases"), rows
+            kind = "template" if image.template else "image"
+            sizes = image.size, image.allocated.length
+            replicas = masters, len(locations) - masters
+            rows.append((image.id, kind, *sizes, *replicas, image.deleted))
+        return ("Image", "Kind", "Size", "Allocated", "Masters", "Bases", "Deleted"), rows
 
 
 class ImageShow(ImageCommand, ShowOne):

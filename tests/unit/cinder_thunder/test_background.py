@@ -178,7 +178,7 @@ def test_masters_of_deleted_images_are_removed_when_they_are_unused(database: Da
     for name in ("busy", "kept", "lost", "unclear", "used"):
         add(database, name)
     database.volumes.put(ClonedVolume("v", "used", STORAGE))
-    cleaner = Cleaner(STORAGE, database, present, remove)
+    cleaner = Cleaner(STORAGE, database, present, remove, lambda found: True)
     cleaner.run()
     assert asked == [["busy", "kept", "lost", "unclear", "used"]]
     assert removed == []
@@ -202,6 +202,7 @@ def test_masters_are_removed_after_bases(database: Database) -> None:
         database,
         lambda ids: dict.fromkeys(ids, False),
         lambda i: database.images.drop_master(i, STORAGE),
+        lambda found: True,
     )
     gone.run()
     assert database.images.mastered_on(STORAGE) == {"i"}

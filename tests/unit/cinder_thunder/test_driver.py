@@ -267,7 +267,7 @@ def test_copies_and_snapshots_inherit_the_image(
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     one, other = cinder_volume(1), cinder_volume(1)
     driver.create_cloned_volume(one, {"id": "v", "name": "volume-v", "size": 1})
-    driver.create_volume_from_snapshot(other, SimpleNamespace(volume_id="v"))
+    driver.create_volume_from_snapshot(other, SimpleNamespace(id="s", volume_id="v"))
     for volume in (one, other):
         assert database.volumes.get(volume.id) == ClonedVolume(volume.id, "i", STORAGE)
         driver.delete_volume(volume)

@@ -58,7 +58,7 @@ def client(tracker: SlowTracker) -> Iterator[Any]:
     cfg.CONF([], project="thunder", default_config_files=[])
     transport = oslo_messaging.get_rpc_transport(cfg.CONF, url="fake://")
     topology = wire.Topology(HOST, "10.0.0.1", "", "", "", "storage")
-    server = Server(transport, "threading", topology, tracker, None, 60, lambda: None)  # type: ignore[arg-type]
+    server = Server(transport, "threading", topology, tracker, None, None, 60, lambda: None)  # type: ignore[arg-type]
     server.start()
     target = oslo_messaging.Target(
         exchange=wire.EXCHANGE,

@@ -89,7 +89,15 @@ def test_drain_and_undrain(
 
 def test_images(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(["image", "list", *option], capsys) == [
-        {"Image": "i", "Size": 8 * MIB, "Allocated": 4 * MIB, "Masters": 1, "Bases": 2}
+        {
+            "Image": "i",
+            "Kind": "image",
+            "Size": 8 * MIB,
+            "Allocated": 4 * MIB,
+            "Masters": 1,
+            "Bases": 2,
+            "Deleted": False,
+        }
     ]
 
 

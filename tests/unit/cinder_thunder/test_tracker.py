@@ -495,7 +495,7 @@ def exporter(database: Database, targets: Targets, ready: bool = True) -> Master
 def test_open_and_close(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     targets = Targets()
-    endpoint = MasterExporterEndpoint(exporter(database, targets))
+    endpoint = MasterExporterEndpoint(exporter(database, targets), None)  # type: ignore[arg-type]
     answer = endpoint.open_export({}, "i", "iqn.x:c1", 0)
     export = wire.parse(wire.Export, answer)
     iqn = "iqn.2026-11.org.thunder:stor1.thunder:i"
@@ -536,7 +536,7 @@ def test_a_master_is_evicted_when_it_has_no_clones(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
     targets = Targets()
-    endpoint = MasterExporterEndpoint(exporter(database, targets))
+    endpoint = MasterExporterEndpoint(exporter(database, targets), None)  # type: ignore[arg-type]
     endpoint.open_export({}, "i", "iqn.x:c1", 0)
     with pytest.raises(oslo_messaging.ExpectedException) as caught:
         endpoint.evict({}, "i")
