@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,19 @@ def test_who_is_admitted_anew_needs_the_new_credentials(world: World) -> None:
         assert device.read(MIB) == b"D" * MIB
     initiator.logout(Endpoint(iqn, PORTAL))
     assert initiator.sessions() == []
+
+
+def test_whatever_is_drawn_as_its_credentials_admits_a_host(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets, initiator = world.kit.targets, world.kit.initiator
+    Path(world.disk).write_bytes(b"D" * MIB)
+    iqn, name = iqn_of("here", "image"), initiator_name()
+    monkeypatch.setattr(secrets, "token_hex", lambda length: "0b".ljust(2 * length, "1"))
+    targets.export(world.disk, iqn, PORTAL)
+    found = targets.admit(iqn, name)
+    export = wire.Export(PORTAL, iqn, LUN, found.username, found.password)
+    with open(initiator.login(export), "rb") as device:
+        assert device.read(MIB) == b"D" * MIB
+    assert targets.admit(iqn, name) == found  # a session keeps its credentials
+    initiator.logout(Endpoint(iqn, PORTAL))

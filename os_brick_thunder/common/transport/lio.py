@@ -53,6 +53,9 @@ ATTRIBUTES = {
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 LOG = logging.getLogger(__name__)
+#: The beginning of CHAP names that the kernel takes for base64, and refuses (extract_param() in
+#: drivers/target/iscsi/iscsi_target_nego.c).
+_REFUSED = "0b"
 #: What processes lock: the root of the tree that they change, which is the same one in every
 #: container of a host.
 CONFIGFS = Path("/sys/kernel/config")
@@ -250,9 +253,10 @@ def admit(iqn: str, initiator: str) -> Credentials:
         raise errors.ExportError(f"there is no export {iqn} to admit {initiator} to")
     group = rtslib_fb.TPG(target, 1, mode="lookup")
     acl = rtslib_fb.NodeACL(group, initiator)
-    if not acl.chap_userid or not acl.chap_password:
+    userid = str(acl.chap_userid)
+    if not acl.chap_password or not userid or userid.startswith(_REFUSED):
         acl.chap_password = secrets.token_hex(16)
-        acl.chap_userid = secrets.token_hex(8)  # last: it marks the pair as complete
+        acl.chap_userid = "u" + secrets.token_hex(8)  # last: it marks the pair as complete
     if LUN not in {mapped.mapped_lun for mapped in acl.mapped_luns}:
         rtslib_fb.MappedLUN(acl, LUN, tpg_lun=LUN, write_protect=True)
     return Credentials(str(acl.chap_userid), str(acl.chap_password))
