@@ -383,6 +383,7 @@ class FakeBlocks:
     silent: set[str] = field(default_factory=set)
     sectors: dict[str, int] = field(default_factory=dict)  # 512 bytes where nothing is said
     reading: dict[str, int] = field(default_factory=dict)  # reads that devices have in flight
+    dropped: list[tuple[str, int, int]] = field(default_factory=list)  # from page caches
 
     def sector(self, device: str) -> int:
         return self.sectors.get(device, 512)
@@ -407,6 +408,9 @@ class FakeBlocks:
 
     def answers(self, device: str) -> bool:
         return device not in self.silent
+
+    def drop_cache(self, device: str, offset: int, length: int) -> None:
+        self.dropped.append((device, offset, length))
 
 
 @dataclass

@@ -37,10 +37,12 @@ class Agent:
         stacks: Stacks,
         reporter: Reporter,
         guard: PoolGuard,
+        wrong_bytes: Mapping[str, int],
         drain_timeout: float,
         services: Sequence[Lifecycle],
     ) -> None:
         """
+        :param wrong_bytes: for the status: how often the bytes of a host were not the image
         :param drain_timeout: for the status: seconds that an eviction may wait for readers
         :param services: started in this order, the guard among them, and stopped in reverse
         """
@@ -49,6 +51,7 @@ class Agent:
         self._stacks = stacks
         self._reporter = reporter
         self._guard = guard
+        self._wrong_bytes = wrong_bytes
         self._drain_timeout = drain_timeout
         self._services = services
 
@@ -89,12 +92,14 @@ class Agent:
             "pool": dataclasses.asdict(kit.pool.status()),
             "drain_timeout": self._drain_timeout,
             "space": self._guard.status(),
+            "wrong_bytes": dict(self._wrong_bytes),
             "bases": [
                 {
                     "image_id": base.image_id,
                     "size": base.size,
                     "phase": base.phase,
                     "complete": base.complete,
+                    "checked_only": base.checked_only,
                     "filled": self._reporter.filled(base) if base.phase == READY else 0,
                     "sources": [path.host for path in replica_paths.in_use(base)],
                     "from_network": self._reporter.from_network(base),

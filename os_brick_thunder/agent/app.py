@@ -63,6 +63,7 @@ class Settings:
     attach_budget: float
     fill_rest: bool = True
     hoard_images: int = 0
+    checked_only: bool = False
 
     @classmethod
     def of(cls, options: Any) -> Settings:
@@ -80,6 +81,7 @@ class Settings:
             attach_budget=options.attach_budget,
             fill_rest=options.fill_rest,
             hoard_images=options.hoard_images,
+            checked_only=options.unfilled_reads == "storage",
         )
 
 
@@ -180,7 +182,16 @@ def build(host: Host, settings: Settings) -> App:
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
     recorder = stack.recorder
     services = (failover, guard, filler, heartbeat, watch, recacher, reaper, recorder)
-    agent = Agent(host, bases, stack.stacks, reporter, guard, settings.drain_timeout, services)
+    agent = Agent(
+        host,
+        bases,
+        stack.stacks,
+        reporter,
+        guard,
+        base.health.wrong,
+        settings.drain_timeout,
+        services,
+    )
     return App(
         agent, base, watch, precacher, usage, guard, stack, failover, recacher, heartbeat, reaper
     )
@@ -198,7 +209,16 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
     completion = Completion(host, availability, devices, sources, reporter)
     builder = BaseBuilder(availability, devices, sources, settings.parent_wait)
     bases = Bases(
-        host, availability, devices, sources, builder, exports, completion, reporter, on_ready
+        host,
+        availability,
+        devices,
+        sources,
+        builder,
+        exports,
+        completion,
+        reporter,
+        on_ready,
+        settings.checked_only,
     )
     return BaseParts(bases, completion, sources, PathHealth(host, paths), exports, reporter)
 

@@ -51,9 +51,9 @@ class Reporter:
     def from_network(self, base: Base) -> int:
         """Image bytes that a base has read from replicas since it was built or restored."""
         if not base.complete:
-            paths = devnames.path(ImageNames(base.image_id).paths)
+            read = self._host.kit.blocks.bytes_read
             try:
-                return base.fetched + self._host.kit.blocks.bytes_read(paths)
+                return base.fetched + sum(map(read, map(devnames.path, layout.multipaths(base))))
             except errors.DeviceNotFound:  # it may just have become complete
                 base = self._host.store.bases.get(base.image_id, base)
         return base.fetched

@@ -116,6 +116,18 @@ AGENT_OPTS: list[cfg.Opt] = [
         "it from other hosts, whenever it is read, and where no boot was recorded nothing is "
         "filled.",
     ),
+    cfg.StrOpt(
+        "unfilled_reads",
+        default="nearest",
+        choices=[
+            ("nearest", "the host that fills it: a compute host, if one has the image"),
+            ("storage", "a storage host, as without a cache"),
+        ],
+        help="From where guests read what a base does not hold yet. What a base is filled with is "
+        "compared with the image's digests, which is too late for a guest that reads it before: "
+        "with 'storage' nothing that another compute host sends reaches a guest unchecked, and "
+        "storage hosts are read more. Bases that are here already stay as they are.",
+    ),
     cfg.IntOpt(
         "hoard_images",
         default=0,

@@ -49,6 +49,7 @@ class ReplicaPath:
     iqn: str = ""
     portal: str = ""
     state: str = OPEN
+    master: bool = False  # on a storage host
 
     @property
     def is_open(self) -> bool:
@@ -78,6 +79,7 @@ class Base:
     content: str = ""  # of the image when it was built: see ImageInfo; empty if it is not known
     profile: str = ""  # the order in which boots read the image, encoded; empty if it is not known
     profiled_only: bool = False  # while no volume here uses it, only its profile is filled
+    checked_only: bool = False  # what it does not hold yet is read from storage hosts alone
 
     def is_of(self, content: str) -> bool:
         """Whether it is a base of this content; what is not known fits all."""

@@ -4,6 +4,7 @@ not collected without one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mmap
 import os
@@ -22,7 +23,7 @@ from os_brick_thunder.common import wire
 from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
-from os_brick_thunder.common.state import READY, Base, StateFile
+from os_brick_thunder.common.state import READY, Base, ReplicaPath, StateFile
 from tests import fakes
 from tests.contract.conftest import MIB, World
 
@@ -30,6 +31,7 @@ SIZE, BLOCK = 16 * MIB, 64 << 10
 #: Every other MiB is a hole.
 ALLOCATED = tuple((at, MIB) for at in range(0, SIZE, 2 * MIB))
 BASE = Base("i", SIZE, ALLOCATED, "l1", thin_id=7, phase=READY)
+PATH = ReplicaPath("stor1", "l0", "stor1@thunder", master=True)
 NAMES = devnames.ImageNames("i")
 VOL = "thunder-readers"
 
@@ -67,7 +69,7 @@ def filled(world: World, tmp_path: Path) -> Iterator[Filled]:
     built = BaseDevices(host, "127.0.0.1:3260")
     with UndoStack("the test") as undo:
         built.build(BASE, undo, new_thin=True)
-        built.connect(BASE, (world.disk,))
+        built.connect(BASE, {PATH: world.disk})
         undo.keep()
     with open(devnames.path(NAMES.base), "r+b", buffering=0) as base:
         for at, length in ALLOCATED:
@@ -201,3 +203,72 @@ def test_a_pool_that_is_opened_again_has_its_identity(world: World) -> None:
     again = LocalPool(DmIoctl())
     again.open(device, BLOCK)
     assert (again.identity, again.assembled) == ("one-of-its-own", True)
+
+
+PEER = ReplicaPath("cmp1", "l2", "cmp1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfilled:
+    """Builds bases over a disk with the image, and one with something else."""
+
+    world: World
+    devices: BaseDevices
+    image: str
+    lies: str
+
+    @contextlib.contextmanager
+    def base(self, base: Base, disks: dict[ReplicaPath, str]) -> Iterator[None]:
+        with UndoStack("the test") as undo:
+            self.devices.build(base, undo, new_thin=True)
+            self.devices.connect(base, disks)
+            yield
+            undo.run()
+
+
+@pytest.fixture
+def unfilled(world: World, tmp_path: Path) -> Unfilled:
+    with open(world.disk, "r+b") as disk:
+        disk.write(expected())
+        os.fsync(disk.fileno())
+    made = {"image": 0, "lies": 32 * MIB}
+    for name, offset in made.items():
+        world.kit.dm.create(f"thunder-{name}", layout.linear_table(world.disk, SIZE, offset))
+    topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
+    host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
+    built = BaseDevices(host, "127.0.0.1:3260")
+    return Unfilled(world, built, *(devnames.path(f"thunder-{name}") for name in made))
+
+
+def direct(name: str, at: int) -> bytes:
+    """4 KiB of a device, past its own page cache."""
+    fd = os.open(devnames.path(name), os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as page:
+            os.preadv(fd, [page], at)
+            return page[:]
+    finally:
+        os.close(fd)
+
+
+def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> None:
+    """Why all that was read is dropped when a host is left, the bytes of which were wrong."""
+    kit, right = unfilled.world.kit, expected()
+    with unfilled.base(BASE, {PEER: unfilled.lies, PATH: unfilled.image}):
+        assert direct(NAMES.base, 0) != right[:4096]
+        unfilled.devices.connect(BASE, {PATH: unfilled.image})
+        assert direct(NAMES.base, 0) != right[:4096]
+        kit.blocks.drop_cache(devnames.path(NAMES.paths), 0, SIZE)
+        assert direct(NAMES.base, 0) == right[:4096]
+
+
+def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
+    unfilled: Unfilled,
+) -> None:
+    base = dataclasses.replace(BASE, checked_only=True)
+    with unfilled.base(base, {PEER: unfilled.lies, PATH: unfilled.image}):
+        assert direct(NAMES.base, 0) == expected()[:4096]
+        assert direct(NAMES.paths, 0) != expected()[:4096]
+        unfilled.devices.detach_sources(base)
+        with pytest.raises(OSError, match="Input/output error"):
+            direct(NAMES.base, 2 * MIB)

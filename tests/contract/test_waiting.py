@@ -24,7 +24,7 @@ from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.iscsinames import LUN, iqn_of
-from os_brick_thunder.common.state import Base, StateFile
+from os_brick_thunder.common.state import Base, ReplicaPath, StateFile
 from os_brick_thunder.common.transport.base import Endpoint
 from os_brick_thunder.common.transport.iscsi import initiator_name
 from tests import fakes
@@ -32,6 +32,7 @@ from tests.contract.conftest import MIB, World
 
 SIZE = 16 * MIB
 BASE = Base("i", SIZE, ((0, SIZE),), "l1", thin_id=7)
+PATH = ReplicaPath("stor1", "l0", "stor1@thunder", master=True)
 NAMES = devnames.ImageNames("i")
 PORTAL = "127.0.0.1:3260"
 IQN = iqn_of("here", "i")
@@ -47,7 +48,7 @@ class Waiting:
     devices: BaseDevices
 
     def connect(self) -> None:
-        self.devices.connect(BASE, (self.world.disk,))
+        self.devices.connect(BASE, {PATH: self.world.disk})
 
     def remove(self) -> None:
         with UndoStack("removal") as undo:

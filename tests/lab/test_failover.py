@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from bench.stall import Scene
-from lab.cloud import config
 from lab.cluster import Cluster
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.pace import stretch
 from lab.play.journey import Journey
 from lab.shell import wait_for
+from tests.lab import agents
 
 pytestmark = pytest.mark.long
 MIB = 1 << 20
@@ -64,16 +63,8 @@ def _reads_from(scene: Scene, host: str) -> str:
 def slow(cluster: Cluster) -> Iterator[Node]:
     """A compute host that fills its bases as slowly as possible."""
     node = cluster.of_kind("compute")[0]
-    service = node.catalog["thunder-agent"]
-    settings = config.agent(node.spec, fill_rate_mib=1)
-    files = {**service.files, "/etc/thunder/thunder.conf": settings}
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = dataclasses.replace(service, files=files)
-    node.service_start("thunder-agent")
-    yield node
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = service
-    node.service_start("thunder-agent")
+    with agents.options(node, fill_rate_mib=1):
+        yield node
 
 
 def test_the_death_of_another_storage_host_costs_seconds(

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.play.journey import Journey
@@ -30,6 +32,7 @@ def bytes_read(node: Node, disk: str) -> int:
     return int(node.run(f"cat /sys/block/{disk}/stat").stdout.split()[2]) * 512
 
 
+@pytest.mark.long
 def test_volumes_of_a_template_are_cached(journey: Journey, tmp_path: Path) -> None:
     """All that the snapshot has is read locally; what is written since, in its volumes, is not."""
     raw, qcow2 = images.with_holes(tmp_path, seed=9)

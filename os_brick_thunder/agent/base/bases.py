@@ -43,8 +43,12 @@ class Bases:
         completion: Completion,
         reporter: Reporter,
         on_ready: Callable[[], None],
+        checked_only: bool = False,
     ) -> None:
-        """:param on_ready: called when a base was built or restored"""
+        """
+        :param on_ready: called when a base was built or restored
+        :param checked_only: of new bases: see :class:`.state.Base`
+        """
         self._kit = host.kit
         self._host = host
         self._store = host.store
@@ -56,6 +60,7 @@ class Bases:
         self._completion = completion
         self._reporter = reporter
         self._on_ready = on_ready
+        self._checked_only = checked_only
         #: Thin ids of bases that could not be reconciled when the agent started.
         self._unreconciled: set[int] = set()
 
@@ -157,6 +162,7 @@ class Bases:
             content=image.content,
             profile=profile,
             profiled_only=profiled_only,
+            checked_only=self._checked_only,
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:

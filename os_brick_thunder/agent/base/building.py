@@ -58,7 +58,7 @@ class BaseBuilder:
             return base
         with self._held_reads(base):
             base, disk = self._sources.connect(base, sources)
-            self._devices.connect(base, (disk,))
+            self._devices.connect(base, {base.paths[0]: disk})
         return base
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from os_brick_thunder.agent import devices
 from os_brick_thunder.agent.policy import layout
@@ -13,7 +14,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.state import Base
+from os_brick_thunder.common.state import Base, ReplicaPath
 
 #: Seconds that the last reads from a complete base's sources may take, and between two checks.
 _LAST_READS, _POLL = 1.0, 0.02
@@ -43,17 +44,19 @@ class BaseDevices:
         """Have reads of a base wait for :meth:`connect`. Not before all of its devices are built:
         udev reads them.
         """
-        self._kit.dm.queue(ImageNames(base.image_id).paths)
+        for name in layout.multipaths(base):
+            self._kit.dm.queue(name)
 
     def fail_reads(self, base: Base) -> None:
         """Have reads that wait for a source fail, and those that would; absent is success."""
-        self._kit.dm.unqueue(ImageNames(base.image_id).paths)
+        for name in layout.multipaths(base):
+            self._kit.dm.unqueue(name)
 
-    def connect(self, base: Base, disks: tuple[str, ...]) -> None:
+    def connect(self, base: Base, disks: Mapping[ReplicaPath, str]) -> None:
         """Have a base read from these disks, nearest first, also what waits for that."""
-        name = ImageNames(base.image_id).paths
-        self._kit.dm.reload_noflush(name, layout.paths_table(disks, base.size), readonly=True)
-        self._kit.dm.unqueue(name)
+        for name, table in layout.multipath_tables(base, disks).items():
+            self._kit.dm.reload_noflush(name, table, readonly=True)
+            self._kit.dm.unqueue(name)
 
     def export(self, base: Base) -> None:
         """Export a base whose devices exist; already exported is success."""
@@ -81,7 +84,7 @@ class BaseDevices:
 
         :raises errors.DeviceBusy: something is still being read; nothing was changed
         """
-        name = ImageNames(base.image_id).paths
+        name = layout.multipaths(base)[-1]
         if self._kit.dm.table(name) is None:  # an older agent removed it
             return
         loop = self._kit.loops.find(devnames.path(name))
@@ -90,7 +93,8 @@ class BaseDevices:
             if time.monotonic() > until:
                 raise errors.DeviceBusy(loop, "reads from the sources of a base")
             time.sleep(_POLL)
-        self._kit.dm.wipe(name)
+        for each in layout.multipaths(base):
+            self._kit.dm.wipe(each)
 
     def remove(self, base: Base) -> None:
         """Remove all devices of a base that exist, and its export, but not its thin device.

@@ -195,7 +195,7 @@ class Filler:
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
         source = Disk(
-            devnames.path(names.source),
+            devnames.path(layout.filled_from(base)),
             base.size,
             needed,
             forget=functools.partial(_forget, paths),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
 from os_brick_thunder.agent.base.paths import Paths
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import Base, ReplicaPath
 
@@ -27,6 +30,8 @@ class PathHealth:
         #: By image and host: when a path was reinstated, and when bytes were found to be wrong.
         self._reinstated: dict[tuple[str, str], float] = {}
         self._distrusted: dict[tuple[str, str], float] = {}
+        #: How often the bytes of a host were wrong since this agent was started.
+        self.wrong: dict[str, int] = {}
 
     def repair(self, image_id: str) -> tuple[str, ...]:
         """Reinstate paths that failed and answer again: replicas do not change.
@@ -45,17 +50,18 @@ class PathHealth:
             if works and (last or not self._is_distrusted(image_id, path.host)):
                 continue
             if works is not None and self._may_reinstate(base, path, disks[path]):
-                self._reinstate(image_id, path, number)
+                self._reinstate(base, path, number)
             else:
                 broken.append(path.host)
         return tuple(broken)
 
-    def _reinstate(self, image_id: str, path: ReplicaPath, number: str) -> None:
-        name = ImageNames(image_id).paths
-        self._kit.dm.message(name, f"reinstate_path {number}")
-        self._kit.dm.message(name, "switch_group 1")
-        self._reinstated[image_id, path.host] = time.monotonic()
-        LOG.warning("base of image %s: the replica on %s is back", image_id, path.host)
+    def _reinstate(self, base: Base, path: ReplicaPath, number: str) -> None:
+        for name in layout.multipaths(base):
+            if number in dmstatus.paths(self._kit.dm.status(name)):
+                self._kit.dm.message(name, f"reinstate_path {number}")
+                self._kit.dm.message(name, "switch_group 1")
+        self._reinstated[base.image_id, path.host] = time.monotonic()
+        LOG.warning("base of image %s: the replica on %s is back", base.image_id, path.host)
 
     def _may_reinstate(self, base: Base, path: ReplicaPath, disk: str) -> bool:
         if path != base.paths[-1]:  # the last one always: without it nothing is left
@@ -65,7 +71,8 @@ class PathHealth:
         return self._kit.blocks.answers(disk)
 
     def distrust(self, base: Base) -> bool:
-        """What was just read for a base is not the image: fail the path that is read through.
+        """What was just read for a base is not the image: fail the path that is read through, and
+        forget what was read through the base so far: guests would be given more of it.
 
         The wrong bytes may have come over another path than that. Then a good path is given up for
         a while, and the bad one is met by the next read.
@@ -78,13 +85,21 @@ class PathHealth:
         working = self._paths.working(found)
         if len(working) < 2:
             LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
+            self._drop_read(found)
             return False
         path, disk = next(iter(working.items()))
         LOG.error("image %s: the bytes read from %s are wrong", image_id, path.host)
+        self.wrong[path.host] = self.wrong.get(path.host, 0) + 1
         self._distrusted[image_id, path.host] = time.monotonic()
         number = self._paths.devnum(disk)
         self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
+        self._drop_read(found)
         return True
+
+    def _drop_read(self, base: Base) -> None:
+        for name in layout.multipaths(base):
+            with contextlib.suppress(OSError):  # its device has just been removed
+                self._kit.blocks.drop_cache(devnames.path(name), 0, base.size)
 
     def _is_distrusted(self, image_id: str, host: str) -> bool:
         since = self._distrusted.get((image_id, host))

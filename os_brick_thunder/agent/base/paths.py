@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from os_brick_thunder.agent.availability import Availability
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
-from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import READY, STALE, Base, ReplicaPath
 from os_brick_thunder.common.transport.base import Endpoint, Session
 
@@ -48,9 +48,21 @@ def requested(sources: Iterable[wire.Source]) -> tuple[ReplicaPath, ...]:
     return tuple(ReplicaPath(s.host, s.location_id, s.exporter, state=STALE) for s in sources)
 
 
+def is_master(source: wire.Source) -> bool:
+    """Whether a source is on a storage host."""
+    return source.kind == "master"
+
+
 def opened(source: wire.Source, export: wire.Export) -> ReplicaPath:
     """The path to a source that has answered with an export."""
-    return ReplicaPath(source.host, source.location_id, source.exporter, export.iqn, export.portal)
+    return ReplicaPath(
+        source.host,
+        source.location_id,
+        source.exporter,
+        export.iqn,
+        export.portal,
+        master=is_master(source),
+    )
 
 
 def describe(base: Base) -> str:
@@ -77,14 +89,23 @@ class Paths:
         return dataclasses.replace(base, paths=paths)
 
     def working(self, base: Base) -> dict[ReplicaPath, str]:
-        """The paths that a base can read through, nearest first, with their disks."""
-        flags = self.flags(base)
-        disks = self.disks(base).items()
-        return {path: disk for path, disk in disks if flags.get(self.devnum(disk))}
+        """The paths that a base can read through, with their disks, in the order in which the
+        kernel tries them.
+        """
+        found = {self.devnum(disk): (path, disk) for path, disk in self.disks(base).items()}
+        used = (number for number, used in self.flags(base).items() if used)
+        return dict(found[number] for number in used if number in found)
 
     def flags(self, base: Base) -> dict[str, bool]:
-        """Whether the kernel uses a path, by the number of its disk, in the table's order."""
-        return dmstatus.paths(self._kit.dm.status(ImageNames(base.image_id).paths))
+        """Whether the kernel uses a path, by the number of its disk, in the table's order.
+
+        One that two devices have is used if both use it.
+        """
+        flags: dict[str, bool] = {}
+        for name in layout.multipaths(base):
+            for number, used in dmstatus.paths(self._kit.dm.status(name)).items():
+                flags[number] = flags.get(number, True) and used
+        return flags
 
     def disks(self, base: Base) -> dict[ReplicaPath, str]:
         """Disks of the paths whose sessions are alive."""

@@ -16,7 +16,6 @@ from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import Base, ReplicaPath
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +48,8 @@ class Sources:
     # -- opening and closing ----------------------------------------------------------------
 
     def connect(self, base: Base, sources: Sequence[wire.Source]) -> tuple[Base, str]:
-        """Log in to the first of the sources that works, in their order.
+        """Log in to the first of the sources that works, in their order, and that may be read
+        through the base.
 
         The others are for :meth:`add_spares`: nobody has to wait for them. What the base had before
         is closed there, too.
@@ -58,7 +58,8 @@ class Sources:
         :raises errors.NoReplica: none works
         """
         self._paths.log_out(base.paths)  # from before a reboot
-        for source in sources:
+        readable = [s for s in sources if replica_paths.is_master(s) or not base.checked_only]
+        for source in readable:
             former = replica_paths.as_stale(base.paths)
             (requested,) = replica_paths.requested((source,))
             base = self._with_path(base, requested, former)
@@ -72,7 +73,7 @@ class Sources:
             self._planned[base.thin_id] = tuple(sources)
             return base, disk
         raise errors.NoReplica(
-            f"none of {len(sources)} replicas of image {base.image_id} could be opened: "
+            f"none of {len(readable)} replicas of image {base.image_id} could be opened: "
             "see the warnings above for each"
         )
 
@@ -199,15 +200,14 @@ class Sources:
                 undo.push(self._restore, found, every)
                 self._record(found, every, ())
             disks = self._connect(found, sources, exports, fresh, exclude, undo)
-            if not disks:
+            if not any(path.master or not base.checked_only for path in disks):
                 raise errors.NoReplica(f"image {image_id}: no new source could be opened")
             with lock:
                 if not self._reading_still(base):
                     return undo.run()
                 if tuple(disks) != found.paths or disks != working:
-                    table = layout.paths_table(tuple(disks.values()), base.size)
-                    name = ImageNames(image_id).paths
-                    self._host.kit.dm.reload_noflush(name, table, readonly=True)
+                    for name, table in layout.multipath_tables(base, disks).items():
+                        self._host.kit.dm.reload_noflush(name, table, readonly=True)
                 undo.keep()
         for path in every:
             if path not in disks:

@@ -15,7 +15,10 @@
       └─ thunder-source-<image>    allocated: loop over paths; holes: thunder-zero
            └─ loop ─ thunder-paths-<image>   read-only multipath over replicas, at first over none;
                                              once the base is complete, errors: nothing may be read
-                                             from there
+                                             from there. If only what was checked is to be read of
+                                             the base, the loop is over thunder-storage-<image>, a
+                                             multipath over those on storage hosts, and the base is
+                                             filled from thunder-paths
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
 
@@ -32,7 +35,7 @@ removes what these return.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from os_brick_thunder.agent.policy import cachemap
@@ -40,7 +43,7 @@ from os_brick_thunder.common.policy import dmtable
 from os_brick_thunder.common.policy.devnames import POOL, ZERO, ImageNames, VolumeNames, path
 from os_brick_thunder.common.policy.dmtable import Table, sectors
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.state import Base, Stack
+from os_brick_thunder.common.state import Base, ReplicaPath, Stack
 
 #: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
@@ -96,16 +99,21 @@ def base_devices(base: Base, iqn: str) -> Graph:
     :param iqn: of its export
     """
     names, size = ImageNames(base.image_id), base.size
-    return (
-        DeviceSpec(
-            names.paths,
+    read = multipaths(base)[-1]
+
+    def multipath(name: str) -> DeviceSpec:
+        return DeviceSpec(
+            name,
             lambda _: no_paths_table(size) if base.complete else paths_table((), size),
             readonly=True,
-            loop=True,
-        ),
+            loop=name == read,
+        )
+
+    return (
+        *map(multipath, multipaths(base)),
         DeviceSpec(
             names.source,
-            lambda inputs: source_table(loop_over(names.paths), size, base.extents, inputs.block),
+            lambda inputs: source_table(loop_over(read), size, base.extents, inputs.block),
             readonly=True,
         ),
         _thin(names.base, base.thin_id, lambda _: size, path(names.source)),
@@ -116,6 +124,30 @@ def base_devices(base: Base, iqn: str) -> Graph:
             export=iqn,
         ),
     )
+
+
+def multipaths(base: Base) -> tuple[str, ...]:
+    """The multipath devices of a base: the one that it is filled from, and, last, the one that is
+    read through it.
+    """
+    names = ImageNames(base.image_id)
+    return (names.paths, names.storage) if base.checked_only else (names.paths,)
+
+
+def multipath_tables(base: Base, disks: Mapping[ReplicaPath, str]) -> dict[str, Table]:
+    """Their tables, when a base reads from these disks, nearest first."""
+    every = tuple(disks.values())
+    found = {ImageNames(base.image_id).paths: paths_table(every, base.size)}
+    if base.checked_only:
+        masters = tuple(disk for path, disk in disks.items() if path.master)
+        found[ImageNames(base.image_id).storage] = paths_table(masters, base.size)
+    return found
+
+
+def filled_from(base: Base) -> str:
+    """The device with the bytes that a base is filled with."""
+    names = ImageNames(base.image_id)
+    return names.paths if base.checked_only else names.source
 
 
 def cache_devices(stack: Stack) -> Graph:

@@ -71,5 +71,9 @@ class ImageNames:
         return f"{PREFIX}paths-{self.image_id}"
 
     @property
+    def storage(self) -> str:
+        return f"{PREFIX}storage-{self.image_id}"
+
+    @property
     def export(self) -> str:
         return f"{PREFIX}export-{self.image_id}"

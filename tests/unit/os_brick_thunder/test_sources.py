@@ -7,12 +7,14 @@ import dataclasses
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from os_brick_thunder.agent.base import watch as watching
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.watch import SourceWatch
+from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -31,7 +33,7 @@ from tests.unit.os_brick_thunder.test_agent import (
     soon,
 )
 
-PATHS = f"thunder-paths-{IMAGE}"
+PATHS, STORAGE = f"thunder-paths-{IMAGE}", f"thunder-storage-{IMAGE}"
 OTHER = wire.Source("l4", "cmp4", "base", "cmp4")
 MASTER = SOURCES[-1]
 AGAIN = dataclasses.replace(PLAN, volume_id="", sources=(OTHER, MASTER))
@@ -43,9 +45,9 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def reading(host: Host) -> StateFile:
+def reading(host: Host, **options: Any) -> StateFile:
     """A host whose base reads from cmp2, then from stor1."""
-    _, stacks, _, store = host.agent()
+    _, stacks, _, store = host.agent(**options)
     stacks.attach(PAYLOAD, LUN, soon())
     host.app.base.sources.add_spares(IMAGE)
     host.tracker.plan = AGAIN
@@ -56,9 +58,9 @@ def hosts(store: StateFile) -> list[str]:
     return [path.host for path in store.bases[IMAGE].paths]
 
 
-def table(host: Host) -> list[str]:
+def table(host: Host, name: str = PATHS) -> list[str]:
     """Portals of the paths that the kernel has, in their order."""
-    found = host.dm.table(PATHS)
+    found = host.dm.table(name)
     assert found is not None
     portals = {device: portal for (_, portal), device in host.initiator.logged_in.items()}
     return [portals.get(device, f"{device} is gone") for device in found.devices]
@@ -181,10 +183,23 @@ def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
     reading(host)
     assert host.app.base.health.distrust(host.store.bases[IMAGE])
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+    everything = (devnames.path(PATHS), 0, host.store.bases[IMAGE].size)
+    assert host.blocks.dropped == [everything]  # guests would read more of it
     assert host.app.base.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
     assert not host.app.base.health.distrust(
         host.store.bases[IMAGE]
     )  # the storage host alone is left: it stays
+    assert host.dm.failed[PATHS] == {"/dev/sdm0"}
+    assert host.blocks.dropped == [everything] * 2  # it may be what was read before
+
+
+def test_the_host_is_named_that_the_kernel_reads_from(host: Host) -> None:
+    """While sources change, those before are recorded first, and the kernel's table is new."""
+    store = reading(host)
+    base = store.bases[IMAGE]
+    store.put(dataclasses.replace(base, paths=base.paths[::-1]))
+    assert host.app.base.health.distrust(base)
+    assert host.app.base.health.wrong == {"cmp2": 1}
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
 
@@ -394,12 +409,13 @@ def _reparent_and_evict(host: Host, tripwire: Tripwire | None) -> None:
     bases.evict(IMAGE)
 
 
+@pytest.mark.parametrize("checked_only", [False, True])
 def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
-    tmp_path: Path,
+    tmp_path: Path, checked_only: bool
 ) -> None:
     (tmp_path / "count").mkdir()
     host, tripwire = Host(tmp_path / "count"), Tripwire()
-    reading(host)
+    reading(host, checked_only=checked_only)
     _reparent_and_evict(host, tripwire)
     steps = tripwire.steps
     assert f"dm.reload_noflush {PATHS}" in steps
@@ -407,7 +423,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
         folder = tmp_path / str(at)
         folder.mkdir()
         host, tripwire = Host(folder), Tripwire()
-        reading(host)
+        reading(host, checked_only=checked_only)
         tripwire.at = at
         with pytest.raises(Crash):
             _reparent_and_evict(host, tripwire)
@@ -421,6 +437,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             assert not [line for line in table(host) if "gone" in line], (at, step)
             assert [p.portal for p in base.paths] == table(host), (at, step)
             assert len(host.initiator.logged_in) == 2, (at, step)
+            assert not checked_only or table(host, STORAGE) == ["stor1:3260"], (at, step)
         _reparent_and_evict(host, None)
         assert StateFile(host.file).bases == {}, (at, step)
         assert host.dm.thin_ids == {devnames.ZERO_ID}, (at, step)
@@ -482,3 +499,83 @@ def test_a_base_whose_replica_hangs_does_not_keep_the_others_from_failing_over(
     check.join(10)  # it may not have begun all of its jobs yet
     _settled(host.app.watch)
     assert host.dm.failed[PATHS] == set()
+
+
+# Bases of which only what was checked is read
+
+
+def test_what_is_not_filled_yet_is_read_from_a_storage_host_alone(host: Host) -> None:
+    _, stacks, _, store = host.agent(checked_only=True)
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert hosts(store) == ["stor1"]  # a peer is not waited for, and not read from
+    assert table(host, STORAGE) == table(host) == ["stor1:3260"]
+    host.app.base.sources.add_spares(IMAGE)
+    assert hosts(store) == ["cmp2", "stor1"]
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+    assert table(host, STORAGE) == ["stor1:3260"]
+    assert list(host.loops.loops.values()) == [devnames.path(STORAGE)]
+    base = store.bases[IMAGE]
+    assert layout.filled_from(base) == PATHS
+    host.tracker.plan = AGAIN
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
+    assert table(host) == ["cmp4:3260", "stor1:3260"]
+    assert table(host, STORAGE) == ["stor1:3260"]
+    agent, stacks, bases, store = host.agent()  # without the option: bases stay what they are
+    agent.reconcile()
+    assert hosts(store) == ["cmp4", "stor1"]
+    assert host.leftovers(store) == []
+    host.complete()
+    assert host.initiator.logged_in == {}
+    stacks.detach(VOLUME)
+    bases.evict(IMAGE)
+    assert host.leftovers(store) == []
+
+
+def test_without_a_storage_host_there_is_no_such_base(host: Host) -> None:
+    _, stacks, _, store = host.agent(checked_only=True)
+    host.initiator.unreachable.add("stor1:3260")
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert store.stacks[VOLUME].mode == "direct"
+    assert store.bases == {}
+    assert host.leftovers(store) == []
+
+
+def test_such_a_base_keeps_its_storage_host(host: Host) -> None:
+    store = reading(host, checked_only=True)
+    host.tracker.plan = dataclasses.replace(AGAIN, sources=(OTHER,))
+    host.dm.failed[STORAGE] = {"/dev/sdm0"}
+    with pytest.raises(errors.NoReplica, match="no new source could be opened"):
+        host.app.base.sources.reparent(IMAGE, ("stor1",))
+    assert hosts(store) == ["cmp2", "stor1"]
+    assert host.leftovers(store) == []
+
+
+def test_a_storage_path_that_answers_again_is_reinstated_in_both_devices(host: Host) -> None:
+    reading(host, checked_only=True)
+    (disk,) = _devices(host, STORAGE)
+    host.dm.failed[STORAGE], host.dm.failed[PATHS] = {disk}, set()
+    host.blocks.silent.add(disk)
+    assert host.app.base.health.repair(IMAGE) == ("stor1",)
+    assert host.dm.failed[STORAGE] == {disk}
+    host.blocks.silent.clear()
+    assert host.app.base.health.repair(IMAGE) == ()
+    assert host.dm.failed[STORAGE] == set()
+
+
+def test_a_host_that_lies_is_named_and_counted_and_left(host: Host) -> None:
+    agent, stacks, _, store = host.agent(checked_only=True)
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.app.base.sources.add_spares(IMAGE)
+    host.tracker.plan = AGAIN
+    watch = host.app.watch
+    watch.on_wrong_bytes(store.bases[IMAGE])
+    _settled(watch)
+    assert hosts(store) == ["cmp4", "stor1"]
+    assert table(host, STORAGE) == ["stor1:3260"]
+    assert agent.status()["wrong_bytes"] == {"cmp2": 1}
+
+
+def _devices(host: Host, name: str) -> tuple[str, ...]:
+    found = host.dm.table(name)
+    assert found is not None
+    return found.devices
