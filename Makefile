@@ -36,8 +36,9 @@ compat:
 kernel-tests:
 	@$(PYTHON) -m pytest tests/lab/test_contracts.py $(LINES)
 
+# A test that fails may leave the cloud, which the next ones share, as they do not expect it.
 lab-tests:
-	@$(PYTHON) -m pytest --durations=25 -m "not long" --ignore tests/lab/test_contracts.py tests/lab $(LINES)
+	@$(PYTHON) -m pytest --exitfirst --durations=25 -m "not long" --ignore tests/lab/test_contracts.py tests/lab $(LINES)
 
 server-tests:
 	@$(PYTHON) -m pytest --durations=0 tests/lab/test_servers.py

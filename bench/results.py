@@ -19,6 +19,7 @@ from typing import Any
 #: Of bench.replay, with their names for readers; the last one is the limit of what is possible.
 ARMS = {
     "plain": "plain iSCSI",
+    "copied": "whole image copied first",
     "cold": "unknown image",
     "cold, profile": "with a boot profile",
     "warm": "image is here",

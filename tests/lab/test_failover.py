@@ -15,9 +15,9 @@ from lab.cluster import Cluster
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.pace import stretch
+from lab.play import agents
 from lab.play.journey import Journey
 from lab.shell import wait_for
-from tests.lab import agents
 
 pytestmark = pytest.mark.long
 MIB = 1 << 20

@@ -12,9 +12,9 @@ import pytest
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.pace import deadline
+from lab.play import agents
 from lab.play.journey import Journey
 from lab.shell import wait_for
-from tests.lab import agents
 
 MIB = 1 << 20
 SIZE = 96 * MIB
