@@ -46,17 +46,25 @@ class CacheBuilder:
         self._remover = remover
 
     def build_stack(
-        self, stack: Stack, base: Base, plan: wire.Plan, shared: Extents, undo: UndoStack
+        self,
+        stack: Stack,
+        base: Base,
+        plan: wire.Plan,
+        shared: Extents,
+        undo: UndoStack,
+        until: float,
     ) -> Stack:
         """Build a whole stack with a cache; ``undo`` removes its devices.
 
         :param shared: what the volume reads from it, :meth:`.Admission.shared`
+        :param until: ``time.monotonic()`` after which no further device is begun
         :returns: its entry, which is still to be recorded as ready
+        :raises errors.ThunderError: it could not be built, or not in time
         """
         self._kit.failover.ensure()
         stack = self._with_cache(stack, base, plan)
         stack = dataclasses.replace(stack, mode="cached")
-        self._devices.build(stack, undo, shared)
+        self._devices.build(stack, undo, shared, until)
         return stack
 
     def candidates(self, ordered: Collection[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -34,13 +35,21 @@ class StackDevices:
     def __init__(self, host: Host) -> None:
         self._kit = host.kit
 
-    def build(self, stack: Stack, undo: UndoStack, shared: Extents = NOTHING) -> None:
+    def build(
+        self,
+        stack: Stack,
+        undo: UndoStack,
+        shared: Extents = NOTHING,
+        until: float = math.inf,
+    ) -> None:
         """Build all devices of a stack; ``undo`` removes them.
 
         :param shared: for a stack with a cache: what the volume reads from it
+        :param until: ``time.monotonic()`` after which no further device is begun
+        :raises errors.AgentUnavailable: that has passed
         """
         graph, inputs = layout.stack_devices(stack), self._inputs(stack, shared)
-        devices.assemble(self._kit, graph, inputs, undo)
+        devices.assemble(self._kit, graph, inputs, undo, until=until)
 
     def build_cache(self, stack: Stack, undo: UndoStack) -> None:
         """Build the devices of a volume's cache, which it does not use yet."""

@@ -33,8 +33,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds after an attach within which an order to drop the volume is older than the attach.
 _JUST_NOW = 60.0
-#: The share of the time left within which the base must be free; after that the volume is attached
-#: without a cache for now.
+#: The share of the time left within which the base must be free and the cache built; after that the
+#: volume is attached without one for now, which takes time, too.
 _PATIENCE = 0.5
 
 
@@ -160,12 +160,13 @@ class Stacks:
         # From here on the base is in use and is not removed.
         stack = dataclasses.replace(stack, base_image_id=image_id)
         self._store.put(stack)
-        patience = (deadline - time.monotonic()) * _PATIENCE
+        now = time.monotonic()
+        until = now + (deadline - now) * _PATIENCE
         with UndoStack(f"cache of volume {stack.volume_id}") as undo:
             # Not while it is built: volumes of an image would wait for each other.
-            with self._bases.steady(image_id, time.monotonic() + patience):
+            with self._bases.steady(image_id, until):
                 base = self._admission.present_base(image_id)
-            stack = self._builder.build_stack(stack, base, plan, shared, undo)
+            stack = self._builder.build_stack(stack, base, plan, shared, undo, until)
             return self._finish(stack, deadline, undo)
 
     def _finish(self, stack: Stack, deadline: float, undo: UndoStack) -> Stack:

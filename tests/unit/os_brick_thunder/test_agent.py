@@ -453,6 +453,31 @@ def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
     assert host.leftovers(store) == []
 
 
+def test_a_cache_that_takes_long_to_build_comes_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answered in time, with a device of ours: on a host whose kernel takes 2 s for each device,
+    what waits has 10 s for five of them, four of which would have to be removed again.
+    """
+    _, stacks, bases, store = host.agent()
+    bases.ensure(PLAN)
+    real, create, took = time.monotonic, host.dm.create, [0.0]
+
+    def slow(name: str, table: Any, readonly: bool = False) -> None:
+        took[0] += 2.0
+        create(name, table, readonly)
+
+    monkeypatch.setattr(time, "monotonic", lambda: real() + took[0])
+    monkeypatch.setattr(host.dm, "create", slow)
+    found = stacks.attach(PAYLOAD, LUN, time.monotonic() + 10)
+    assert (found.mode, store.stacks[VOLUME].recache_pending) == ("direct", True)
+    assert f"thunder-failover-{VOLUME} could not be created in time" in found.reason
+    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+    assert host.leftovers(store) == []
+    took[0], host.dm.create = 0.0, create  # type: ignore[method-assign]
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
+
+
 def test_a_payload_of_another_version_is_refused(host: Host) -> None:
     _, stacks, _, store = host.agent()
     with pytest.raises(errors.UnknownVersion, match="has version 9, this host supports 1"):
