@@ -59,7 +59,8 @@ class Templates:
         if found is None:
             raise errors.NoReplica(f"{self.host} has no volume or snapshot {image_id}")
         known = self._database.images.get(image_id)
-        if known is not None and not known.deleted:
+        here = self._database.images.master(image_id, self.host)
+        if known is not None and not known.deleted and here is not None:
             raise errors.InvalidRequest(
                 f"{image_id} is a template already. To have its present data, delete the template "
                 "first (thunder template delete)"

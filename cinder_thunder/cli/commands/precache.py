@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from cliff.lister import Lister
 
 from cinder_thunder.cli import names, views
+from cinder_thunder.cli.asking import ask_all
 from cinder_thunder.cli.base import FAILED
 from cinder_thunder.cli.cloud import database, hosts_rpc
 from cinder_thunder.cli.commands.image import ImageCommand
@@ -30,8 +30,6 @@ from os_brick_thunder.common.policy.profile import profiled
 _POLL_INTERVAL = 1.0
 #: Seconds that a host may take to create a base: it waits for its parent, which may be new, too.
 _CREATION_TIMEOUT = 120.0
-#: Hosts that are asked at the same time.
-_CONCURRENCY = 16
 
 ASKED, FILLING, DONE, SKIPPED, NOT_DONE = "asked", "filling", "complete", "skipped", "failed"
 
@@ -175,7 +173,7 @@ def precache(
     for name, reason in skipped.items():
         sys.stderr.write(f"warning: {name} is left out: {reason}\n")
     asked = [host.host for host in wanted if host.host not in skipped]
-    answers = _ask(
+    answers = ask_all(
         asked, lambda host: rpc.precache(host, image_id, _CREATION_TIMEOUT, profiled_only)
     )
     until = None if timeout is None else clock() + timeout
@@ -223,32 +221,6 @@ def _unfit(host: KnownHost) -> str:
     if host.drained:
         return f"it is drained: thunder host undrain {host.host}"
     return ""
-
-
-def _ask(hosts: Sequence[str], ask: Callable[[str], None]) -> dict[str, Future[None]]:
-    """Ask all hosts, a few at a time, in daemon threads.
-
-    An executor's threads are joined when the process ends, also after an interrupt.
-    """
-    answers: dict[str, Future[None]] = {host: Future() for host in hosts}
-    left = iter(list(answers))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                host = next(left, None)
-            if host is None:
-                return
-            try:
-                ask(host)
-                answers[host].set_result(None)
-            except Exception as error:
-                answers[host].set_exception(error)
-
-    for _ in range(min(_CONCURRENCY, len(answers))):
-        threading.Thread(target=work, name="precache", daemon=True).start()
-    return answers
 
 
 def _poll(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import as_completed
 
 from cinder_thunder.cli import names
+from cinder_thunder.cli.asking import ask_all
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
 from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy.ranking import ALIVE
@@ -52,20 +54,29 @@ class TemplateCreate(_TemplateCommand):
 
 
 def create(rpc: RpcTracker, known: list[KnownHost], source_id: str, timeout: float) -> str:
-    """Ask the storage hosts, one after the other: the one that has it makes the template.
+    """Ask all storage hosts: the one that has it makes the template.
 
     :returns: its name
     :raises errors.InvalidRequest: none has it
-    :raises errors.ThunderError: it could not; says why
+    :raises errors.ThunderError: one that may have it could not; says why
     """
     storage = {host.host: host.state for host in known if host.kind == "storage"}
     silent = [name for name, state in storage.items() if state != ALIVE]
-    for name in storage.keys() - silent:
+    asked = sorted(storage.keys() - silent)
+    answers = ask_all(asked, lambda name: rpc.make_template(name, source_id, timeout))
+    hosts = {answer: name for name, answer in answers.items()}
+    failed: list[Exception] = []
+    for answer in as_completed(hosts):  # the host that has it answers last, unless one is hung
         try:
-            rpc.make_template(name, source_id, timeout)
+            answer.result()
         except errors.NoReplica:
             continue
-        return name
+        except errors.ThunderError as error:
+            failed.append(error)
+        else:
+            return hosts[answer]
+    if failed:
+        raise failed[0]
     but = f"; {', '.join(silent)} could not be asked: dead or suspect" if silent else ""
     raise errors.InvalidRequest(
         f"no storage host has a snapshot or volume {source_id}: give its id, as shown by openstack "

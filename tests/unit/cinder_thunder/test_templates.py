@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +95,14 @@ def test_what_fails_leaves_nothing(world: World, verb: str) -> None:
     assert world.database.images.all() == []
     world.volumes.fail = None
     world.templates.make("v")
+
+
+def test_a_master_that_was_evicted_is_made_again(world: World) -> None:
+    world.templates.make("v")
+    world.database.images.add_master(Image("v", SIZE, Extents(), template=True), "stor2@thunder")
+    world.masters.remove("v")
+    world.templates.make("v")
+    assert world.database.images.mastered_on(STORAGE) == {"v"}
 
 
 def test_what_is_elsewhere_is_no_template_here(world: World) -> None:
@@ -221,9 +231,15 @@ class Rpc:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.has = "stor2@thunder"
+        self.older = self.hung = ""
+        self.ends = threading.Event()
 
     def make_template(self, host: str, source_id: str, wait: float) -> None:
         self.asked.append(host)
+        if host == self.hung:
+            self.ends.wait(30)
+        if host == self.older:
+            raise errors.ThunderError(f"{host}: an older version")
         if host != self.has:
             raise errors.NoReplica(f"{host} has no volume or snapshot {source_id}")
 
@@ -250,8 +266,21 @@ def test_the_host_that_has_it_makes_the_template(
     assert "v is a template: volumes that are made from it on stor2@thunder" in (
         capsys.readouterr().out
     )
-    assert rpc.asked[-1] == "stor2@thunder"
-    assert "cmp1" not in rpc.asked
+    assert sorted(rpc.asked) == ["stor1@thunder", "stor2@thunder", "stor3@thunder"]
+
+
+def test_other_hosts_neither_delay_nor_prevent_a_template(
+    option: tuple[list[str], Rpc], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, rpc = option
+    rpc.older, rpc.hung = "stor1@thunder", "stor3@thunder"
+    began = time.monotonic()
+    assert thunder.main(["template", "create", "v", *arguments]) == 0
+    assert time.monotonic() - began < 25
+    rpc.ends.set()
+    rpc.has = "nobody"
+    assert thunder.main(["template", "create", "v", *arguments]) == 1
+    assert "stor1@thunder: an older version" in capsys.readouterr().err
 
 
 def test_no_host_has_it(
