@@ -181,7 +181,9 @@ def build(host: Host, settings: Settings) -> App:
     chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)
     recorder = stack.recorder
-    services = (failover, guard, filler, heartbeat, watch, recacher, reaper, recorder)
+    services = (
+        failover, guard, filler, heartbeat, watch, recacher, stack.builder, reaper, recorder,
+    )  # fmt: skip
     agent = Agent(
         host,
         bases,

@@ -5,8 +5,6 @@ What a graph consists of is decided in :mod:`os_brick_thunder.agent.policy.layou
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +12,6 @@ from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, DeviceSpec, Graph
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.agent.undo import UndoStack
-from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.iscsinames import iqn_of
@@ -53,24 +50,16 @@ def is_whole(graph: Graph, present: set[str]) -> bool:
 
 
 def assemble(
-    kit: Kit,
-    graph: Graph,
-    inputs: BuildInputs,
-    undo: UndoStack,
-    new_thin: bool = True,
-    until: float = math.inf,
+    kit: Kit, graph: Graph, inputs: BuildInputs, undo: UndoStack, new_thin: bool = True
 ) -> None:
     """Create the expected devices of a graph, in order. ``undo`` removes what was created.
 
     :param new_thin: create the thin ids too; otherwise they exist, and undo keeps them
-    :param until: ``time.monotonic()`` after which no further device is created
-    :raises errors.ThunderError: a device could not be created, or not in time
+    :raises errors.ThunderError: a device could not be created
     """
     loops: dict[str, str] = {}
     for spec in graph:
         if spec.expected:
-            if time.monotonic() > until:
-                raise errors.AgentUnavailable(f"{spec.name} could not be created in time")
             if new_thin and spec.thin_id is not None:
                 kit.pool.create_thin(spec.thin_id)
                 undo.push(kit.pool.delete_thin, spec.thin_id)  # one that existed is not ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -88,12 +89,13 @@ class Admission:
         self._on_plan(stack, plan)
         return plan
 
-    def base_in_use(self, stack: Stack) -> Base:
+    def base_in_use(self, stack: Stack, deadline: float = math.inf) -> Base:
         """The base of a volume's image, which stays while the volume's entry names it.
 
-        :raises errors.ThunderError: it was removed just before
+        :param deadline: ``time.monotonic()`` until which others who change it are waited for
+        :raises errors.ThunderError: it was removed just before, or is not free in time
         """
-        with self._bases.steady(stack.origin_image_id):
+        with self._bases.steady(stack.origin_image_id, deadline):
             return self.present_base(stack.origin_image_id)
 
     def admit(self, plan: wire.Plan) -> wire.Plan:

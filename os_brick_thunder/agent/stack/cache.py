@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Collection
 
@@ -18,9 +20,14 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Base, Stack
+from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
+#: The share of an attach's wait for its cache within which the base must be free.
+_PATIENCE = 0.5
+#: Seconds that a stop waits for what is being built.
+_LAST = 60.0
 _OLD = "it was attached by an older agent: it gets a cache when it is attached again"
 
 
@@ -44,28 +51,66 @@ class CacheBuilder:
         self._bases = bases
         self._admission = admission
         self._remover = remover
+        #: Volumes that were attached and whose caches are being built, and its end.
+        self._adding: set[str] = set()
+        self._ended = threading.Condition()
 
-    def build_stack(
-        self,
-        stack: Stack,
-        base: Base,
-        plan: wire.Plan,
-        shared: Extents,
-        undo: UndoStack,
-        until: float,
-    ) -> Stack:
-        """Build a whole stack with a cache; ``undo`` removes its devices.
+    def start(self) -> None:
+        """Nothing runs but what :meth:`add` begins."""
 
-        :param shared: what the volume reads from it, :meth:`.Admission.shared`
-        :param until: ``time.monotonic()`` after which no further device is begun
-        :returns: its entry, which is still to be recorded as ready
-        :raises errors.ThunderError: it could not be built, or not in time
+    def stop(self) -> None:
+        """What is being built ends first: a guest may be suspended."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._adding, _LAST)
+
+    def add(self, user: Stack, plan: wire.Plan, seconds: float) -> None:
+        """Give a volume that was just attached the cache of its plan; what fails is logged.
+
+        It must not have been handed out yet: what is written to it is watched from now on.
+
+        :param user: its entry, which names the base
+        :param seconds: to wait for; after that it gets its cache under its guest
         """
-        self._kit.failover.ensure()
-        stack = self._with_cache(stack, base, plan)
-        stack = dataclasses.replace(stack, mode="cached")
-        self._devices.build(stack, undo, shared, until)
-        return stack
+        with self._ended:
+            self._adding.add(user.volume_id)
+        watching = contextlib.ExitStack()
+        watching.callback(self._end, user.volume_id)
+        try:
+            length = self._admission.cached_length(user, plan)
+            writes = watching.enter_context(self._devices.watching_writes(user, length))
+            until = time.monotonic() + seconds * _PATIENCE
+            within(seconds, lambda: self._add(user, plan, writes, watching, until), "cache")
+        except TimeoutError:
+            LOG.info("volume %s gets its cache when it is built", user.volume_id)
+        except Exception as error:
+            watching.close()  # if it has not begun
+            LOG.warning("volume %s: its cache was not built: %s", user.volume_id, error)
+            self._withdraw(user, str(error))
+
+    def _end(self, volume_id: str) -> None:
+        with self._ended:
+            self._adding.discard(volume_id)
+            self._ended.notify_all()
+
+    def _add(
+        self,
+        user: Stack,
+        plan: wire.Plan,
+        writes: WriteMap,
+        watching: contextlib.ExitStack,
+        until: float,
+    ) -> None:
+        try:
+            with watching:
+                self._kit.failover.ensure()
+                self._admission.base_in_use(user, until)
+                with self._registry.lock(user.volume_id):
+                    self._check_attached(user)
+                    if self._store.stacks[user.volume_id].local_id is None:
+                        self._build_if_admitted(user, plan, writes)
+        except errors.ThunderError as error:  # whoever waited for it may have left
+            self._withdraw(user, str(error))
+            raise
 
     def candidates(self, ordered: Collection[str]) -> set[str]:
         """Direct volumes that are to get a cache: those for which it is pending, and of those
@@ -82,6 +127,7 @@ class CacheBuilder:
             and stack.mode == "direct"
             and stack.local_id is None
             and stack.origin_image_id  # old agents did not record it
+            and stack.volume_id not in self._adding
         }
 
     def to_cached(self, volume_id: str) -> Stack:
@@ -137,9 +183,13 @@ class CacheBuilder:
         with self._devices.watching_writes(user, length) as writes:
             plan = self._admission.plan(user)  # without the lock: a detach waits for no tracker
             with self._registry.lock(user.volume_id):
-                if not self._is_attached(user):
-                    raise errors.NoReplica(f"volume {user.volume_id} was attached anew meanwhile")
+                self._check_attached(user)
                 return self._build_if_admitted(user, plan, writes)
+
+    def _check_attached(self, user: Stack) -> None:
+        """:raises errors.NoReplica: the attachment that a plan was asked for has ended"""
+        if not self._is_attached(user):
+            raise errors.NoReplica(f"volume {user.volume_id} was attached anew meanwhile")
 
     def _is_attached(self, user: Stack) -> bool:
         """Whether the attachment that a plan was asked for lasts. Since another one began, another
@@ -166,13 +216,18 @@ class CacheBuilder:
         LOG.info("volume %s is cached now; its guest waited %.3f s", stack.volume_id, seconds)
         return stack
 
-    def _withdraw(self, user: Stack) -> None:
-        """After a failure: the volume does not use the base, and gets its cache later."""
+    def _withdraw(self, user: Stack, reason: str = "") -> None:
+        """After a failure: the volume does not use the base, and gets its cache later.
+
+        :param reason: for its entry; empty: as it is
+        """
         with self._registry.lock(user.volume_id):
             if self._is_attached(user):
                 stack = self._store.stacks[user.volume_id]
                 if stack.local_id is None:
-                    self._store.put(dataclasses.replace(stack, base_image_id=None))
+                    reason = reason or stack.reason
+                    stack = dataclasses.replace(stack, base_image_id=None, reason=reason)
+                    self._store.put(stack)
                 return
             stack_id = self._store.stacks.get(user.volume_id, user).stack_id
             gone = user.volume_id not in self._store.stacks or stack_id != user.stack_id
@@ -189,7 +244,8 @@ class CacheBuilder:
             base = self._admission.present_base(user.origin_image_id)
             self._bases.follow(plan)
             stack = self._with_cache(user, base, plan)
-            self._devices.build_cache(stack, undo)
+        # Its entry names the base now. Volumes of an image do not wait for each other's devices.
+        self._devices.build_cache(stack, undo)
         stack = dataclasses.replace(stack, mode="cached")
         seconds = self._devices.swap_in_cache(stack, shared, writes)
         stack = dataclasses.replace(stack, reason="", recache_pending=False, cached_at=time.time())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 
@@ -35,21 +34,9 @@ class StackDevices:
     def __init__(self, host: Host) -> None:
         self._kit = host.kit
 
-    def build(
-        self,
-        stack: Stack,
-        undo: UndoStack,
-        shared: Extents = NOTHING,
-        until: float = math.inf,
-    ) -> None:
-        """Build all devices of a stack; ``undo`` removes them.
-
-        :param shared: for a stack with a cache: what the volume reads from it
-        :param until: ``time.monotonic()`` after which no further device is begun
-        :raises errors.AgentUnavailable: that has passed
-        """
-        graph, inputs = layout.stack_devices(stack), self._inputs(stack, shared)
-        devices.assemble(self._kit, graph, inputs, undo, until=until)
+    def build(self, stack: Stack, undo: UndoStack) -> None:
+        """Build the devices of a stack without a cache; ``undo`` removes them."""
+        devices.assemble(self._kit, layout.stack_devices(stack), self._inputs(stack), undo)
 
     def build_cache(self, stack: Stack, undo: UndoStack) -> None:
         """Build the devices of a volume's cache, which it does not use yet."""
@@ -203,9 +190,9 @@ class StackDevices:
         name = VolumeNames(volume_id).vol
         return any(d.name == name for d in self._kit.dm.devices())
 
-    def _inputs(self, stack: Stack, shared: Extents = NOTHING) -> BuildInputs:
+    def _inputs(self, stack: Stack) -> BuildInputs:
         size = self._kit.blocks.size(stack.device)
-        return BuildInputs(self._kit.pool.block, lun_size=size, shared=shared)
+        return BuildInputs(self._kit.pool.block, lun_size=size)
 
 
 def _is_old(table: Table | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -26,16 +27,16 @@ from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
-from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, REMOVING, Stack
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds after an attach within which an order to drop the volume is older than the attach.
 _JUST_NOW = 60.0
-#: The share of the time left within which the base must be free and the cache built; after that the
-#: volume is attached without one for now, which takes time, too.
+#: The share of the time left for which an attach waits for the cache; after that it comes later.
 _PATIENCE = 0.5
+#: Why a volume has no cache in the moment in which it is attached.
+NOT_BUILT = "its cache is being built"
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,19 @@ class Stacks:
                 return _answer(self._without_cache(again))
             if old:
                 self._remove(old)
-            stack = self._attach_new(payload, device, deadline)
-            LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
-            return _answer(stack)
+            stack, plan = self._attach_new(payload, device, deadline)
+        if plan is not None:
+            stack = self._with_cache(stack, plan, deadline)
+        LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
+        return _answer(stack)
 
-    def _attach_new(self, payload: wire.Payload, device: str, deadline: float) -> Stack:
+    def _attach_new(
+        self, payload: wire.Payload, device: str, deadline: float
+    ) -> tuple[Stack, wire.Plan | None]:
+        """Build a stack without a cache: there is little in it that takes time.
+
+        :returns: it, and its plan if that has a cache
+        """
         stack = Stack(
             payload.volume_id,
             payload.tracker,
@@ -115,9 +124,43 @@ class Stacks:
         with UndoStack(f"stack of volume {stack.volume_id}") as undo:
             undo.push(self._forget, stack.volume_id)
             plan, late = self._admission.prepare(stack, deadline)
-            stack = self._build(dataclasses.replace(stack, reason=late), plan, deadline)
+            shares = plan is not None and self._has_cache(stack, plan)
+            reason = late if plan is None else plan.reason or NOTHING_SHARED
+            stack = dataclasses.replace(
+                stack,
+                # A base that it is about to use is not removed.
+                base_image_id=stack.origin_image_id if shares else None,
+                reason=NOT_BUILT if shares else reason,
+                recache_pending=shares or plan is None,
+            )
+            self._store.put(stack)
+            self._devices.build(stack, undo)
+            stack = self._finish(stack, deadline)
             undo.keep()
-        return stack
+        return stack, plan if shares else None
+
+    def _has_cache(self, stack: Stack, plan: wire.Plan) -> bool:
+        """Whether a plan has a cache for a volume."""
+        of_its_image = plan.image is not None and plan.image.id == stack.origin_image_id
+        return of_its_image and bool(self._admission.shared(stack, plan))
+
+    def _with_cache(self, stack: Stack, plan: wire.Plan, deadline: float) -> Stack:
+        """Have the cache of a plan built, and wait for it as long as there is time.
+
+        :returns: the volume's entry as it is now
+        :raises errors.AgentUnavailable: nobody waits any longer; the stack was removed
+        """
+        seconds = (deadline - time.monotonic()) * _PATIENCE
+        if self._admission.misaligned(stack):  # it can only get one before it is in use
+            seconds = threading.TIMEOUT_MAX
+        self._builder.add(stack, plan, seconds)
+        if time.monotonic() > deadline:
+            with self._registry.lock(stack.volume_id):
+                found = self._store.stacks.get(stack.volume_id)
+                if found and found.stack_id == stack.stack_id:
+                    self._remove(found)
+            _check_time(stack.volume_id, deadline)
+        return self._store.stacks.get(stack.volume_id, stack)
 
     def _forget(self, volume_id: str) -> None:
         """Drop the entry of a stack that could not be built, unless something of it is left."""
@@ -126,56 +169,10 @@ class Stacks:
         if not self._devices.are_left(stack):
             self._store.drop_stack(volume_id)
 
-    def _build(self, stack: Stack, plan: wire.Plan | None, deadline: float) -> Stack:
-        """Build the devices of a stack: with a cache if the plan has one; without if not, or if
-        that fails.
-
-        :param plan: None if there is none: the volume gets a cache later
-        :raises errors.ThunderError: it could not be built; no devices are left
-        """
-        shared = self._admission.shared(stack, plan) if plan else None
-        if plan and shared:
-            try:
-                return self._build_cached(stack, plan, shared, deadline)
-            except errors.ThunderError as error:
-                LOG.warning("volume %s: its cache was not built: %s", stack.volume_id, error)
-                if self._devices.are_left(self._store.stacks[stack.volume_id]):
-                    raise  # not all of it could be undone: its entry tells what is left
-                stack, plan = dataclasses.replace(stack, reason=str(error)), None
-        stack = dataclasses.replace(
-            stack,
-            reason=plan.reason or NOTHING_SHARED if plan else stack.reason,
-            recache_pending=plan is None,
-        )
-        self._store.put(stack)
-        with UndoStack(f"stack of volume {stack.volume_id}") as undo:
-            self._devices.build(stack, undo)
-            return self._finish(stack, deadline, undo)
-
-    def _build_cached(
-        self, stack: Stack, plan: wire.Plan, shared: Extents, deadline: float
-    ) -> Stack:
-        assert plan.image is not None  # noqa: S101 - a plan with a cached length has one
-        image_id = plan.image.id
-        # From here on the base is in use and is not removed.
-        stack = dataclasses.replace(stack, base_image_id=image_id)
-        self._store.put(stack)
-        now = time.monotonic()
-        until = now + (deadline - now) * _PATIENCE
-        with UndoStack(f"cache of volume {stack.volume_id}") as undo:
-            # Not while it is built: volumes of an image would wait for each other.
-            with self._bases.steady(image_id, until):
-                base = self._admission.present_base(image_id)
-            stack = self._builder.build_stack(stack, base, plan, shared, undo, until)
-            return self._finish(stack, deadline, undo)
-
-    def _finish(self, stack: Stack, deadline: float, undo: UndoStack) -> Stack:
+    def _finish(self, stack: Stack, deadline: float) -> Stack:
         _check_time(stack.volume_id, deadline)
-        now = time.time()
-        cached_at = now if stack.mode == "cached" else 0.0
-        stack = dataclasses.replace(stack, phase=READY, attached_at=now, cached_at=cached_at)
+        stack = dataclasses.replace(stack, phase=READY, attached_at=time.time())
         self._store.put(stack)
-        undo.keep()
         return stack
 
     def _without_cache(self, stack: Stack) -> Stack:

@@ -21,6 +21,7 @@ from os_brick_thunder.agent import app, devices, ports
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.policy import layout
+from os_brick_thunder.agent.stack import stacks as stacks_module
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors, files, wire
 from os_brick_thunder.common.policy import devnames, dmtable
@@ -176,7 +177,9 @@ def test_attach_builds_the_stack_of_the_architecture(host: Host) -> None:
         )
     ] + [
         f"reload thunder-paths-{IMAGE}",  # now it has a source
-        *(f"create thunder-{w}-{VOLUME}" for w in ("meta", "local", "cached", "failover", "vol")),
+        f"create thunder-vol-{VOLUME}",  # over its LUN
+        *(f"create thunder-{w}-{VOLUME}" for w in ("meta", "local", "cached", "failover")),
+        f"reload thunder-vol-{VOLUME}",
     ]
     assert _sources(host) == 1  # the nearest: nobody waits for the others
     assert store.stacks[VOLUME].phase == READY
@@ -456,26 +459,54 @@ def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
 def test_a_cache_that_takes_long_to_build_comes_later(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answered in time, with a device of ours: on a host whose kernel takes 2 s for each device,
-    what waits has 10 s for five of them, four of which would have to be removed again.
-    """
-    _, stacks, bases, store = host.agent()
+    """Answered in time, with a device of ours; what is written meanwhile is not read from it."""
+    agent, stacks, bases, store = host.agent()
     bases.ensure(PLAN)
-    real, create, took = time.monotonic, host.dm.create, [0.0]
+    create, goes_on = host.dm.create, threading.Event()
 
     def slow(name: str, table: Any, readonly: bool = False) -> None:
-        took[0] += 2.0
+        if name == f"thunder-failover-{VOLUME}":
+            assert goes_on.wait(30)
         create(name, table, readonly)
 
-    monkeypatch.setattr(time, "monotonic", lambda: real() + took[0])
     monkeypatch.setattr(host.dm, "create", slow)
-    found = stacks.attach(PAYLOAD, LUN, time.monotonic() + 10)
-    assert (found.mode, store.stacks[VOLUME].recache_pending) == ("direct", True)
-    assert f"thunder-failover-{VOLUME} could not be created in time" in found.reason
-    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+    found = stacks.attach(PAYLOAD, LUN, time.monotonic() + 2)
+    assert (found.mode, found.reason) == ("direct", stacks_module.NOT_BUILT)
+    assert found.path == f"/dev/mapper/thunder-vol-{VOLUME}"
+    assert store.stacks[VOLUME].recache_pending
+    assert host.app.stack.builder.candidates(()) == set()  # nobody else builds it
+    host.dm.write(f"thunder-vol-{VOLUME}", 0, 4096)
+    goes_on.set()
+    agent.stop()  # after what is being built
+    assert store.stacks[VOLUME].mode == "cached"
+    assert not store.stacks[VOLUME].recache_pending
+    table = host.dm.table(f"thunder-vol-{VOLUME}")
+    assert table is not None
+    assert "failover" not in str(table.segments[0].target)  # it reads there what was written
+    assert "failover" in str(table.segments[1].target)
     assert host.leftovers(store) == []
-    took[0], host.dm.create = 0.0, create  # type: ignore[method-assign]
-    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
+
+
+def test_a_volume_that_is_detached_while_its_cache_is_built_has_nothing_left(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, stacks, bases, store = host.agent()
+    bases.ensure(PLAN)
+    ensure, goes_on = host.kit.failover.ensure, threading.Event()
+
+    def slow() -> None:
+        assert goes_on.wait(30)
+        ensure()
+
+    monkeypatch.setattr(host.kit.failover, "ensure", slow)
+    assert stacks.attach(PAYLOAD, LUN, time.monotonic() + 1).mode == "direct"
+    stacks.detach(VOLUME)
+    goes_on.set()
+    agent.stop()
+    assert store.stacks == {}
+    assert host.volumes() == set()
+    assert host.leftovers(store) == []
+    assert VOLUME not in host.tracker.stacks
 
 
 def test_a_payload_of_another_version_is_refused(host: Host) -> None:
