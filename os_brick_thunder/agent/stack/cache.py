@@ -74,7 +74,6 @@ class CacheBuilder:
         with self._ended:
             self._adding.add(user.volume_id)
         watching = contextlib.ExitStack()
-        watching.callback(self._end, user.volume_id)
         try:
             length = self._admission.cached_length(user, plan)
             writes = watching.enter_context(self._devices.watching_writes(user, length))
@@ -82,10 +81,10 @@ class CacheBuilder:
             within(seconds, lambda: self._add(user, plan, writes, watching, until), "cache")
         except TimeoutError:
             LOG.info("volume %s gets its cache when it is built", user.volume_id)
-        except Exception as error:
-            watching.close()  # if it has not begun
-            LOG.warning("volume %s: its cache was not built: %s", user.volume_id, error)
-            self._withdraw(user, str(error))
+        except Exception as error:  # it has not begun
+            watching.close()
+            self._failed(user, error)
+            self._end(user.volume_id)
 
     def _end(self, volume_id: str) -> None:
         with self._ended:
@@ -106,11 +105,19 @@ class CacheBuilder:
                 self._admission.base_in_use(user, until)
                 with self._registry.lock(user.volume_id):
                     self._check_attached(user)
-                    if self._store.stacks[user.volume_id].local_id is None:
-                        self._build_if_admitted(user, plan, writes)
-        except errors.ThunderError as error:  # whoever waited for it may have left
+                    self._build_if_admitted(user, plan, writes)
+        except Exception as error:  # whoever waited for it may have left
+            self._failed(user, error)
+        finally:
+            self._end(user.volume_id)
+
+    def _failed(self, user: Stack, error: Exception) -> None:
+        unknown = not isinstance(error, errors.ThunderError)
+        LOG.warning(
+            "volume %s: its cache was not built: %s", user.volume_id, error, exc_info=unknown
+        )
+        with contextlib.suppress(errors.ThunderError):  # it was detached, and no tracker answers
             self._withdraw(user, str(error))
-            raise
 
     def candidates(self, ordered: Collection[str]) -> set[str]:
         """Direct volumes that are to get a cache: those for which it is pending, and of those
@@ -201,6 +208,9 @@ class CacheBuilder:
         )
 
     def _build_if_admitted(self, user: Stack, plan: wire.Plan, writes: WriteMap) -> Stack:
+        found = self._store.stacks[user.volume_id]
+        if found.local_id is not None:  # by another attempt, meanwhile
+            return found
         _check_content(self._store.bases[user.origin_image_id], plan)
         admitted = self._admission.admit(plan)
         shared = self._admission.shared(user, admitted)

@@ -487,6 +487,32 @@ def test_a_cache_that_takes_long_to_build_comes_later(
     assert host.leftovers(store) == []
 
 
+def test_a_cache_that_cannot_be_built_after_the_answer_comes_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, stacks, bases, store = host.agent()
+    bases.ensure(PLAN)
+    create, goes_on = host.dm.create, threading.Event()
+
+    def fails(name: str, table: Any, readonly: bool = False) -> None:
+        if name == f"thunder-failover-{VOLUME}":
+            assert goes_on.wait(30)
+            raise OSError("of an unknown kind")
+        create(name, table, readonly)
+
+    monkeypatch.setattr(host.dm, "create", fails)
+    assert stacks.attach(PAYLOAD, LUN, time.monotonic() + 1).mode == "direct"
+    goes_on.set()
+    agent.stop()
+    stack = store.stacks[VOLUME]
+    assert (stack.mode, stack.reason, stack.base_image_id) == ("direct", "of an unknown kind", None)
+    assert host.app.stack.builder.candidates(()) == {VOLUME}
+    assert host.volumes() == {f"thunder-vol-{VOLUME}"}
+    assert host.leftovers(store) == []
+    host.dm.create = create  # type: ignore[method-assign]
+    assert host.app.stack.builder.to_cached(VOLUME).mode == "cached"
+
+
 def test_a_volume_that_is_detached_while_its_cache_is_built_has_nothing_left(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
