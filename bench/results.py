@@ -43,16 +43,18 @@ def draw_boots(measured: Any, file: Path) -> None:
     """Seconds of a boot's reads: a group of bars for each number of hosts, one bar for each way."""
     arms = {(arm["name"], arm["hosts"]): arm["boots"] for arm in measured["arms"]}
     counts = sorted({hosts for _, hosts in arms})
-    width = 0.8 / len(ARMS)
+    measured_here = {arm for arm, _ in arms}  # kept figures may be older than an arm
+    ways = {arm: name for arm, name in ARMS.items() if arm in measured_here}
+    width = 0.8 / len(ways)
     with _picture(file, "A boot's reads: medians, fastest and slowest", "seconds of reads") as axes:
-        for number, (arm, name) in enumerate(ARMS.items()):
+        for number, (arm, name) in enumerate(ways.items()):
             reads = [[boot["reads"] for boot in arms[arm, hosts]] for hosts in counts]
             heights = [statistics.median(each) for each in reads]
             spread = [
                 [height - min(each) for height, each in zip(heights, reads, strict=True)],
                 [max(each) - height for height, each in zip(heights, reads, strict=True)],
             ]
-            at = [place + (number - (len(ARMS) - 1) / 2) * width for place in range(len(counts))]
+            at = [place + (number - (len(ways) - 1) / 2) * width for place in range(len(counts))]
             bars = axes.bar(at, heights, width, yerr=spread, label=name, capsize=2)
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
         axes.set_xticks(range(len(counts)), [str(each) for each in counts])
