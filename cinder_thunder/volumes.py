@@ -72,7 +72,7 @@ def find_volume(volume_id: str) -> CinderVolume | None:
 def is_on(volume_id: str, backend: str) -> bool:
     """Whether Cinder has a volume on this backend (``host@backend``), in whatever pool."""
     volume = _get(volume_id)
-    return volume is not None and str(volume.host).split("#")[0] == backend
+    return volume is not None and _backend_of(volume) == backend
 
 
 def origin(source_id: str, backend: str) -> tuple[str, int] | None:
@@ -83,7 +83,7 @@ def origin(source_id: str, backend: str) -> tuple[str, int] | None:
     """
     found = _snapshot(source_id)
     volume = found.volume if found is not None else _get(source_id)
-    if volume is None or str(volume.host).split("#")[0] != backend:
+    if volume is None or _backend_of(volume) != backend:
         return None
     one, size = (found, found.volume_size) if found is not None else (volume, volume.size)
     if one.status not in _READABLE:
@@ -111,6 +111,11 @@ def attached_in_passing_states(backend: str) -> list[Any]:
     found = objects.VolumeList.get_all_by_host(cinder_context.get_admin_context(), backend)
     passing = (v for v in found if v.status not in ("in-use", "available") and v.provider_location)
     return [v for v in passing if v.volume_attachment]
+
+
+def _backend_of(volume: Any) -> str:
+    """``host@backend``, in whatever pool."""
+    return str(volume.host).split("#")[0]
 
 
 def _get(volume_id: str) -> Any:

@@ -238,5 +238,5 @@ def _build_stacks(
     admission = Admission(host, bases, usage.refusal, settings.attach_budget, recorder.planned)
     remover = CacheRemover(host, registry, devices)
     builder = CacheBuilder(host, registry, devices, bases, admission, remover)
-    stacks = Stacks(host, registry, devices, bases, admission, builder, remover, on_removed)
+    stacks = Stacks(host, registry, devices, admission, builder, remover, on_removed)
     return StackParts(stacks, admission, builder, remover, recorder)

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.stack.admission import NOTHING_SHARED, Admission
 from os_brick_thunder.agent.stack.cache import CacheBuilder
@@ -57,7 +56,6 @@ class Stacks:
         host: Host,
         registry: StackRegistry,
         devices: StackDevices,
-        bases: Bases,
         admission: Admission,
         builder: CacheBuilder,
         remover: CacheRemover,
@@ -71,7 +69,6 @@ class Stacks:
         self._store = host.store
         self._registry = registry
         self._devices = devices
-        self._bases = bases
         self._admission = admission
         self._builder = builder
         self._remover = remover

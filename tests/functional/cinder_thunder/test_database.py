@@ -630,9 +630,8 @@ def test_volumes(database: Database) -> None:
     database.volumes.put(ClonedVolume("v1", "i1", STORAGE))
     database.volumes.put(ClonedVolume("v1", "i1", STORAGE))
     database.volumes.inherit("v2", ["v1"], STORAGE)
-    database.volumes.inherit(
-        "v3", ["v1"], "stor2@thunder"
-    )  # copied to another host: shares nothing
+    # Copied to another host: it shares nothing.
+    database.volumes.inherit("v3", ["v1"], "stor2@thunder")
     database.volumes.inherit("v4", ["unknown"], STORAGE)
     assert database.volumes.get("v2") == ClonedVolume("v2", "i1", STORAGE)
     assert database.volumes.get("v3") is None
