@@ -6,6 +6,7 @@ kernel; without it they run on the fakes.
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 from collections.abc import Iterator
@@ -55,6 +56,17 @@ class World:
             return
         uuid = devnames.UUID_PREFIX + name
         subprocess.run(["dmsetup", "create", name, "--uuid", uuid, "--notable"], check=True)
+
+
+def read_direct(device: str, at: int) -> bytes:
+    """4 KiB of a device at a byte offset, past its own page cache."""
+    fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as page:
+            os.preadv(fd, [page], at)
+            return page[:]
+    finally:
+        os.close(fd)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.state import READY, Base, ReplicaPath, StateFile
 from tests import fakes
-from tests.contract.conftest import MIB, World
+from tests.contract.conftest import MIB, World, read_direct
 
 SIZE, BLOCK = 16 * MIB, 64 << 10
 #: Every other MiB is a hole.
@@ -159,14 +158,10 @@ def test_reads_that_fail_during_a_swap_without_flush_are_made_over_the_new_paths
     found: list[bytes | OSError] = []
 
     def read() -> None:
-        fd = os.open(devnames.path("thunder-m"), os.O_RDONLY | os.O_DIRECT)  # readahead would fail
-        with mmap.mmap(-1, 4096) as buffer:
-            try:
-                os.preadv(fd, [buffer], MIB)
-                found.append(buffer[:])
-            except OSError as error:
-                found.append(error)
-        os.close(fd)
+        try:
+            found.append(read_direct(devnames.path("thunder-m"), MIB))  # readahead would fail
+        except OSError as error:
+            found.append(error)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -240,26 +235,15 @@ def unfilled(world: World, tmp_path: Path) -> Unfilled:
     return Unfilled(world, built, *(devnames.path(f"thunder-{name}") for name in made))
 
 
-def direct(name: str, at: int) -> bytes:
-    """4 KiB of a device, past its own page cache."""
-    fd = os.open(devnames.path(name), os.O_RDONLY | os.O_DIRECT)
-    try:
-        with mmap.mmap(-1, 4096) as page:
-            os.preadv(fd, [page], at)
-            return page[:]
-    finally:
-        os.close(fd)
-
-
 def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> None:
     """Why all that was read is dropped when a host is left, the bytes of which were wrong."""
     kit, right = unfilled.world.kit, expected()
     with unfilled.base(BASE, {PEER: unfilled.lies, PATH: unfilled.image}):
-        assert direct(NAMES.base, 0) != right[:4096]
+        assert read_direct(devnames.path(NAMES.base), 0) != right[:4096]
         unfilled.devices.connect(BASE, {PATH: unfilled.image})
-        assert direct(NAMES.base, 0) != right[:4096]
+        assert read_direct(devnames.path(NAMES.base), 0) != right[:4096]
         kit.blocks.drop_cache(devnames.path(NAMES.paths), 0, SIZE)
-        assert direct(NAMES.base, 0) == right[:4096]
+        assert read_direct(devnames.path(NAMES.base), 0) == right[:4096]
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
@@ -267,8 +251,8 @@ def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
 ) -> None:
     base = dataclasses.replace(BASE, checked_only=True)
     with unfilled.base(base, {PEER: unfilled.lies, PATH: unfilled.image}):
-        assert direct(NAMES.base, 0) == expected()[:4096]
-        assert direct(NAMES.paths, 0) != expected()[:4096]
+        assert read_direct(devnames.path(NAMES.base), 0) == expected()[:4096]
+        assert read_direct(devnames.path(NAMES.paths), 0) != expected()[:4096]
         unfilled.devices.detach_sources(base)
         with pytest.raises(OSError, match="Input/output error"):
-            direct(NAMES.base, 2 * MIB)
+            read_direct(devnames.path(NAMES.base), 2 * MIB)

@@ -4,7 +4,6 @@ collected without one.
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from os_brick_thunder.common.state import Base, ReplicaPath, StateFile
 from os_brick_thunder.common.transport.base import Endpoint
 from os_brick_thunder.common.transport.iscsi import initiator_name
 from tests import fakes
-from tests.contract.conftest import MIB, World
+from tests.contract.conftest import MIB, World, read_direct
 
 SIZE = 16 * MIB
 BASE = Base("i", SIZE, ((0, SIZE),), "l1", thin_id=7)
@@ -89,13 +88,7 @@ def begun(call: Callable[[], object]) -> Future[object]:
 
 
 def read(device: str = devnames.path(NAMES.export)) -> bytes:
-    fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
-    try:
-        with mmap.mmap(-1, 4096) as buffer:
-            os.preadv(fd, [buffer], MIB)
-            return buffer[:]
-    finally:
-        os.close(fd)
+    return read_direct(device, MIB)
 
 
 def log_in(world: World) -> str:

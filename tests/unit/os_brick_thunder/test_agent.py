@@ -456,20 +456,30 @@ def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
     assert host.leftovers(store) == []
 
 
+def _held_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None
+) -> threading.Event:
+    """Have the failover device of the volume created only after an event, or fail then."""
+    create, goes_on = host.dm.create, threading.Event()
+
+    def held_back(name: str, table: Any, readonly: bool = False) -> None:
+        if name == f"thunder-failover-{VOLUME}":
+            assert goes_on.wait(30)
+            if error:
+                raise error
+        create(name, table, readonly)
+
+    monkeypatch.setattr(host.dm, "create", held_back)
+    return goes_on
+
+
 def test_a_cache_that_takes_long_to_build_comes_later(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answered in time, with a device of ours; what is written meanwhile is not read from it."""
     agent, stacks, bases, store = host.agent()
     bases.ensure(PLAN)
-    create, goes_on = host.dm.create, threading.Event()
-
-    def slow(name: str, table: Any, readonly: bool = False) -> None:
-        if name == f"thunder-failover-{VOLUME}":
-            assert goes_on.wait(30)
-        create(name, table, readonly)
-
-    monkeypatch.setattr(host.dm, "create", slow)
+    goes_on = _held_back(host, monkeypatch)
     found = stacks.attach(PAYLOAD, LUN, time.monotonic() + 2)
     assert (found.mode, found.reason) == ("direct", stacks_module.NOT_BUILT)
     assert found.path == f"/dev/mapper/thunder-vol-{VOLUME}"
@@ -492,15 +502,8 @@ def test_a_cache_that_cannot_be_built_after_the_answer_comes_later(
 ) -> None:
     agent, stacks, bases, store = host.agent()
     bases.ensure(PLAN)
-    create, goes_on = host.dm.create, threading.Event()
-
-    def fails(name: str, table: Any, readonly: bool = False) -> None:
-        if name == f"thunder-failover-{VOLUME}":
-            assert goes_on.wait(30)
-            raise OSError("of an unknown kind")
-        create(name, table, readonly)
-
-    monkeypatch.setattr(host.dm, "create", fails)
+    create = host.dm.create
+    goes_on = _held_back(host, monkeypatch, OSError("of an unknown kind"))
     assert stacks.attach(PAYLOAD, LUN, time.monotonic() + 1).mode == "direct"
     goes_on.set()
     agent.stop()
