@@ -8,6 +8,7 @@ boots.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from cinder_thunder.db import models
 from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.values import KnownProfile, ProfileDetails, RecordedBoot, Recorder
-from cinder_thunder.policy import profiles
+from cinder_thunder.policy import profiles, ranking
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.profile import Profile
@@ -55,6 +56,32 @@ class ProfileTable:
                     .limit(most)
                 )
             )
+
+    def changed(self, seconds: float, most: int) -> tuple[wire.BootProfile, ...]:
+        """What was learned in the last ``seconds``, the newest first."""
+        row = models.ProfileRow
+        since = self._transactions.now() - timedelta(seconds=seconds)
+        with self._transactions.read() as session:
+            found = session.execute(
+                sa.select(row.image_id, row.content, row.body)
+                .where(row.updated_at > since, row.body != "")
+                .order_by(row.updated_at.desc(), row.image_id)
+                .limit(most)
+            )
+            return tuple(wire.BootProfile(*each) for each in found)
+
+    def filled_by(self, host: str, images: Collection[str]) -> frozenset[str]:
+        """Those of some images whose bases on a host are being filled."""
+        row = models.LocationRow
+        with self._transactions.read() as session:
+            found = session.scalars(
+                sa.select(row.image_id).where(
+                    row.host == host,
+                    row.state.in_((ranking.CREATING, ranking.FILLING)),
+                    row.image_id.in_(images),
+                )
+            )
+            return frozenset(found)
 
     def start(self, record: str, image: wire.ImageInfo, host: str, seconds: float) -> bool:
         """Record that a host is asked to record a boot.

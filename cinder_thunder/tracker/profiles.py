@@ -29,6 +29,9 @@ EXPIRES = 180.0
 #: Seconds for which the answer to heartbeats is not computed again, and images that it names.
 POPULAR_FOR = 60.0
 MOST_POPULAR = 16
+#: Seconds for which hosts are told of a change, which is several heartbeats also in a large cloud,
+#: and for which all changes are not read again.
+TOLD_FOR, CHANGES_FOR = 120.0, 1.0
 
 
 class BootProfiles:
@@ -46,6 +49,8 @@ class BootProfiles:
         self._clock = clock
         self._popular: tuple[str, ...] = ()
         self._popular_until = -math.inf
+        self._changes: tuple[wire.BootProfile, ...] = ()
+        self._changes_until = -math.inf
 
     def popular(self) -> tuple[str, ...]:
         """Images whose boots were recorded, those with the most volumes first."""
@@ -57,6 +62,24 @@ class BootProfiles:
             except Exception:  # the other orders of a heartbeat do not need it
                 LOG.exception("The most used images are not known now")
         return self._popular
+
+    def changed(self, host: str) -> tuple[wire.BootProfile, ...]:
+        """What was learned lately of images whose bases a host fills: so that the first boots of an
+        image help all that boot at the same time.
+        """
+        now = self._clock()
+        try:
+            if now >= self._changes_until:
+                self._changes_until = now + CHANGES_FOR  # first: other heartbeats do not ask, too
+                self._changes = self._table.changed(TOLD_FOR, wire.MOST_PROFILES)
+            changes = self._changes
+            if not changes:
+                return ()
+            here = self._table.filled_by(host, [each.image_id for each in changes])
+            return tuple(each for each in changes if each.image_id in here)
+        except Exception:  # the other orders of a heartbeat do not need it
+            LOG.exception("What was learned of boots is not known now")
+            return ()
 
     def added(self, plan: wire.Plan, host: str = "") -> wire.Plan:
         """A plan with the profile of its image.

@@ -91,6 +91,8 @@ class TrackerService:
         orders = replace(orders, interval=self._database.hosts.interval())
         if self._profiles:
             orders = replace(orders, popular=self._profiles.popular())
+            if heard.bases:
+                orders = replace(orders, profiles=self._profiles.changed(topology.host))
         if not heard.stacks:
             return orders
         stacks = self._database.volumes.stacks_on(topology.host)

@@ -17,6 +17,7 @@ from os_brick_thunder.agent.base.exports import Exports
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.health import PathHealth
 from os_brick_thunder.agent.base.hoarder import Hoarder
+from os_brick_thunder.agent.base.learner import Learner
 from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.base.remote import RemoteReplicas
@@ -171,12 +172,14 @@ def build(host: Host, settings: Settings) -> App:
     reaper = Reaper(bases, stack.stacks)
     precacher = Precacher(host, bases, reporter, usage.refusal)
     hoarder = Hoarder(host.store, settings.hoard_images, precacher.precache, filler.is_idle)
+    learner = Learner(host.store, bases)
 
     def obey(orders: wire.Orders) -> None:
         watch.obey(orders)
         recacher.obey(orders.recache)
         reaper.drop(orders.drop)
         hoarder.obey(orders.popular)
+        learner.obey(orders.profiles)
 
     chores = (reporter.withdraw_all, reporter.report_all)
     heartbeat = Heartbeat(host, interval, obey, stack.stacks.release_all, chores)

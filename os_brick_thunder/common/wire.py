@@ -42,6 +42,8 @@ TEMPLATES_VERSION = "1.4"
 OLDEST_EXPORTER_VERSION = "1.1"
 #: Sources in a plan; a tracker sends a handful.
 MOST_SOURCES = 64
+#: Profiles in the answer to a heartbeat.
+MOST_PROFILES = 16
 
 _T = TypeVar("_T", bound="Value")
 
@@ -270,6 +272,15 @@ class Recording(Value):
 
 
 @dataclass(frozen=True)
+class BootProfile(Value):
+    """In which order boots read an image, as of now; see :attr:`Plan.profile`."""
+
+    image_id: formats.Id
+    content: formats.Content
+    profile: formats.EncodedProfile
+
+
+@dataclass(frozen=True)
 class Orders(Value):
     """The tracker's answer to a heartbeat: what this host is to change.
 
@@ -286,6 +297,8 @@ class Orders(Value):
     drop: formats.Ids = ()
     #: Images whose boots were recorded, those with the most volumes first.
     popular: formats.Ids = ()
+    #: Of images whose bases are being filled here, what was learned of their boots lately.
+    profiles: Annotated[tuple[BootProfile, ...], formats.AtMost(MOST_PROFILES)] = ()
     #: Seconds between two heartbeats, if the host is configured for less: the cloud is large.
     interval: formats.Seconds = 0.0
 

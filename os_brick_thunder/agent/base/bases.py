@@ -111,7 +111,7 @@ class Bases:
                 self._availability.draining.discard(base.thin_id)  # it is needed here after all
                 if base.thin_id in self._availability.absent:
                     self._restore(base, plan.sources)
-                self.follow(plan)
+                self.follow(image.id, plan.profile)
                 return self._store.bases[image.id]
             try:
                 base = self._build(
@@ -122,15 +122,15 @@ class Bases:
                 raise
         return base  # the next heartbeat reports it
 
-    def follow(self, plan: wire.Plan) -> None:
-        """Fill what the base of a plan's image lacks in the order of its profile, if it has one.
+    def follow(self, image_id: str, profile: str) -> None:
+        """Fill what the base of an image lacks in the order of a profile, unless that is empty.
 
         To be called within :meth:`steady`. What fails leaves the order as it is.
         """
-        base = self._store.bases.get(plan.image.id) if plan.image and plan.profile else None
-        if base and base.phase == READY and not base.complete and base.profile != plan.profile:
+        base = self._store.bases.get(image_id) if profile else None
+        if base and base.phase == READY and not base.complete and base.profile != profile:
             try:
-                self._store.put(dataclasses.replace(base, profile=plan.profile))
+                self._store.put(dataclasses.replace(base, profile=profile))
             except errors.StateError as error:
                 LOG.warning("base of image %s keeps its profile: %s", base.image_id, error)
 

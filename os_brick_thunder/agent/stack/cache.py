@@ -252,7 +252,7 @@ class CacheBuilder:
         """:returns: the cached entry, recorded, and the seconds that the guest waited"""
         with self._bases.steady(user.origin_image_id):
             base = self._admission.present_base(user.origin_image_id)
-            self._bases.follow(plan)
+            self._bases.follow(base.image_id, plan.profile)
             stack = self._with_cache(user, base, plan)
         # Its entry names the base now. Volumes of an image do not wait for each other's devices.
         self._devices.build_cache(stack, undo)

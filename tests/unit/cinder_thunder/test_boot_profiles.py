@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -12,6 +13,7 @@ from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.clones import MASTER
 from cinder_thunder.policy import profiles
 from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker import profiles as profiles_module
 from cinder_thunder.tracker.profiles import BootProfiles
 from cinder_thunder.tracker.service import TrackerService
 from cinder_thunder.volumes import Attachment, CinderVolume
@@ -155,6 +157,42 @@ def test_hosts_are_told_which_images_most_volumes_are_of(
     assert heard() == ("c", "a")
     storage = wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage")
     assert cloud.tracker.heartbeat(storage).popular == ()
+
+
+def test_hosts_that_fill_an_image_are_told_what_is_learned(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While boots go on: in its first storm, all bases are planned before one has ended."""
+
+    clock = itertools.count()  # by more than CHANGES_FOR with each heartbeat
+    profiles_of = BootProfiles(
+        cloud.database.profiles, draw=lambda: 0.5, clock=lambda: 2.0 * next(clock)
+    )
+
+    def told(name: str) -> tuple[wire.BootProfile, ...]:
+        return cloud.tracker.heartbeat(host(name)).profiles
+
+    monkeypatch.setattr(cloud.tracker, "_profiles", profiles_of)
+    plans = {name: cloud.attach(name) for name in ("c1", "c2", "c3")}
+    cloud.tracker.heartbeat(host("c4"))
+    assert told("c2") == ()
+    part = Profile(BOOT.chunk, BOOT.runs[:1])
+    cloud.tracker.profile_report(recording(plans["c1"], "c1", part, last=False))
+    assert told("c2") == (wire.BootProfile("i", CONTENT, part.encode()),)
+    cloud.tracker.profile_report(recording(plans["c1"], "c1"))
+    assert told("c2") == (wire.BootProfile("i", CONTENT, BOOT.encode()),)
+    assert told("c4") == ()  # it has no base
+    complete = wire.LocationReport(
+        plans["c3"].location_id or "", "i", "c3", "complete", SIZE, "10.0.0.9:3260", "iqn", 0
+    )
+    cloud.tracker.report(complete)
+    assert told("c3") == ()
+    with monkeypatch.context() as broken:
+        broken.setattr(ProfileTable, "changed", lambda *_: 1 / 0)
+        assert told("c2") == ()
+    assert told("c2") != ()
+    monkeypatch.setattr(profiles_module, "TOLD_FOR", 0.0)
+    assert told("c2") == ()  # who is planned from now on is told by the plan
 
 
 def test_switched_off(cloud: Cloud) -> None:

@@ -34,6 +34,7 @@ class Host:
         self.tracker = fakes.FakeTracker(plan)
         here = ports.Host(self.kit, self.store, self.tracker, TOPOLOGY)
         app = build(here, fakes.SETTINGS)
+        self.heartbeat = app.heartbeat
         self.bases, self.reporter = app.base.bases, app.base.reporter
         self.refusal = ""
         self.precacher = Precacher(
@@ -107,6 +108,32 @@ def test_without_a_recorded_boot_there_is_no_base_of_what_boots_read(
         host.precacher.precache(IMAGE, profiled_only=True)
     assert host.store.bases == {}
     assert [report.state for report in host.tracker.reports] == ["gone"]
+
+
+def test_a_base_that_is_being_filled_is_told_what_boots_read(host: Host) -> None:
+    """By the answer to a heartbeat: in the first storm of an image it was planned before."""
+
+    def told(profile: str, content: str = "") -> None:
+        known = wire.BootProfile(IMAGE, content, profile)
+        other = wire.BootProfile("elsewhere", "", profile)
+        host.tracker.orders = wire.Orders(profiles=(other, known))
+        host.heartbeat.beat()
+
+    host.tracker.plan = dataclasses.replace(
+        PLAN, image=dataclasses.replace(PLAN.image, content="sha512:0f") if PLAN.image else None
+    )
+    host.precacher.precache(IMAGE)
+    first, second, third = (Profile.of(1 << 18, [n]).encode() for n in range(3))
+    told(third, "sha512:1e")  # of what the image was before
+    told(first)
+    _wait_for(lambda: host.store.bases[IMAGE].profile == first)
+    told(third, "sha512:1e")
+    told(second, "sha512:0f")
+    _wait_for(lambda: host.store.bases[IMAGE].profile == second)
+    host.store.put(dataclasses.replace(host.store.bases[IMAGE], complete=True))
+    told(third)
+    assert set(host.store.bases) == {IMAGE}
+    assert host.store.bases[IMAGE].profile == second
 
 
 def test_a_profile_that_cannot_be_recorded_fails_nothing(

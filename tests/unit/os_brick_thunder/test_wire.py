@@ -52,6 +52,8 @@ VALUES: list[wire.Value] = [
     PLAN,
     wire.Plan("", "direct", "lvs: exit code 5:\n  Failed to find «vg»"),
     wire.Orders(("i",), (), ("v", "w"), ("x",)),
+    wire.BootProfile("i", "sha512:0f", "ARI="),
+    wire.Orders(profiles=(wire.BootProfile("i", "sha512:0f", "ARI="),)),
     wire.ImageDigests("i", 1 << 20, "bm9uZQ=="),
     wire.ImageInfo("i", 1 << 30, (), "sha512:" + "0f" * 64),
     wire.Clock(1.7e9),
