@@ -13,7 +13,7 @@ help:
 	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
 	@echo "make bench                     what boots gain, measured and drawn anew in doc/results: half an hour"
 
-PYTHON = venv=$$(lab/bootstrap) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
+PYTHON = venv=$$(lab/bootstrap $(PACKAGES)) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
 # Below `make test`, whole lines that say which part they are of.
 LINES = $(if $(filter-out 0,$(MAKELEVEL)),2>&1 | sed -u 's/^/$@: /')
@@ -46,7 +46,9 @@ server-tests:
 long-tests:
 	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
 
-# Nothing else needs matplotlib, which therefore is beside the environment.
+# Nothing else needs matplotlib, which therefore is beside the environment, or boots a guest on this
+# machine itself.
+bench: PACKAGES = qemu-system-x86
 bench:
 	@$(PYTHON) -m pip install --quiet --upgrade --target "$$venv-plots" "matplotlib>=3.8,<4" && \
 		PYTHONPATH="$$PYTHONPATH:$$venv-plots" python -W ignore -m bench.results --run doc/results
