@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -509,3 +511,21 @@ def test_a_cloud_that_lacks_something(
     monkeypatch.setattr(bench, "connect", connect)
     assert bench.main(ARGUMENTS) == 2
     assert "there is no image 'i'\nNothing was created." in capsys.readouterr().err
+
+
+def test_the_folder_alone_is_enough(tmp_path: Path) -> None:
+    shutil.copytree(Path(bench.__file__).parent, tmp_path / "bench")
+    program = (
+        "import sys, bench.field\n"
+        "known = {'bench', *sys.stdlib_module_names}\n"
+        "print({name.split('.')[0] for name in set(sys.modules) - before} - known)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\nbefore = set(sys.modules)\n{program}"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
