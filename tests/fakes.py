@@ -289,6 +289,7 @@ class FakeMetadata:
 class FakeLoops:
     dm: FakeDeviceMapper
     loops: dict[str, str] = field(default_factory=dict)
+    reopened: list[str] = field(default_factory=list)
 
     def attach(self, device: str) -> str:
         if found := self.find(device):
@@ -300,6 +301,10 @@ class FakeLoops:
 
     def find(self, device: str) -> str | None:
         return next((name for name, back in self.loops.items() if back == device), None)
+
+    def reopen(self, device: str) -> None:
+        if self.find(device):
+            self.reopened.append(device)
 
     def detach(self, loop: str) -> None:
         device = self.loops.pop(loop, None)

@@ -104,8 +104,8 @@ AGENT_OPTS: list[cfg.Opt] = [
         "fill_rate_mib",
         default=0,
         min=0,
-        help="Limit for the background filling of a base, in MiB/s; 0 is no limit. It does not "
-        "limit reads of guests.",
+        help="Limit for the background filling of all bases of this host together, in MiB/s; 0 is "
+        "no limit. It does not limit reads of guests.",
     ),
     cfg.IntOpt("fill_workers", default=2, min=1, help="Number of bases that are filled at a time."),
     cfg.BoolOpt(

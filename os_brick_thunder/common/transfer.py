@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.copyends import Destination, Input
+from os_brick_thunder.common.pace import Pace
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
@@ -26,8 +27,6 @@ from os_brick_thunder.common.policy.manifest import Manifest
 LONGEST_PIECE = 64 << 20
 #: Interval, in seconds, at which a transfer in another thread is polled.
 _POLL = 0.05
-#: Seconds of a pause that a transfer with a rate may make up for.
-_LEEWAY = 1.0
 
 #: The pieces of a copy in the order in which they are copied, of what is to be copied, in whole
 #: pieces, and the bytes of a piece. They are asked for one by one, in the transfer's thread. Those
@@ -45,7 +44,7 @@ def copy(
     *,
     manifest: Manifest | None = None,
     digest: bool = False,
-    rate: int = 0,
+    pace: Pace | None = None,
     proceed: Callable[[], bool] = lambda: True,
     order: Order = Extents.chunks,
     spawn: Callable[[Callable[[], None]], object] = _in_a_thread,
@@ -54,12 +53,12 @@ def copy(
 
     :param manifest: every byte is checked against it before it is written
     :param digest: make the image's manifest, see :attr:`Transfer.manifest`
-    :param rate: limit in bytes a second; 0 is no limit
+    :param pace: a limit, which other copies may share; None is no limit
     :param proceed: called before each piece, in that thread; it may wait, and False cancels
     :param order: see :data:`Order`; not with ``digest``
     :param spawn: runs a function in a native thread
     """
-    transfer = Transfer(source, destination, manifest, digest, rate, proceed, order)
+    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order)
     spawn(transfer.run)
     return transfer
 
@@ -81,7 +80,7 @@ class Transfer:
         destination: Destination,
         manifest: Manifest | None = None,
         digest: bool = False,
-        rate: int = 0,
+        pace: Pace | None = None,
         proceed: Callable[[], bool] = lambda: True,
         order: Order = Extents.chunks,
     ) -> None:
@@ -89,7 +88,7 @@ class Transfer:
         self._destination = destination
         self._expected = manifest
         self._digests: list[bytes] | None = [] if digest else None
-        self._rate = rate
+        self._pace = pace or Pace()
         self._proceed = proceed
         self._order = order
         self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
@@ -164,7 +163,6 @@ class Transfer:
             self.finished = True
 
     def _copy(self) -> None:
-        due = time.monotonic()
         piece = self._piece()
         buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT requires
         view = memoryview(buffer)
@@ -172,19 +170,19 @@ class Transfer:
         for start, end in self._pieces(piece):
             self._check_cancelled()
             self._digest_holes(start)
-            due = max(due, time.monotonic() - _LEEWAY)
             try:
                 self._fetch(view, start, end)
                 self._verify(view, start, end)
             finally:  # nothing is kept in the page cache, wrong bytes included
                 self._source.forget(start, end)
+            copied = 0
             for a, b in self._wanted.within(start, end):
                 for first, last in self._runs(buffer, a - start, b - start):
                     self._put(view, start, first, last)
                     written = max(written, start + last)
-                self.done += b - a
-                due += (b - a) / self._rate if self._rate else 0
-            self._wait_until(due)
+                copied += b - a
+            self.done += copied
+            self._wait_until(self._pace.after(copied))
         if self._destination.sparse and written == self._size:
             self._complete_last_block(view)
         self._destination.flush()
@@ -279,7 +277,7 @@ class Transfer:
             first += written
 
     def _wait_until(self, due: float) -> None:
-        while self._rate and not self._cancelled:
+        while not self._cancelled:
             ahead = due - time.monotonic()
             if ahead <= 0:
                 return

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ BASE = Base("i", SIZE, ALLOCATED, "l1", thin_id=7, phase=READY)
 PATH = ReplicaPath("stor1", "l0", "stor1@thunder", master=True)
 NAMES = devnames.ImageNames("i")
 VOL = "thunder-readers"
+PAGES = range(0, MIB, 4096)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,27 +252,49 @@ def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> Non
 
 def test_what_is_read_through_a_base_is_found_until_it_is_dropped(unfilled: Unfilled) -> None:
     kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
-    whole = Extents.of([(0, SIZE)])
+    part = Extents.of([(8 * MIB, 10 * MIB)])  # udev looks for signatures elsewhere
 
     def missed() -> Extents:
         misses = Misses(paths, SIZE)
         try:
-            return misses.of(whole)
+            return misses.of(part)
         finally:
             misses.close()
 
     with unfilled.base(BASE, {PATH: unfilled.image}):
         kit.blocks.drop_cache(paths, 0, SIZE)
         assert missed() == Extents()
-        read_direct(devnames.path(NAMES.base), MIB)  # a hole: nothing passes through
+        read_direct(devnames.path(NAMES.base), 9 * MIB)  # a hole: nothing passes through
         assert missed() == Extents()
-        read_direct(devnames.path(NAMES.base), 2 * MIB + BLOCK)
+        read_direct(devnames.path(NAMES.base), 8 * MIB + BLOCK)
         found = missed()
-        read = Extents.of([(2 * MIB + BLOCK, 2 * MIB + BLOCK + 4096)])
+        read = Extents.of([(8 * MIB + BLOCK, 8 * MIB + BLOCK + 4096)])
         assert found.intersection(read) == read
         assert found.length <= MIB  # with what the kernel reads ahead
         kit.blocks.drop_cache(paths, 0, SIZE)
         assert missed() == Extents()
+
+
+def test_reads_that_failed_before_a_base_had_a_source_shorten_no_later_ones(
+    unfilled: Unfilled,
+) -> None:
+    """They are those of udev, which reads each new loop device."""
+    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
+    with unfilled.base(BASE, {}):
+        loop = kit.loops.find(paths)
+        assert loop
+        for at in range(4):
+            with pytest.raises(OSError, match="Input/output error"):
+                read_direct(loop, at * MIB)
+        unfilled.devices.connect(BASE, {PATH: unfilled.image})
+        until = time.monotonic() + 60
+        while unfilled.devices._reopening.is_busy("i"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        before = kit.blocks.requests(paths)
+        read = b"".join(read_direct(devnames.path(NAMES.base), 2 * MIB + n) for n in PAGES)
+        assert read == expected()[2 * MIB : 3 * MIB]
+        assert kit.blocks.requests(paths) - before <= len(PAGES) // 8
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
@@ -280,6 +304,9 @@ def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
     with unfilled.base(base, {PEER: unfilled.lies, PATH: unfilled.image}):
         assert read_direct(devnames.path(NAMES.base), 0) == expected()[:4096]
         assert read_direct(devnames.path(NAMES.paths), 0) != expected()[:4096]
+        # What udev has read of the loop device meanwhile stays in the page cache.
+        kit = unfilled.world.kit
+        kit.blocks.drop_cache(devnames.path(NAMES.storage), 0, SIZE)
         unfilled.devices.detach_sources(base)
         with pytest.raises(OSError, match="Input/output error"):
             read_direct(devnames.path(NAMES.base), 2 * MIB)

@@ -15,6 +15,7 @@ from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import Base, ReplicaPath
+from os_brick_thunder.common.threads import Jobs
 
 #: Seconds that the last reads from a complete base's sources may take, and between two checks.
 _LAST_READS, _POLL = 1.0, 0.02
@@ -28,6 +29,7 @@ class BaseDevices:
         self._kit = host.kit
         self._name = host.topology.host
         self._portal = portal
+        self._reopening = Jobs("reopen")
 
     def build(self, base: Base, undo: UndoStack, new_thin: bool) -> None:
         """Build all devices of a base and export it; ``undo`` removes them.
@@ -57,6 +59,10 @@ class BaseDevices:
         for name, table in layout.multipath_tables(base, disks).items():
             self._kit.dm.reload_noflush(name, table, readonly=True)
             self._kit.dm.unqueue(name)
+        # Reads may have failed before, as those of udev do of a loop device that is new. Not waited
+        # for: what waits for a source that hangs would be.
+        read = devnames.path(layout.multipaths(base)[-1])
+        self._reopening.start(base.image_id, lambda: self._kit.loops.reopen(read))
 
     def export(self, base: Base) -> None:
         """Export a base whose devices exist; already exported is success."""

@@ -30,6 +30,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.copyends import Disk
 from os_brick_thunder.common.mechanism.blockdev import drop_cache, read_ahead
+from os_brick_thunder.common.pace import Pace
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
@@ -78,7 +79,7 @@ class Filler:
         :param may_fill: whether the pool has space; asked before each chunk
         :param workers: how many bases are filled at one time; with 0 none is: what they do not hold
             is read through from their sources
-        :param rate: bytes a second for each base; 0 is unlimited
+        :param rate: bytes a second, of all bases together; 0 is unlimited
         :param rest: whether what no boot of the image reads is filled, too
         """
         self._host = host
@@ -87,7 +88,7 @@ class Filler:
         self._complete = complete
         self._on_wrong_bytes = on_wrong_bytes
         self._may_fill = may_fill
-        self._rate = rate
+        self._pace = Pace(rate)
         self._rest = rest
         self._clock = clock
         self._most = workers
@@ -226,7 +227,7 @@ class Filler:
             source,
             target,
             manifest=manifest,
-            rate=self._rate,
+            pace=self._pace,
             proceed=functools.partial(self._goes_on, base),
             order=pieces,
             spawn=lambda work: work(),  # this thread has nothing else to do

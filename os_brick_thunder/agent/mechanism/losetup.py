@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.run import Runner, run
+
+#: linux/loop.h
+_LOOP_CHANGE_FD = 0x4C06
 
 
 class LoSetup:
@@ -35,6 +39,25 @@ class LoSetup:
         loops = json.loads(text)["loopdevices"] if text.strip() else []
         backing = os.path.realpath(device)  # losetup follows the link under /dev/mapper too
         return next((loop["name"] for loop in loops if loop["back-file"] == backing), None)
+
+    def reopen(self, device: str) -> None:
+        """Have the loop device that is attached to a block device, if any, open it anew.
+
+        With each page that cannot be read the kernel reads ahead a quarter of what it did, for as
+        long as the file is open (``shrink_readahead_size_eio()``). Waits until what is being read
+        has been.
+
+        :raises OSError: it was not opened
+        """
+        loop = self.find(device)
+        if loop is None:
+            return
+        fds = [os.open(each, os.O_RDONLY) for each in (loop, device)]
+        try:
+            fcntl.ioctl(fds[0], _LOOP_CHANGE_FD, fds[1])
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def detach(self, loop: str) -> None:
         """Detach a loop device; absent is success. One that is open goes when it is closed."""

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.copyends import GRAIN, Disk, File, Nowhere
+from os_brick_thunder.common.pace import Pace
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
@@ -390,9 +391,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_rate_is_kept(clock: list[float]) -> None:
     data = b"x" * 8 * CHUNK
     source = Memory(bytearray(data), Extents.of([(0, len(data))]))
-    transfer = run(Transfer(source, destination(data), manifest_of(data), rate=CHUNK // 2))
+    transfer = run(Transfer(source, destination(data), manifest_of(data), pace=Pace(CHUNK // 2)))
     assert transfer.wait(0)
     assert clock[0] - 100.0 == pytest.approx(16.0, abs=0.2)
+
+
+def test_copies_that_share_a_pace_keep_its_rate_together(clock: list[float]) -> None:
+    """Piece by piece in turn; each alone would be twice as fast."""
+    pace, data, ends = Pace(CHUNK), b"x" * 4 * CHUNK, []
+    for _ in range(2):
+        source = Memory(bytearray(data), Extents.of([(0, len(data))]))
+        transfer = Transfer(source, destination(data), manifest_of(data), pace=pace)
+        run(transfer)
+        ends.append(clock[0] - 100.0)
+    assert ends == pytest.approx([4.0, 8.0], abs=1.1)
 
 
 def test_after_a_pause_the_rate_is_kept_as_before(clock: list[float]) -> None:
@@ -408,7 +420,7 @@ def test_after_a_pause_the_rate_is_kept_as_before(clock: list[float]) -> None:
         return True
 
     source = Memory(bytearray(data), Extents.of([(0, len(data))]))
-    transfer = Transfer(source, made, manifest_of(data), rate=2 * CHUNK, proceed=proceed)
+    transfer = Transfer(source, made, manifest_of(data), pace=Pace(2 * CHUNK), proceed=proceed)
     assert run(transfer).wait(0)
     assert made.data == data
     assert clock[0] - 160.0 == pytest.approx(5.0, abs=1.5)
