@@ -108,9 +108,10 @@ def measure(
                 note(f"round {number} of {rounds}, {kind}: {_brief(done[-1])}; deleting them")
                 for each in cleaner.clean():
                     note(f"not deleted so far: {each}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         interrupted = True
-        note("interrupted: deleting everything; once more to leave it there")
+        by = str(error) or "Ctrl-C"
+        note(f"interrupted ({by}): deleting everything; once more to leave it there")
     finally:
         try:
             left = cleaner.clean()
@@ -218,8 +219,15 @@ def _invalid(options: argparse.Namespace) -> str:
     return ""
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _stop_on_signals() -> None:
+    """Have what ends processes delete everything first, except what the caller has ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, for instance
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,8 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if wrong := _invalid(options):
         parser.error(wrong)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, for instance
-        signal.signal(number, _stop)
+    _stop_on_signals()
     wanted = Wanted(
         tuple(options.types), options.image, options.flavor, options.network, options.size,
         options.security_group,
