@@ -135,8 +135,9 @@ def show(measured: Measured, types: Sequence[str]) -> str:
     """The table, and what has to be known to read it."""
     turns = measured.turns
     lines = [figures.table(figures.summarize(turns, types)), ""]
+    count = len(figures.hosts(turns))
     lines.append(
-        f"{len(figures.hosts(turns))} hosts had servers; looked at every {POLL:g} s, and at worst "
+        f"hosts that had servers: {count}; looked at every {POLL:g} s, at worst "
         f"{measured.resolution:.1f} s apart: so much a time may be too long"
     )
     for (kind, failure), count in figures.failures(turns).items():
