@@ -108,9 +108,10 @@ def measure(
                 note(f"round {number} of {rounds}, {kind}: {_brief(done[-1])}; deleting them")
                 for each in cleaner.clean():
                     note(f"not deleted so far: {each}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         interrupted = True
-        note("interrupted: deleting everything; once more to leave it there")
+        by = str(error) or "Ctrl-C"
+        note(f"interrupted ({by}): deleting everything; once more to leave it there")
     finally:
         try:
             left = cleaner.clean()
@@ -134,8 +135,9 @@ def show(measured: Measured, types: Sequence[str]) -> str:
     """The table, and what has to be known to read it."""
     turns = measured.turns
     lines = [figures.table(figures.summarize(turns, types)), ""]
+    count = len(figures.hosts(turns))
     lines.append(
-        f"{len(figures.hosts(turns))} hosts had servers; looked at every {POLL:g} s, and at worst "
+        f"hosts that had servers: {count}; looked at every {POLL:g} s, at worst "
         f"{measured.resolution:.1f} s apart: so much a time may be too long"
     )
     for (kind, failure), count in figures.failures(turns).items():
@@ -218,8 +220,15 @@ def _invalid(options: argparse.Namespace) -> str:
     return ""
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _stop_on_signals() -> None:
+    """Have what ends processes delete everything first, except what the caller has ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, for instance
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,8 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if wrong := _invalid(options):
         parser.error(wrong)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, for instance
-        signal.signal(number, _stop)
+    _stop_on_signals()
     wanted = Wanted(
         tuple(options.types), options.image, options.flavor, options.network, options.size,
         options.security_group,

@@ -513,6 +513,28 @@ def test_a_cloud_that_lacks_something(
     assert "there is no image 'i'\nNothing was created." in capsys.readouterr().err
 
 
+def test_nohup_is_respected() -> None:
+    program = (
+        "import signal\n"
+        "from bench import field\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "field._stop_on_signals()\n"
+        "signal.raise_signal(signal.SIGHUP)\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "except KeyboardInterrupt as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(bench.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "SIGTERM\n"
+
+
 def test_the_folder_alone_is_enough(tmp_path: Path) -> None:
     shutil.copytree(Path(bench.__file__).parent, tmp_path / "bench")
     program = (
