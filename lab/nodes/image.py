@@ -38,6 +38,7 @@ PACKAGES = (
     "thin-provisioning-tools",
     "tini",
     "udev",
+    "udpcast",
 )
 SUITE = "bookworm"
 #: Taken from backports: without KVM, QEMU 7.2 loses writes to the memory of a guest during live
