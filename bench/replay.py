@@ -8,8 +8,15 @@ the reads after it.
 plain           os-brick's own connector: every read goes to the storage host. Cinder's image-volume
                 cache is about creating volumes, and reads them like this, too
 copied          as many bytes as the image's file has are copied to each host, over the same links,
-                and then the reads are local; both count as reads. No copy of a whole image to each
-                host is faster, and one by multicast or BitTorrent takes as long as on one host
+                and then the reads are local; both count as reads. Nova fills its folder _base
+                like this, and then converts to raw. BitTorrent is at best as fast as this on one
+                host
+nbd             qemu-nbd exports the image, and each host has a qcow2 file above that, attached with
+                qemu-nbd, too: what is read is fetched, from the storage host alone. The attach is
+                that of the device, without Cinder
+multicast       as "copied", but the bytes are sent once, to all hosts, by udpcast. A datagram of
+                1.5 kB costs each node some 0.1 ms of a core, so the lab's cores are measured, too:
+                where they are no limit, it takes as long as "copied" on one host
 cold            Thunder, on hosts without a replica, of an image that never booted
 cold, checked   the same with unfilled_reads = storage, here and in the next but one
 cold, profile   cold, once three boots of the image were recorded
@@ -17,15 +24,19 @@ checked, profile
 warm            Thunder, on hosts that have the whole image
 warm, recorded  the same, while what is read is recorded
 local           the reads alone, from the host's own replica: the limit of what is possible
+
+What an arm needs, such as recorded boots or complete replicas, is made if no arm before it did. If
+nbd or multicast fails, its error is printed, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -35,8 +46,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.replaying import trace
+from bench.replaying import peers, trace
+from cinder_thunder.masters.clones import MASTER
+from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import existing_or_new
+from lab.errors import LabError
 from lab.guests import bootdisk, guest
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
@@ -52,6 +66,13 @@ THINKING = 0.1
 _FILE = "/run/replay.trace"
 #: Boots of which a profile is made.
 RECORDED = 3
+#: In the order in which they are shown.
+ARMS = (
+    "plain", "copied", "nbd", "multicast", "cold", "cold, checked", "checked, profile",
+    "cold, profile", "warm", "warm, recorded", "local",
+)  # fmt: skip
+#: Without Thunder, and without its cache.
+OTHERS = {"plain", "copied", "nbd", "multicast", "local"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,10 @@ class Arm:
         return max(boot.seconds for boot in self.boots)
 
 
+#: Boots an arm of this name on hosts.
+_Boots = Callable[[str, Sequence[Node]], Arm]
+
+
 class Replays:
     """The boots of one image in one lab."""
 
@@ -120,30 +145,29 @@ class Replays:
     def close(self) -> None:
         self._journey.delete_volumes(self._volumes)
 
-    def run(self, hosts: int) -> list[Arm]:
-        """All arms on this many hosts."""
+    def run(self, hosts: int, wanted: Collection[str] = ARMS) -> list[Arm]:
+        """These arms on this many hosts, without those that failed."""
         nodes = self._cluster.of_kind("compute")[:hosts]
+        local = functools.cache(lambda: self._local(nodes))
+        # In this order, what an arm needs is there already, and nothing is filled beside it.
+        ways: dict[str, Callable[[str], Arm | None]] = {
+            "plain": lambda name: self._arm(name, nodes, plain=True),
+            "nbd": lambda name: self._tried(name, lambda: self._nbd(name, nodes)),
+            "cold": lambda name: self._unknown(name, nodes, self._arm),
+            "cold, checked": lambda name: self._unknown(name, nodes, self._checked),
+            "checked, profile": lambda name: self._profiled(name, nodes, self._checked),
+            "cold, profile": lambda name: self._profiled(name, nodes, self._arm),
+            "warm": lambda name: self._warm(name, nodes),
+            "warm, recorded": lambda name: self._warm_recorded(name, nodes),
+            "local": lambda name: local(),
+            "copied": lambda name: self._copied(name, nodes, local()),
+            "multicast": lambda name: self._tried(
+                name, lambda: self._multicast(name, nodes, local())
+            ),
+        }
         self._forget(nodes)
-        arms = [self._arm("plain", nodes, plain=True)]
-        self._cluster.thunder("image", "profile", "reset", self._image)
-        arms.append(self._arm("cold", nodes))
-        self._cluster.thunder("image", "profile", "reset", self._image)
-        arms.append(self._checked("cold, checked", nodes))
-        while self._recorded() < RECORDED:
-            self._forget(nodes)
-            self._arm("recorded", nodes)
-        self._forget(nodes)
-        arms.append(self._checked("checked, profile", nodes))
-        self._forget(nodes)
-        arms.append(self._arm("cold, profile", nodes))
-        for node in nodes:
-            self._journey.await_complete(node, self._image)
-        self._note(f"the profile is {self._shown()['state']}")  # "settled": nothing is recorded
-        arms.append(self._arm("warm", nodes))
-        self._cluster.thunder("image", "profile", "record", self._image)
-        arms.append(self._arm("warm, recorded", nodes))
-        local = self._local(nodes)
-        return [arms[0], self._copied(nodes, local), *arms[1:], local]
+        found = {name: way(name) for name, way in ways.items() if name in wanted}
+        return [arm for name in ARMS if (arm := found.get(name))]
 
     def profile(self) -> dict[str, Any]:
         """What ``thunder image profile show`` says at the end."""
@@ -161,8 +185,11 @@ class Replays:
 
     def _forget(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
-            if any(b["image_id"] == self._image for b in self._journey.agent(node)["bases"]):
+            if self._has_base(node):
                 self._journey.evict(node, self._image)
+
+    def _has_base(self, node: Node) -> bool:
+        return any(b["image_id"] == self._image for b in self._journey.agent(node)["bases"])
 
     def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False) -> Arm:
         pairs = dict(zip(nodes, self._volumes, strict=False))
@@ -181,15 +208,50 @@ class Replays:
         attached: Attached = self._journey.attach(node, volume, plain)
         return self._replay(node, attached.path, attached.attach_s)
 
+    def _unknown(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
+        """On hosts without the image, none of whose boots is known."""
+        self._forget(nodes)
+        self._cluster.thunder("image", "profile", "reset", self._image)
+        return boots(name, nodes)
+
+    def _profiled(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
+        """On hosts without the image, whose profile is known."""
+        self._record(nodes)
+        self._forget(nodes)
+        return boots(name, nodes)
+
+    def _warm(self, name: str, nodes: Sequence[Node]) -> Arm:
+        self._record(nodes)
+        self._fill(nodes)
+        self._note(f"the profile is {self._shown()['state']}")  # "settled": nothing is recorded
+        return self._arm(name, nodes)
+
+    def _warm_recorded(self, name: str, nodes: Sequence[Node]) -> Arm:
+        self._fill(nodes)
+        self._cluster.thunder("image", "profile", "record", self._image)
+        return self._arm(name, nodes)
+
+    def _record(self, nodes: Sequence[Node]) -> None:
+        """Boot on hosts without the image until there is a profile."""
+        while self._recorded() < RECORDED:
+            self._forget(nodes)
+            self._arm("recorded", nodes)
+
+    def _fill(self, nodes: Sequence[Node]) -> None:
+        """Have the whole image on these hosts."""
+        if not all(self._has_base(node) for node in nodes):
+            self._arm("to be complete", nodes)
+        for node in nodes:
+            self._journey.await_complete(node, self._image)
+
     def _checked(self, name: str, nodes: Sequence[Node]) -> Arm:
         """On hosts whose guests read only what was checked."""
-        self._forget(nodes)
         with ExitStack() as stack:
             for node in nodes:
                 stack.enter_context(agents.options(node, unfilled_reads="storage"))
             return self._arm(name, nodes)
 
-    def _copied(self, nodes: Sequence[Node], local: Arm) -> Arm:
+    def _copied(self, name: str, nodes: Sequence[Node], local: Arm) -> Arm:
         """After a copy of the image's file: a volume stands in for that, which is read as far."""
         before = self._sent()
 
@@ -203,13 +265,56 @@ class Replays:
 
         with ThreadPoolExecutor(len(nodes)) as threads:
             copies = list(threads.map(copy, nodes, self._volumes))
+        return self._after(name, copies, local, self._sent() - before)
+
+    def _multicast(self, name: str, nodes: Sequence[Node], local: Arm) -> Arm:
+        """After a copy by multicast, for which the image's data stands in likewise."""
+        before = self._sent()
+        links = [node.link.bits_per_second for node in self._cluster.topology.nodes]
+        rate = min(filter(None, links), default=0)
+        storage, master = self._master()
+        copies = peers.multicast(storage, nodes, master, self._file_size, rate)
+        return self._after(name, copies, local, self._sent() - before)
+
+    def _after(self, name: str, copies: Sequence[float], local: Arm, egress: int) -> Arm:
+        """Local boots, each after a copy."""
         boots = tuple(
             replace(boot, reads=seconds + boot.reads)
             for boot, seconds in zip(local.boots, copies, strict=True)
         )
-        return self._told(Arm("copied", len(nodes), boots, self._sent() - before, 0))
+        return self._told(Arm(name, len(copies), boots, egress, 0))
+
+    def _nbd(self, name: str, nodes: Sequence[Node]) -> Arm:
+        before = self._sent()
+
+        def boot(node: Node, url: str) -> Boot:
+            began = time.monotonic()
+            with peers.overlaid(node, url) as device:
+                return self._replay(node, device, time.monotonic() - began)
+
+        with (
+            peers.nbd_module(nodes),
+            peers.exported(*self._master()) as url,
+            ThreadPoolExecutor(len(nodes)) as threads,
+        ):
+            boots = tuple(threads.map(lambda node: boot(node, url), nodes))
+        return self._told(Arm(name, len(nodes), boots, self._sent() - before, 0))
+
+    def _tried(self, name: str, boots: Callable[[], Arm]) -> Arm | None:
+        """An arm that may fail, because the others do not depend on it."""
+        try:
+            return boots()
+        except LabError as error:
+            self._note(f"{name} failed: {error}")
+            return None
+
+    def _master(self) -> tuple[Node, str]:
+        """The storage host that has the image's data, and the device."""
+        device = f"/dev/{VOLUME_GROUP}/{MASTER}{self._image}"
+        return self._journey.storage_of(self._volumes[0]), device
 
     def _local(self, nodes: Sequence[Node]) -> Arm:
+        self._fill(nodes)
         base = devnames.path(ImageNames(self._image).base)
         with ThreadPoolExecutor(len(nodes)) as threads:
             done = list(threads.map(lambda n: self._replay(n, base, 0.0), nodes))
@@ -249,7 +354,7 @@ def show(arms: Sequence[Arm], size: int, profile: Mapping[str, Any], console: Co
             f"{arm.median:.1f}",
             f"{arm.last:.1f}",
             f"{max(boot.longest for boot in arm.boots):.2f}",
-            "-" if arm.name in {"plain", "copied", "local"} else f"{arm.cached} of {arm.hosts}",
+            "-" if arm.name in OTHERS else f"{arm.cached} of {arm.hosts}",
             f"{arm.egress / size:.2f}",
         )
     console.print(table)
@@ -268,6 +373,8 @@ def main() -> None:
         prog="bench.replay", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 6], metavar="N")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, metavar="ARM",
+                        help="only these, as they are called above")  # fmt: skip
     parser.add_argument("--link", default="200mbit", help="of each host, in both directions")
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
@@ -288,7 +395,7 @@ def main() -> None:
     ):
         replays = Replays(Journey(cluster), reads, note)
         replays.prepare(image)
-        arms = [arm for hosts in options.hosts for arm in replays.run(hosts)]
+        arms = [arm for hosts in options.hosts for arm in replays.run(hosts, options.arms)]
         profile = replays.profile()
         replays.close()
     show(arms, size, profile, console)

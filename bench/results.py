@@ -20,6 +20,8 @@ from typing import Any
 ARMS = {
     "plain": "plain iSCSI",
     "copied": "whole image copied first",
+    "multicast": "the same by multicast",
+    "nbd": "qcow2 above NBD",
     "cold": "unknown image",
     "cold, profile": "with a boot profile",
     "warm": "image is here",
@@ -48,13 +50,14 @@ def draw_boots(measured: Any, file: Path) -> None:
     width = 0.8 / len(ways)
     with _picture(file, "A boot's reads: medians, fastest and slowest", "seconds of reads") as axes:
         for number, (arm, name) in enumerate(ways.items()):
-            reads = [[boot["reads"] for boot in arms[arm, hosts]] for hosts in counts]
+            present = [place for place, hosts in enumerate(counts) if (arm, hosts) in arms]
+            reads = [[boot["reads"] for boot in arms[arm, counts[place]]] for place in present]
             heights = [statistics.median(each) for each in reads]
             spread = [
                 [height - min(each) for height, each in zip(heights, reads, strict=True)],
                 [max(each) - height for height, each in zip(heights, reads, strict=True)],
             ]
-            at = [place + (number - (len(ways) - 1) / 2) * width for place in range(len(counts))]
+            at = [place + (number - (len(ways) - 1) / 2) * width for place in present]
             bars = axes.bar(at, heights, width, yerr=spread, label=name, capsize=2)
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
         axes.set_xticks(range(len(counts)), [str(each) for each in counts])

@@ -1,13 +1,20 @@
-"""What is read of QEMU's trace of a boot, and how it is replayed."""
+"""What is read of QEMU's trace of a boot, how it is replayed, and in which arms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from bench import results
+from bench.replay import ARMS, OTHERS, Arm, Boot, Replays
 from bench.replaying.trace import Read, distinct, parse
+from lab.errors import LabError
 from lab.inside import replay
+from lab.nodes.node import Node
 
 TRACE = """\
 qemu: a message
@@ -36,3 +43,32 @@ def test_the_same_reads_are_made_with_less_thinking(tmp_path: Path) -> None:
     assert (found["reads"], found["bytes"]) == (4, 25 * 512)
     assert found["thinking"] == pytest.approx(0.0003)
     assert found["seconds"] >= found["thinking"]
+
+
+class WithoutNodes(Replays):
+    """Boots of arms that need no lab; NBD fails."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        journey: Any = SimpleNamespace(cluster=SimpleNamespace(of_kind=lambda kind: []))
+        super().__init__(journey, [], self.notes.append)
+
+    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False) -> Arm:
+        return Arm(name, 1, (Boot(1.0, 2.0, 0.1),), 0, 0)
+
+    def _local(self, nodes: Sequence[Node]) -> Arm:
+        return self._arm("local", nodes)
+
+    def _nbd(self, name: str, nodes: Sequence[Node]) -> Arm:
+        raise LabError("there is no module nbd")
+
+
+def test_a_peer_that_fails_is_told_of_and_left_out() -> None:
+    replays = WithoutNodes()
+    found = replays.run(1, ["local", "nbd", "plain"])
+    assert [arm.name for arm in found] == ["plain", "local"]
+    assert replays.notes == ["nbd failed: there is no module nbd"]
+
+
+def test_arms_that_are_named_elsewhere_exist() -> None:
+    assert set(ARMS) >= OTHERS | set(results.ARMS)
