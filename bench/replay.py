@@ -210,8 +210,8 @@ class Replays:
 
     def _unknown(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
         """On hosts without the image, none of whose boots is known."""
-        self._forget(nodes)
         self._cluster.thunder("image", "profile", "reset", self._image)
+        self._forget(nodes)
         return boots(name, nodes)
 
     def _profiled(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
