@@ -400,7 +400,12 @@ def main() -> None:
         replays.close()
     show(arms, size, profile, console)
     if options.json:
-        found = {"arms": [asdict(arm) for arm in arms], "bytes": size, "profile": profile}
+        found = {
+            "link": options.link,
+            "bytes": size,
+            "profile": profile,
+            "arms": [asdict(arm) for arm in arms],
+        }
         options.json.write_text(json.dumps(found, indent=1))
 
 

@@ -1,4 +1,4 @@
-"""Draws what boots gain: the figures of bench.replay and bench.simulate, as two pictures.
+"""Shows what boots gain: the figures of bench.replay and bench.simulate, on a page with pictures.
 
 With --run both are run first, which takes half an hour of a quiet machine. `make bench` does that,
 and installs matplotlib beside the lab's environment, which needs it for nothing else.
@@ -28,6 +28,7 @@ ARMS = {
     "local": "host's own disk",
 }
 REPLAY, SIMULATED = "replay.json", "simulated.json"
+MIB = 1 << 20
 HOSTS = (10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -87,6 +88,50 @@ def draw_scale(simulated: Any, file: Path) -> None:
         axes.set_ylim(bottom=0)
 
 
+def page(measured: Any) -> str:
+    """All that was measured of boots, in Markdown."""
+    profile = measured["profile"]
+    rows = [
+        "| hosts | boots | attach, s | reads, s | slowest reads, s | longest read, s | cached | "
+        "sent by storage hosts / bytes of a boot |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in measured["arms"]:
+        boots = arm["boots"]
+        reads = [boot["reads"] for boot in boots]
+        cells = (
+            arm["hosts"],
+            arm["name"],
+            f"{statistics.median(boot['attach'] for boot in boots):.1f}",
+            f"{statistics.median(reads):.1f}",
+            f"{max(reads):.1f}",
+            f"{max(boot['longest'] for boot in boots):.2f}",
+            arm["cached"] if arm["cached"] else "-",
+            f"{arm['egress'] / measured['bytes']:.2f}",
+        )
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(
+        [
+            "# What boots gain",
+            "",
+            "Written by `python -m bench.results`; `python -m bench.replay --help` says what the "
+            "names mean. Medians",
+            f"of the hosts; each way to boot was measured once. A boot reads "
+            f"{measured['bytes'] / MIB:.0f} MiB. Links: {measured.get('link', '200mbit')}.",
+            "",
+            *rows,
+            "",
+            f"The profile: {profile['boots']} boots, coverage {profile['coverage']}, waste "
+            f"{profile['waste']}.",
+            "",
+            "![Seconds of a boot's reads](boots.svg)",
+            "",
+            "![Simulated: by how much boots are longer](scale.svg)",
+            "",
+        ]
+    )
+
+
 @contextmanager
 def _picture(file: Path, title: str, seconds: str) -> Iterator[Any]:
     """The axes to draw in, by the number of hosts; the same figures make the same file.
@@ -121,6 +166,9 @@ def main() -> None:
     ):
         draw(json.loads((options.folder / source).read_text()), options.folder / name)
         print(options.folder / name)
+    measured = json.loads((options.folder / REPLAY).read_text())
+    (options.folder / "README.md").write_text(page(measured))
+    print(options.folder / "README.md")
 
 
 if __name__ == "__main__":
