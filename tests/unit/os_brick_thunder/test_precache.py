@@ -113,11 +113,13 @@ def test_without_a_recorded_boot_there_is_no_base_of_what_boots_read(
 def test_a_base_that_is_being_filled_is_told_what_boots_read(host: Host) -> None:
     """By the answer to a heartbeat: in the first storm of an image it was planned before."""
 
-    def told(profile: str, content: str = "") -> None:
+    def told(profile: str, content: str = "") -> bool:
+        """Orders are repeated until they are carried out."""
         known = wire.BootProfile(IMAGE, content, profile)
         other = wire.BootProfile("elsewhere", "", profile)
         host.tracker.orders = wire.Orders(profiles=(other, known))
         host.heartbeat.beat()
+        return host.store.bases[IMAGE].profile == profile
 
     host.tracker.plan = dataclasses.replace(
         PLAN, image=dataclasses.replace(PLAN.image, content="sha512:0f") if PLAN.image else None
@@ -125,11 +127,9 @@ def test_a_base_that_is_being_filled_is_told_what_boots_read(host: Host) -> None
     host.precacher.precache(IMAGE)
     first, second, third = (Profile.of(1 << 18, [n]).encode() for n in range(3))
     told(third, "sha512:1e")  # of what the image was before
-    told(first)
-    _wait_for(lambda: host.store.bases[IMAGE].profile == first)
+    _wait_for(lambda: told(first))
     told(third, "sha512:1e")
-    told(second, "sha512:0f")
-    _wait_for(lambda: host.store.bases[IMAGE].profile == second)
+    _wait_for(lambda: told(second, "sha512:0f"))
     host.store.put(dataclasses.replace(host.store.bases[IMAGE], complete=True))
     told(third)
     assert set(host.store.bases) == {IMAGE}
