@@ -110,8 +110,18 @@ def test_without_a_recorded_boot_there_is_no_base_of_what_boots_read(
     assert [report.state for report in host.tracker.reports] == ["gone"]
 
 
-def test_a_base_that_is_being_filled_is_told_what_boots_read(host: Host) -> None:
+def test_a_base_that_is_being_filled_is_told_what_boots_read(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the answer to a heartbeat: in the first storm of an image it was planned before."""
+    followed: list[str] = []
+    follow = host.bases.follow
+
+    def noted(image_id: str, profile: str) -> None:
+        followed.append(profile)
+        follow(image_id, profile)
+
+    monkeypatch.setattr(host.bases, "follow", noted)
 
     def told(profile: str, content: str = "") -> bool:
         """Orders are repeated until they are carried out."""
@@ -133,7 +143,7 @@ def test_a_base_that_is_being_filled_is_told_what_boots_read(host: Host) -> None
     host.store.put(dataclasses.replace(host.store.bases[IMAGE], complete=True))
     told(third)
     assert set(host.store.bases) == {IMAGE}
-    assert host.store.bases[IMAGE].profile == second
+    assert followed == [first, second]
 
 
 def test_a_profile_that_cannot_be_recorded_fails_nothing(
