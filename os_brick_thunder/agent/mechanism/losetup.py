@@ -47,17 +47,19 @@ class LoSetup:
         long as the file is open (``shrink_readahead_size_eio()``). Waits until what is being read
         has been.
 
-        :raises OSError: it was not opened
+        :raises errors.DeviceNotFound: it is being removed
         """
         loop = self.find(device)
         if loop is None:
             return
-        fds = [os.open(each, os.O_RDONLY) for each in (loop, device)]
         try:
-            fcntl.ioctl(fds[0], _LOOP_CHANGE_FD, fds[1])
-        finally:
-            for fd in fds:
-                os.close(fd)
+            with (
+                open(loop, "rb", buffering=0) as changed,
+                open(device, "rb", buffering=0) as opened,
+            ):
+                fcntl.ioctl(changed, _LOOP_CHANGE_FD, opened.fileno())
+        except OSError as error:
+            raise errors.DeviceNotFound(loop, str(error)) from error
 
     def detach(self, loop: str) -> None:
         """Detach a loop device; absent is success. One that is open goes when it is closed."""
