@@ -25,6 +25,7 @@ from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.run import run
 from os_brick_thunder.common.state import READY, Base, ReplicaPath, StateFile
 from tests import fakes
 from tests.contract.conftest import MIB, World, read_direct
@@ -291,10 +292,12 @@ def test_reads_that_failed_before_a_base_had_a_source_shorten_no_later_ones(
         while unfilled.devices._reopening.is_busy("i"):
             assert time.monotonic() < until
             time.sleep(0.01)
+        run("udevadm", "settle")  # its reads would be counted, and come between
         before = kit.blocks.requests(paths)
         read = b"".join(read_direct(devnames.path(NAMES.base), 2 * MIB + n) for n in PAGES)
         assert read == expected()[2 * MIB : 3 * MIB]
-        assert kit.blocks.requests(paths) - before <= len(PAGES) // 8
+        # With 8 KiB at a time it would be half of the pages.
+        assert kit.blocks.requests(paths) - before <= len(PAGES) // 4
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
