@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent import devices, ports
-from os_brick_thunder.agent.base.demand import Misses
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
@@ -24,7 +23,6 @@ from os_brick_thunder.common import wire
 from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
 from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
-from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.run import run
 from os_brick_thunder.common.state import READY, Base, ReplicaPath, StateFile
 from tests import fakes
@@ -249,31 +247,6 @@ def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> Non
         assert read_direct(devnames.path(NAMES.base), 0) != right[:4096]
         kit.blocks.drop_cache(devnames.path(NAMES.paths), 0, SIZE)
         assert read_direct(devnames.path(NAMES.base), 0) == right[:4096]
-
-
-def test_what_is_read_through_a_base_is_found_until_it_is_dropped(unfilled: Unfilled) -> None:
-    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
-    part = Extents.of([(8 * MIB, 10 * MIB)])  # udev looks for signatures elsewhere
-
-    def missed() -> Extents:
-        misses = Misses(paths, SIZE)
-        try:
-            return misses.of(part)
-        finally:
-            misses.close()
-
-    with unfilled.base(BASE, {PATH: unfilled.image}):
-        kit.blocks.drop_cache(paths, 0, SIZE)
-        assert missed() == Extents()
-        read_direct(devnames.path(NAMES.base), 9 * MIB)  # a hole: nothing passes through
-        assert missed() == Extents()
-        read_direct(devnames.path(NAMES.base), 8 * MIB + BLOCK)
-        found = missed()
-        read = Extents.of([(8 * MIB + BLOCK, 8 * MIB + BLOCK + 4096)])
-        assert found.intersection(read) == read
-        assert found.length <= MIB  # with what the kernel reads ahead
-        kit.blocks.drop_cache(paths, 0, SIZE)
-        assert missed() == Extents()
 
 
 def test_reads_that_failed_before_a_base_had_a_source_shorten_no_later_ones(

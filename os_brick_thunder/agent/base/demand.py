@@ -1,25 +1,20 @@
-"""What guests read of an image: what they miss, and when the rest of its base is filled, which is
-while no guest of this host reads the image, or fast enough that none notices.
+"""When the rest of a base is filled: while no guest of this host reads its image, or fast enough
+that none notices.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
 
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.pagecache import PageCache
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import VolumeNames
-from os_brick_thunder.common.policy.extents import Extents
 
 #: Seconds between two looks, and of a pause.
 LOOK = 0.2
-#: The share of a CPU that looks for what is missed take at most; of a large image they are rarer.
-SHARE = 0.05
 #: Seconds that the filling of a base pauses in total. After that it is filled in any case.
 MOST = 120.0
 #: Bytes a second from which a base may be filled while guests read, if it is not known what they
@@ -72,38 +67,3 @@ class Demand:
             return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).local))
         except errors.DeviceNotFound:  # it has no cache, or not any longer
             return 0
-
-
-class Misses:
-    """What this host reads through from the sources of a base, for its guests and for other hosts.
-
-    It is in the page cache of what the base reads from, where it costs nothing to be filled from.
-    """
-
-    def __init__(self, device: str, size: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """
-        :param device: that the base reads through from
-        :param size: of the image
-        """
-        self._clock = clock
-        self._due = -math.inf
-        self._cache: PageCache | None = None
-        with contextlib.suppress(OSError):  # the base is filled without
-            self._cache = PageCache(device, size)
-
-    def of(self, missing: Extents) -> Extents:
-        """What of the ``missing`` bytes was read lately; nothing if it was looked a moment ago."""
-        now = self._clock()
-        if self._cache is None or now < self._due:
-            return Extents()
-        used = time.thread_time()
-        try:
-            return self._cache.resident(missing)
-        except OSError:
-            return Extents()
-        finally:
-            self._due = now + max(LOOK, (time.thread_time() - used) / SHARE)
-
-    def close(self) -> None:
-        if self._cache is not None:
-            self._cache.close()

@@ -4,9 +4,8 @@ Each chunk is checked against the image's manifest before it is written. The bas
 writer, so this is safe at any time and may be interrupted at any point: what is mapped in the pool
 is filled, and a restart goes on from there.
 
-What is missed now comes first, then what boots of the image read. The rest waits while guests of
-this host read the base, within limits; if no boot was recorded, then only where they would wait
-behind it.
+What boots of the image read comes first. The rest waits while guests of this host read the base,
+within limits; if no boot was recorded, then only where they would wait behind it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
-from os_brick_thunder.agent.base.demand import Demand, Misses
+from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.policy.fillorder import Piece
 from os_brick_thunder.agent.ports import Host
@@ -214,12 +213,10 @@ class Filler:
             source.close()
             raise
         demand = self._demand_of(base)
-        misses = Misses(devnames.path(layout.multipaths(base)[-1]), base.size)
         pieces = _Pieces(
             base.size,
             lambda: self._newest(base).profile,
-            misses.of,
-            functools.partial(self._pause, base, demand),
+            functools.partial(self._may_go_on, base, demand),
             lambda: demand.quiet,
             functools.partial(_read_ahead, paths, needed),
         )
@@ -237,7 +234,6 @@ class Filler:
         except errors.TransferCancelled:
             return False
         finally:
-            misses.close()
             with contextlib.suppress(OSError):
                 for start, end in pieces.unread:
                     _forget(paths, start, end)
@@ -256,22 +252,23 @@ class Filler:
                 self._demand[base.thin_id] = Demand(self._host, base.image_id, self._clock)
             return self._demand[base.thin_id]
 
-    def _pause(self, base: Base, demand: Demand, profile: str, rate: float) -> float | None:
-        """When a base that has all of a profile is to be filled with the rest.
+    def _may_go_on(self, base: Base, demand: Demand, profile: str, rate: float) -> bool:
+        """Whether a base that has all of a profile is to be filled with the rest now.
 
-        Not while guests of this host read the base, unless that has been long enough. Where no boot
-        was recorded the rest may be what they read next.
+        Waits while guests of this host read the base, unless that has been long enough. Where no
+        boot was recorded the rest may be what they read next.
 
         :param rate: bytes a second at which the base is filled
-        :returns: seconds after which to ask again, 0 for now, None for not in this turn
         """
         with self._lock:
             self._followed[base.thin_id] = profile
-        if self._urgent or not self._is_wanted(base):
-            return None
-        if not self._is_rest_wanted(self._newest(base), self._used()):
-            return None
-        return demand.pause(0.0 if profile else rate)
+        while not self._urgent and self._is_wanted(base):
+            if not self._is_rest_wanted(self._newest(base), self._used()):
+                return False
+            if not (pause := demand.pause(0.0 if profile else rate)):
+                return True
+            time.sleep(pause)
+        return False
 
     def _manifest(self, base: Base) -> Manifest | None:
         """What the base is checked against; None for an image without a manifest.
@@ -318,24 +315,21 @@ class _Pieces:
         self,
         size: int,
         newest: Callable[[], str],
-        missed: Callable[[Extents], Extents],
-        pause: Callable[[str, float], float | None],
+        may_go_on: Callable[[str, float], bool],
         quiet: Callable[[], bool],
         read_ahead: Callable[[int, int], None],
     ) -> None:
         """
         :param size: of the image
         :param newest: the profile, encoded, as it is now
-        :param missed: what of missing bytes was read just now
-        :param pause: called with the profile, and with bytes a second so far, before each piece
-            that is neither in the profile nor being read; see :meth:`Filler._pause`
+        :param may_go_on: called with the profile, and with bytes a second so far, before each piece
+            that is not in the profile; may wait
         :param quiet: whether no guest reads now, who would wait behind what is read ahead
         :param read_ahead: has a piece read before it is reached
         """
         self._size = size
         self._newest = newest
-        self._missed = missed
-        self._pause = pause
+        self._may_go_on = may_go_on
         self._quiet = quiet
         self._read_ahead = read_ahead
         self._bytes = self._seconds = 0.0
@@ -350,34 +344,19 @@ class _Pieces:
             ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
             left = (piece for piece in ordered if piece.start not in done)
             for piece, following in _with_next(left, AHEAD // length):
-                yield from self._begun(missing, length, done)
-                while not piece.profiled and (pause := self._pause(profile, self._rate())) != 0:
-                    if pause is None:
-                        return
-                    time.sleep(pause)
-                    yield from self._begun(missing, length, done)
+                if not piece.profiled and not self._may_go_on(profile, self._rate()):
+                    return
                 if self._newest() != profile:
                     break
-                if piece.start not in done:
-                    self._read_next(piece, following)
-                    yield from self._timed(piece.start, piece.end, done)
+                self._read_next(piece, following)
+                done.add(piece.start)
+                self.unread.discard((piece.start, piece.end))
+                began = time.monotonic()
+                yield piece.start, piece.end
+                self._bytes = self._bytes * _DECAY + piece.end - piece.start
+                self._seconds = self._seconds * _DECAY + time.monotonic() - began
             else:
                 self.all = True
-
-    def _begun(self, missing: Extents, length: int, done: set[int]) -> Iterator[tuple[int, int]]:
-        """Pieces that are being read, and are not on their way already."""
-        for start in fillorder.begun(self._missed(missing), length, self._size):
-            end = min(start + length, self._size)
-            if start not in done and (start, end) not in self.unread:
-                yield from self._timed(start, end, done)
-
-    def _timed(self, start: int, end: int, done: set[int]) -> Iterator[tuple[int, int]]:
-        done.add(start)
-        self.unread.discard((start, end))
-        began = time.monotonic()
-        yield start, end
-        self._bytes = self._bytes * _DECAY + end - start
-        self._seconds = self._seconds * _DECAY + time.monotonic() - began
 
     def _rate(self) -> float:
         """Bytes a second; the first piece finds out."""

@@ -1,18 +1,11 @@
-"""The order in which a base is filled: what is being read and missed now; what boots read, in their
-order; then the rest.
-"""
+"""The order in which a base is filled: what boots read, in their order, then the rest."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from os_brick_thunder.common.policy.extents import Extents
-
-#: The share of a piece that has passed through this host before the rest of it is fetched, too:
-#: guests that read here and there wait behind no more than they read themselves.
-BEGUN = 0.5
 
 
 class Piece(NamedTuple):
@@ -46,18 +39,3 @@ def ordered(
     for start, end in missing.chunks(length):
         if left[start // length]:
             yield Piece(start, end, False)
-
-
-def begun(read: Extents, length: int, size: int) -> list[int]:
-    """The starts of the pieces of which at least :data:`BEGUN` is in ``read``, in ascending order.
-
-    :param read: of what is missing
-    :param length: as in :func:`ordered`
-    :param size: of the image
-    """
-    found = Counter[int]()
-    for start, end in read.chunks(length):
-        found[start // length * length] += end - start
-    return sorted(
-        start for start, count in found.items() if count >= BEGUN * min(length, size - start)
-    )

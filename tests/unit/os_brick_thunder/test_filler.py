@@ -48,8 +48,6 @@ class World:
     heal: Callable[[], None] = lambda: None
     stacks: dict[str, Stack] = field(default_factory=dict)
     read: Callable[[], int] = lambda: 0  # bytes that the guest has read
-    missed: Extents = field(default_factory=Extents)  # what is in the page cache
-    looked_at: str = ""
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
@@ -130,19 +128,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         made.ahead.append((start // MIB, len(made.dropped)))
 
     monkeypatch.setattr(filler_module, "read_ahead", read_ahead)
-
-    class PageCache:
-        def __init__(self, device: str, length: int) -> None:
-            assert length == SIZE
-            made.looked_at = device
-
-        def resident(self, within: Extents) -> Extents:
-            return made.missed.intersection(within)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(demand, "PageCache", PageCache)
     return made
 
 
@@ -464,46 +449,6 @@ def test_where_no_boot_was_recorded_guests_wait_for_no_slow_source(
     reading = False
     wait_until(lambda: world.completed)
     filler.stop()
-
-
-def test_what_guests_miss_comes_first_and_does_not_wait_for_them(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demand, "LOOK", 0.01)
-    world.follow(SECOND)
-    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
-    reading = True
-    world.read = lambda: time.monotonic_ns() if reading else 0
-    world.missed = Extents.of([(2 * MIB, 2 * MIB + MIB // 2), (3 * MIB, 3 * MIB + 100)])
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: _paused(filler) > 0.1)
-    assert world.order() == [2, 1]  # of the last piece too little was read
-    world.missed = Extents.of([(0, 3 * MIB)])
-    wait_until(lambda: len(world.dropped) > 2)
-    assert world.order() == [2, 1, 0]
-    reading = False
-    wait_until(lambda: world.completed)
-    filler.stop()
-    assert world.base() == world.expected()
-    assert world.looked_at == str(world.folder / "thunder-paths-i")
-
-
-def test_what_was_read_ahead_is_not_taken_for_missed(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
-    world.follow(THIRD, SECOND, FIRST)
-
-    def may_fill() -> bool:
-        world.missed = Extents.of([(0, 2 * MIB)] if world.ahead else [])
-        return True
-
-    filler = world.filler(may_fill)
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
-    assert world.order() == [2, 1, 0, 3]
 
 
 def test_a_base_that_lacks_the_rest_makes_way_for_what_boots_read(world: World) -> None:

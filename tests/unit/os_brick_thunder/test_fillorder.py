@@ -47,9 +47,3 @@ def test_every_piece_that_is_missing_is_there_once(
     assert sorted(pieces, key=lambda piece: not piece.profiled) == pieces
     rest = [piece.start for piece in pieces if not piece.profiled]
     assert rest == sorted(rest)
-
-
-def test_a_piece_of_which_half_was_read_has_begun() -> None:
-    read = Extents.of([(3, 8), (8, 11), (20, 28), (97, 99)])
-    assert fillorder.begun(read, PIECE, SIZE) == [0, 16, 24, 96]
-    assert fillorder.begun(Extents(), PIECE, SIZE) == []
