@@ -13,6 +13,8 @@ help:
 	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
 	@echo "make bench                     what boots gain, measured and drawn anew in doc/results: half an hour"
 
+# Debian packages that a target needs beside the lab's. Not those of the environment.
+PACKAGES =
 PYTHON = venv=$$(lab/bootstrap $(PACKAGES)) && export PATH="$$venv/bin:$$PATH" PYTHONPATH="$(CURDIR)" && python
 
 # Below `make test`, whole lines that say which part they are of.

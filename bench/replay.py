@@ -34,12 +34,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.replaying import peers, trace
+from bench.replaying.arms import ARMS, HEADINGS, Arm, Boot
 from cinder_thunder.masters.clones import MASTER
 from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import existing_or_new
@@ -66,51 +66,6 @@ THINKING = 0.1
 _FILE = "/run/replay.trace"
 #: Boots of which a profile is made.
 RECORDED = 3
-#: In the order in which they are shown.
-ARMS = (
-    "plain", "copied", "nbd", "multicast", "cold", "cold, checked", "checked, profile",
-    "cold, profile", "warm", "warm, recorded", "local",
-)  # fmt: skip
-#: Without Thunder, and without its cache.
-OTHERS = {"plain", "copied", "nbd", "multicast", "local"}
-
-
-@dataclass(frozen=True)
-class Boot:
-    """Seconds of one server's attach, of its reads after it, and of the longest of these."""
-
-    attach: float
-    reads: float
-    longest: float
-
-    @property
-    def seconds(self) -> float:
-        return self.attach + self.reads
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to boot on some hosts at once; ``egress``: bytes that the storage hosts sent."""
-
-    name: str
-    hosts: int
-    boots: tuple[Boot, ...]
-    egress: int
-    cached: int
-
-    @property
-    def median(self) -> float:
-        return statistics.median(boot.seconds for boot in self.boots)
-
-    @property
-    def reads(self) -> float:
-        return statistics.median(boot.reads for boot in self.boots)
-
-    @property
-    def last(self) -> float:
-        return max(boot.seconds for boot in self.boots)
-
-
 #: Boots an arm of this name on hosts.
 _Boots = Callable[[str, Sequence[Node]], Arm]
 
@@ -342,21 +297,10 @@ def show(arms: Sequence[Arm], size: int, profile: Mapping[str, Any], console: Co
     :param size: distinct bytes that a boot reads
     """
     table = Table(title="boots from volumes at once: attach and reads")
-    for heading in ("hosts", "boots", "attach s", "reads s", "median s", "last s", "longest read s",
-                    "cached", "egress / boot's bytes"):  # fmt: skip
+    for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "boots" else "right")
     for arm in arms:
-        table.add_row(
-            str(arm.hosts),
-            arm.name,
-            f"{statistics.median(boot.attach for boot in arm.boots):.1f}",
-            f"{arm.reads:.1f}",
-            f"{arm.median:.1f}",
-            f"{arm.last:.1f}",
-            f"{max(boot.longest for boot in arm.boots):.2f}",
-            "-" if arm.name in OTHERS else f"{arm.cached} of {arm.hosts}",
-            f"{arm.egress / size:.2f}",
-        )
+        table.add_row(*arm.row(size))
     console.print(table)
     for key in ("state", "boots", "coverage", "waste", "prefetch_waste", "bytes", "order"):
         console.print(f"profile: {key} {profile[key]}")

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.replaying.arms import HEADINGS, Arm
+
 #: Of bench.replay, with their names for readers; the last one is the limit of what is possible.
 ARMS = {
     "plain": "plain iSCSI",
@@ -91,25 +93,8 @@ def draw_scale(simulated: Any, file: Path) -> None:
 def page(measured: Any) -> str:
     """All that was measured of boots, in Markdown."""
     profile = measured["profile"]
-    rows = [
-        "| hosts | boots | attach, s | reads, s | slowest reads, s | longest read, s | cached | "
-        "sent by storage hosts / bytes of a boot |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in measured["arms"]:
-        boots = arm["boots"]
-        reads = [boot["reads"] for boot in boots]
-        cells = (
-            arm["hosts"],
-            arm["name"],
-            f"{statistics.median(boot['attach'] for boot in boots):.1f}",
-            f"{statistics.median(reads):.1f}",
-            f"{max(reads):.1f}",
-            f"{max(boot['longest'] for boot in boots):.2f}",
-            arm["cached"] if arm["cached"] else "-",
-            f"{arm['egress'] / measured['bytes']:.2f}",
-        )
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    arms = map(Arm.of, measured["arms"])
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(arm.row(measured["bytes"]) for arm in arms)]
     return "\n".join(
         [
             "# What boots gain",
@@ -119,7 +104,7 @@ def page(measured: Any) -> str:
             f"of the hosts; each way to boot was measured once. A boot reads "
             f"{measured['bytes'] / MIB:.0f} MiB. Links: {measured.get('link', '200mbit')}.",
             "",
-            *rows,
+            *(f"| {' | '.join(row)} |" for row in rows),
             "",
             f"The profile: {profile['boots']} boots, coverage {profile['coverage']}, waste "
             f"{profile['waste']}.",

@@ -289,7 +289,6 @@ class FakeMetadata:
 class FakeLoops:
     dm: FakeDeviceMapper
     loops: dict[str, str] = field(default_factory=dict)
-    reopened: list[str] = field(default_factory=list)
 
     def attach(self, device: str) -> str:
         if found := self.find(device):
@@ -303,8 +302,7 @@ class FakeLoops:
         return next((name for name, back in self.loops.items() if back == device), None)
 
     def reopen(self, device: str) -> None:
-        if self.find(device):
-            self.reopened.append(device)
+        """Nothing is read ahead here."""
 
     def detach(self, loop: str) -> None:
         device = self.loops.pop(loop, None)

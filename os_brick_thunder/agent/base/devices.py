@@ -61,7 +61,7 @@ class BaseDevices:
             self._kit.dm.unqueue(name)
         # Reads may have failed before, as those of udev do of a loop device that is new. Not waited
         # for: what waits for a source that hangs would be.
-        read = devnames.path(layout.multipaths(base)[-1])
+        read = devnames.path(layout.read_through(base))
         self._reopening.start(base.image_id, lambda: self._kit.loops.reopen(read))
 
     def export(self, base: Base) -> None:
@@ -90,7 +90,7 @@ class BaseDevices:
 
         :raises errors.DeviceBusy: something is still being read; nothing was changed
         """
-        name = layout.multipaths(base)[-1]
+        name = layout.read_through(base)
         if self._kit.dm.table(name) is None:  # an older agent removed it
             return
         loop = self._kit.loops.find(devnames.path(name))

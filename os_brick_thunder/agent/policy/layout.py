@@ -99,7 +99,7 @@ def base_devices(base: Base, iqn: str) -> Graph:
     :param iqn: of its export
     """
     names, size = ImageNames(base.image_id), base.size
-    read = multipaths(base)[-1]
+    read = read_through(base)
 
     def multipath(name: str) -> DeviceSpec:
         return DeviceSpec(
@@ -132,6 +132,11 @@ def multipaths(base: Base) -> tuple[str, ...]:
     """
     names = ImageNames(base.image_id)
     return (names.paths, names.storage) if base.checked_only else (names.paths,)
+
+
+def read_through(base: Base) -> str:
+    """The multipath device through which what a base lacks is read."""
+    return multipaths(base)[-1]
 
 
 def multipath_tables(base: Base, disks: Mapping[ReplicaPath, str]) -> dict[str, Table]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench import results
-from bench.replay import ARMS, OTHERS, Arm, Boot, Replays
+from bench.replay import Replays
+from bench.replaying.arms import ARMS, OTHERS, Arm, Boot
 from bench.replaying.trace import Read, distinct, parse
 from lab.errors import LabError
 from lab.inside import replay
