@@ -38,7 +38,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ class Replays:
     def close(self) -> None:
         self._journey.delete_volumes(self._volumes)
 
-    def run(self, hosts: int, wanted: Collection[str] = ARMS) -> list[Arm]:
-        """These arms on this many hosts, without those that failed."""
+    def run(self, hosts: int, wanted: Collection[str] = ARMS) -> Iterator[Arm]:
+        """These arms on this many hosts, without those that failed, as they are made."""
         nodes = self._cluster.of_kind("compute")[:hosts]
         local = functools.cache(lambda: self._local(nodes))
         # In this order, what an arm needs is there already, and nothing is filled beside it.
@@ -121,8 +121,9 @@ class Replays:
             ),
         }
         self._forget(nodes)
-        found = {name: way(name) for name, way in ways.items() if name in wanted}
-        return [arm for name in ARMS if (arm := found.get(name))]
+        for name, way in ways.items():
+            if name in wanted and (arm := way(name)):
+                yield arm
 
     def profile(self) -> dict[str, Any]:
         """What ``thunder image profile show`` says at the end."""
@@ -291,19 +292,30 @@ class Replays:
         return arm
 
 
-def show(arms: Sequence[Arm], size: int, profile: Mapping[str, Any], console: Console) -> None:
-    """Print a table.
+@dataclass(frozen=True)
+class Found:
+    """What a run has found so far; ``bytes``: distinct ones that a boot reads."""
 
-    :param size: distinct bytes that a boot reads
-    """
+    link: str
+    bytes: int
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+
+    def write(self, file: Path | None) -> None:
+        if file:
+            file.write_text(json.dumps(asdict(self), indent=1))
+
+
+def show(found: Found, console: Console) -> None:
+    """Print a table."""
     table = Table(title="boots from volumes at once: attach and reads")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "boots" else "right")
-    for arm in arms:
-        table.add_row(*arm.row(size))
+    for arm in sorted(found.arms, key=lambda arm: (arm.hosts, ARMS.index(arm.name))):
+        table.add_row(*arm.row(found.bytes))
     console.print(table)
     for key in ("state", "boots", "coverage", "waste", "prefetch_waste", "bytes", "order"):
-        console.print(f"profile: {key} {profile[key]}")
+        console.print(f"profile: {key} {found.profile[key]}")
 
 
 @contextmanager
@@ -339,18 +351,15 @@ def main() -> None:
     ):
         replays = Replays(Journey(cluster), reads, note)
         replays.prepare(image)
-        arms = [arm for hosts in options.hosts for arm in replays.run(hosts, options.arms)]
-        profile = replays.profile()
+        found = Found(options.link, size)
+        for hosts in options.hosts:
+            for arm in replays.run(hosts, options.arms):
+                found = replace(found, arms=(*found.arms, arm))
+                found.write(options.json)
+        found = replace(found, profile=replays.profile())
         replays.close()
-    show(arms, size, profile, console)
-    if options.json:
-        found = {
-            "link": options.link,
-            "bytes": size,
-            "profile": profile,
-            "arms": [asdict(arm) for arm in arms],
-        }
-        options.json.write_text(json.dumps(found, indent=1))
+    found.write(options.json)
+    show(found, console)
 
 
 if __name__ == "__main__":

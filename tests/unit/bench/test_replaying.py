@@ -66,7 +66,7 @@ class WithoutNodes(Replays):
 
 def test_a_peer_that_fails_is_told_of_and_left_out() -> None:
     replays = WithoutNodes()
-    found = replays.run(1, ["local", "nbd", "plain"])
+    found = list(replays.run(1, ["local", "nbd", "plain"]))
     assert [arm.name for arm in found] == ["plain", "local"]
     assert replays.notes == ["nbd failed: there is no module nbd"]
 
