@@ -23,9 +23,10 @@ FAST = 50 << 20
 
 
 class Demand:
-    """What guests of this host read of an image, through their caches.
+    """What guests of this host read of volumes of an image.
 
-    Reads of other hosts do not count: they need what is filled, and none is to wait for others.
+    Those of a volume that has no cache yet count, too: on their way they meet what is filled. Reads
+    of other hosts do not: they need what is filled, and none is to wait for others.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class Demand:
 
     def _bytes_read(self) -> int:
         stacks = self._store.stacks.values()
-        users = (stack.volume_id for stack in stacks if stack.base_image_id == self._image_id)
+        users = (
+            stack.volume_id
+            for stack in stacks
+            if self._image_id in (stack.base_image_id, stack.origin_image_id)
+        )
         return sum(map(self._bytes_read_by, users))
 
     def _bytes_read_by(self, volume_id: str) -> int:
         try:
-            return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).local))
-        except errors.DeviceNotFound:  # it has no cache, or not any longer
+            return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).vol))
+        except errors.DeviceNotFound:  # not yet, or not any longer
             return 0

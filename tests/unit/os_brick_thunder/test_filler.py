@@ -59,7 +59,7 @@ class World:
         return self.mapped_
 
     def bytes_read(self, device: str) -> int:
-        assert device.endswith("thunder-local-v")
+        assert device.endswith("thunder-vol-v")
         return self.read()
 
     def complete(self, base: Base) -> None:
@@ -399,12 +399,20 @@ def test_a_volume_that_goes_leaves_the_rest(world: World, monkeypatch: pytest.Mo
     assert (world.order(), world.completed) == ([1], [])
 
 
+@pytest.mark.parametrize(
+    "stack",
+    [
+        Stack("v", "t", "/dev/sdb", "cached", base_image_id="i"),
+        Stack("v", "t", "/dev/sdb", "direct", origin_image_id="i"),
+    ],
+    ids=["cached", "not cached yet"],
+)
 def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, stack: Stack
 ) -> None:
     monkeypatch.setattr(demand, "LOOK", 0.01)
     world.follow(THIRD, SECOND)
-    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    world.stacks["v"] = stack
     reading = True
     world.read = lambda: time.monotonic_ns() if reading else 0
     filler = world.filler()
