@@ -289,24 +289,24 @@ class FakeMetadata:
 class FakeLoops:
     dm: FakeDeviceMapper
     loops: dict[str, str] = field(default_factory=dict)
+    made: int = 0  # that ever were: a name is not given twice
 
-    def attach(self, device: str) -> str:
-        if found := self.find(device):
-            return found
-        name = f"/dev/loop{len(self.loops)}"
-        self.loops[name] = device
+    def attach(self, device: str, count: int) -> list[str]:
+        for number in range(self.made, self.made + count - len(self.find(device))):
+            self.loops[f"/dev/loop{number}"] = device
+            self.made = number + 1
         self.dm.held.add(device.removeprefix(MAPPER))
-        return name
+        return self.find(device)
 
-    def find(self, device: str) -> str | None:
-        return next((name for name, back in self.loops.items() if back == device), None)
+    def find(self, device: str) -> list[str]:
+        return [name for name, back in self.loops.items() if back == device]
 
     def reopen(self, device: str) -> None:
         """Nothing is read ahead here."""
 
     def detach(self, loop: str) -> None:
         device = self.loops.pop(loop, None)
-        if device:
+        if device and not self.find(device):
             self.dm.held.discard(device.removeprefix(MAPPER))
 
 

@@ -91,7 +91,7 @@ def disagreements(cluster: Cluster, node: Node) -> list[str]:
     replicas = {path.iqn for path in paths if path.is_open}
     images, volumes = {b.image_id for b in bases}, {s.volume_id for s in stacks}
     rows = _rows(cluster, node.name)
-    loops = {f"number {i}" for i in range(len(expected.loops))}
+    loops = {f"number {i}" for i in range(sum(expected.loops.values()))}
     phases = [base.phase for base in bases] + [stack.phase for stack in stacks]
     found = [f"{phase} in the state file" for phase in phases if phase != state.READY]
     found += [

@@ -5,7 +5,7 @@ What a graph consists of is decided in :mod:`os_brick_thunder.agent.policy.layou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from os_brick_thunder.agent.policy import layout
@@ -24,7 +24,7 @@ class Expected:
 
     names: frozenset[str]
     thin_ids: frozenset[int]
-    loops: frozenset[str]  # paths of the devices under them
+    loops: Mapping[str, int]  # by the path of the device under them
     exports: frozenset[str]  # iqns
 
 
@@ -39,7 +39,7 @@ def expected(host: str, bases: Iterable[Base], stacks: Iterable[Stack]) -> Expec
         thin_ids=frozenset(
             (devnames.ZERO_ID, *(spec.thin_id for spec in specs if spec.thin_id is not None))
         ),
-        loops=frozenset(devnames.path(spec.name) for spec in specs if spec.loop),
+        loops={devnames.path(spec.name): spec.loops for spec in specs if spec.loops},
         exports=frozenset(spec.export for spec in specs if spec.export),
     )
 
@@ -72,8 +72,10 @@ def _create(kit: Kit, spec: DeviceSpec, inputs: BuildInputs, loops: dict[str, st
     kit.dm.create(spec.name, _table(spec, inputs, loops), readonly=spec.readonly)
     if spec.cache_metadata:
         kit.restore_cache(device, spec.cache_metadata(inputs))
-    if spec.loop:
-        loops[layout.loop_over(spec.name)] = kit.loops.attach(device)
+    if spec.loops:
+        found = kit.loops.attach(device, spec.loops)
+        for number in range(spec.loops):
+            loops[layout.loop_over(spec.name, number)] = found[number % len(found)]
     if spec.export:
         kit.targets.export(device, spec.export, inputs.portal)
 
@@ -83,7 +85,7 @@ def _table(spec: DeviceSpec, inputs: BuildInputs, loops: dict[str, str]) -> Tabl
 
 
 def reload(kit: Kit, graph: Graph, name: str, inputs: BuildInputs) -> None:
-    """Swap the table of one device of a graph; none that reads through a loop device.
+    """Swap the table of one device of a graph; none that reads through loop devices.
 
     :raises errors.ThunderError: it has its table as before
     """
@@ -120,13 +122,13 @@ def _push_removal(kit: Kit, spec: DeviceSpec, undo: UndoStack, delete_thin: bool
     if delete_thin and spec.thin_id is not None:
         undo.push(kit.pool.delete_thin, spec.thin_id)
     undo.push(kit.dm.remove, spec.name)
-    if spec.loop:
-        undo.push(detach_loop, kit, spec.name)
+    if spec.loops:
+        undo.push(detach_loops, kit, spec.name)
     if spec.export:
         undo.push(kit.targets.unexport, spec.export)
 
 
-def detach_loop(kit: Kit, name: str) -> None:
-    """Detach the loop device over a device; absent is success."""
-    if loop := kit.loops.find(devnames.path(name)):
+def detach_loops(kit: Kit, name: str) -> None:
+    """Detach the loop devices over a device; absent is success."""
+    for loop in kit.loops.find(devnames.path(name)):
         kit.loops.detach(loop)

@@ -86,7 +86,7 @@ def _sweep_devices(kit: Kit, expected: Expected) -> None:
     while True:
         for device in strays():
             with _logged(f"device {device.name}"):
-                devices.detach_loop(kit, device.name)  # it has the device open
+                devices.detach_loops(kit, device.name)  # they have the device open
         idle = [device for device in strays() if not device.opened]
         if not idle:
             return

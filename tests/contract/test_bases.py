@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -254,11 +256,12 @@ def test_reads_that_failed_before_a_base_had_a_source_shorten_no_later_ones(
     """They are those of udev, which reads each new loop device."""
     kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
     with unfilled.base(BASE, {}):
-        loop = kit.loops.find(paths)
-        assert loop
+        loops = kit.loops.find(paths)
+        assert len(loops) == layout.LOOPS
         for at in range(4):
-            with pytest.raises(OSError, match="Input/output error"):
-                read_direct(loop, at * MIB)
+            for loop in loops:
+                with pytest.raises(OSError, match="Input/output error"):
+                    read_direct(loop, at * MIB)
         unfilled.devices.connect(BASE, {PATH: unfilled.image})
         unfilled.devices._reopening.join(60)
         assert not unfilled.devices._reopening.is_busy("i")
@@ -268,6 +271,26 @@ def test_reads_that_failed_before_a_base_had_a_source_shorten_no_later_ones(
         assert read == expected()[2 * MIB : 3 * MIB]
         # With 8 KiB at a time it would be half of the pages.
         assert kit.blocks.requests(paths) - before <= len(PAGES) // 4
+
+
+def test_reads_of_what_a_base_lacks_do_not_wait_for_each_other(unfilled: Unfilled) -> None:
+    """Not if they are in different areas: a loop device makes one request after the other."""
+    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
+    base = dataclasses.replace(BASE, allocated=((0, SIZE),))
+    places = range(0, layout.LOOPS * layout.LEAST_AREA, layout.LEAST_AREA)
+    with unfilled.base(base, {}), ThreadPoolExecutor(len(places)) as threads:
+        unfilled.devices._reopening.join(60)
+        run("udevadm", "settle")
+        unfilled.devices.hold_reads(base)
+        read = [threads.submit(read_direct, devnames.path(NAMES.base), at) for at in places]
+        for _ in range(600):
+            waiting = kit.blocks.in_flight(paths)
+            if waiting >= len(places):
+                break
+            time.sleep(0.1)
+        unfilled.devices.connect(base, {PATH: unfilled.image})
+        assert [each.result() for each in read] == [expected()[at:][:4096] for at in places]
+    assert waiting >= len(places)
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(

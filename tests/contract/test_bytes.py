@@ -63,7 +63,7 @@ def test_a_cache_with_a_restored_map_reads_where_it_says(world: World, block: in
 def test_readahead_over_holes_fails_no_path(world: World) -> None:
     """dm's zero target fails readahead: buffered reads of a hole would fail a multipath's path."""
     kit, size = world.kit, 8 * MIB
-    kit.dm.create("thunder-s", layout.source_table("", size, Extents(), 64 << 10), readonly=True)
+    kit.dm.create("thunder-s", layout.source_table([""], size, Extents(), 64 << 10), readonly=True)
     paths = layout.paths_table((devnames.path("thunder-s"),), size)
     kit.dm.create("thunder-m", paths, readonly=True)
     with open(devnames.path("thunder-m"), "rb") as device:

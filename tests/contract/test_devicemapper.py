@@ -214,18 +214,21 @@ def test_a_thin_device_tells_what_it_holds(world: World) -> None:
     world.kit.pool.delete_thin(7)
 
 
-def test_a_loop_is_found_again_and_holds_its_device(world: World) -> None:
+def test_loops_are_found_again_and_hold_their_device(world: World) -> None:
     kit = world.kit
     kit.dm.create("thunder-a", linear(world), readonly=True)
     device = devnames.path("thunder-a")
-    loop = kit.loops.attach(device)
-    assert kit.loops.attach(device) == loop
-    assert kit.loops.find(device) == loop
-    with pytest.raises(errors.DeviceBusy):
-        kit.dm.remove("thunder-a")
-    kit.loops.detach(loop)
-    kit.loops.detach(loop)
-    assert kit.loops.find(device) is None
+    (first,) = kit.loops.attach(device, 1)
+    loops = kit.loops.attach(device, 2)
+    assert len(loops) == 2
+    assert first in loops
+    assert sorted(kit.loops.attach(device, 2)) == sorted(kit.loops.find(device)) == sorted(loops)
+    for loop in loops:
+        with pytest.raises(errors.DeviceBusy):
+            kit.dm.remove("thunder-a")
+        kit.loops.detach(loop)
+        kit.loops.detach(loop)
+    assert kit.loops.find(device) == []
     kit.dm.remove("thunder-a")
 
 

@@ -85,20 +85,20 @@ class BaseDevices:
         """Free the disks of a complete base's sources: from now on, reads from there fail.
 
         Nothing is read from there any longer but what was begun before the base held it. The loop
-        device under the base's source shows when that has ended. What is above the loop device does
-        not change its table, so no read waits, and no readahead fails.
+        devices under the base's source show when that has ended. What is above them does not
+        change its table, so no read waits, and no readahead fails.
 
         :raises errors.DeviceBusy: something is still being read; nothing was changed
         """
         name = layout.read_through(base)
         if self._kit.dm.table(name) is None:  # an older agent removed it
             return
-        loop = self._kit.loops.find(devnames.path(name))
         until = time.monotonic() + _LAST_READS
-        while loop and self._kit.blocks.in_flight(loop):
-            if time.monotonic() > until:
-                raise errors.DeviceBusy(loop, "reads from the sources of a base")
-            time.sleep(_POLL)
+        for loop in self._kit.loops.find(devnames.path(name)):
+            while self._kit.blocks.in_flight(loop):
+                if time.monotonic() > until:
+                    raise errors.DeviceBusy(loop, "reads from the sources of a base")
+                time.sleep(_POLL)
         for each in layout.multipaths(base):
             self._kit.dm.wipe(each)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.run import Runner, run
+
+LOG = logging.getLogger(__name__)
 
 #: linux/loop.h
 _LOOP_CHANGE_FD = 0x4C06
@@ -19,47 +22,55 @@ class LoSetup:
     def __init__(self, runner: Runner = run) -> None:
         self._run = runner
 
-    def attach(self, device: str) -> str:
-        """Attach a read-only loop device to a block device, or return the existing one.
+    def attach(self, device: str, count: int) -> list[str]:
+        """Attach read-only loop devices to a block device, beside those that are.
 
-        It reads through the page cache of ``device``, so that a block is fetched once however many
+        They read through the page cache of ``device``, so that a block is fetched once however many
         readers need it at the same time.
 
+        :param count: how many there are to be; one is enough if the kernel has no more
         :returns: ``/dev/loopN``
-        :raises errors.ProcessError:
+        :raises errors.ProcessError: there is none
         """
         found = self.find(device)
-        if found:
-            return found
-        return self._run("losetup", "--find", "--show", "--read-only", device).strip()
+        while len(found) < count:
+            try:
+                added = self._run("losetup", "--find", "--show", "--read-only", device)
+            except errors.ProcessError as error:
+                if not found:
+                    raise
+                LOG.warning(
+                    "%s: %d loop devices instead of %d: %s", device, len(found), count, error
+                )
+                break
+            found.append(added.strip())
+        return found
 
-    def find(self, device: str) -> str | None:
-        """The loop device that is attached to a block device, if any."""
+    def find(self, device: str) -> list[str]:
+        """The loop devices that are attached to a block device."""
         text = self._run("losetup", "--list", "--json", "--output", "NAME,BACK-FILE")
         loops = json.loads(text)["loopdevices"] if text.strip() else []
         backing = os.path.realpath(device)  # losetup follows the link under /dev/mapper too
-        return next((loop["name"] for loop in loops if loop["back-file"] == backing), None)
+        return [loop["name"] for loop in loops if loop["back-file"] == backing]
 
     def reopen(self, device: str) -> None:
-        """Have the loop device that is attached to a block device, if any, open it anew.
+        """Have the loop devices that are attached to a block device open it anew.
 
         With each page that cannot be read the kernel reads ahead a quarter of what it did, for as
         long as the file is open (``shrink_readahead_size_eio()``). Waits until what is being read
         has been.
 
-        :raises errors.DeviceNotFound: it is being removed
+        :raises errors.DeviceNotFound: one of them is being removed
         """
-        loop = self.find(device)
-        if loop is None:
-            return
-        try:
-            with (
-                open(loop, "rb", buffering=0) as changed,
-                open(device, "rb", buffering=0) as opened,
-            ):
-                fcntl.ioctl(changed, _LOOP_CHANGE_FD, opened.fileno())
-        except OSError as error:
-            raise errors.DeviceNotFound(loop, str(error)) from error
+        for loop in self.find(device):
+            try:
+                with (
+                    open(loop, "rb", buffering=0) as changed,
+                    open(device, "rb", buffering=0) as opened,
+                ):
+                    fcntl.ioctl(changed, _LOOP_CHANGE_FD, opened.fileno())
+            except OSError as error:
+                raise errors.DeviceNotFound(loop, str(error)) from error
 
     def detach(self, loop: str) -> None:
         """Detach a loop device; absent is success. One that is open goes when it is closed."""

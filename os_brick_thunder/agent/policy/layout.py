@@ -12,11 +12,11 @@
       │    └─ LUN
       └─ LUN
     thunder-base-<image>      thin, external origin = source
-      └─ thunder-source-<image>    allocated: loop over paths; holes: thunder-zero
-           └─ loop ─ thunder-paths-<image>   read-only multipath over replicas, at first over none;
+      └─ thunder-source-<image>    allocated: loops over paths; holes: thunder-zero
+           └─ loops ─ thunder-paths-<image>   read-only multipath over replicas, at first over none;
                                              once the base is complete, errors: nothing may be read
                                              from there. If only what was checked is to be read of
-                                             the base, the loop is over thunder-storage-<image>, a
+                                             the base, the loops are over thunder-storage-<image>, a
                                              multipath over those on storage hosts, and the base is
                                              filled from thunder-paths
     thunder-export-<image>    read-only linear over base
@@ -35,7 +35,7 @@ removes what these return.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from os_brick_thunder.agent.policy import cachemap
@@ -47,6 +47,13 @@ from os_brick_thunder.common.state import Base, ReplicaPath, Stack
 
 #: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
+#: Loop devices through which a base reads what it does not hold: for each the kernel makes one
+#: request after the other. They share the page cache of the device under them. An odd number, as
+#: what a file system reads at the same time may be powers of two apart.
+LOOPS = 5
+#: Bytes that are read through one of them before it is the next one's turn: a power of two, at
+#: least the first figure, and so much that an image has at most as many areas as the second says.
+LEAST_AREA, MOST_AREAS = 256 << 10, 2048
 WRITETHROUGH = "writethrough"
 NOTHING = Extents()
 
@@ -72,7 +79,7 @@ class DeviceSpec:
     table: Callable[[BuildInputs], Table]
     readonly: bool = False
     thin_id: int | None = None  # the pool's thin device that it maps, created before it
-    loop: bool = False  # a loop device is attached over it; see :func:`loop_over`
+    loops: int = 0  # loop devices that are attached over it; see :func:`loop_over`
     export: str = ""  # iqn under which other hosts read it
     #: What is written to it, as cache_restore(8) takes it.
     cache_metadata: Callable[[BuildInputs], str] | None = None
@@ -84,9 +91,12 @@ class DeviceSpec:
 Graph = tuple[DeviceSpec, ...]
 
 
-def loop_over(name: str) -> str:
-    """How a table names the loop device over a device of the same graph, before it is attached."""
-    return f"loop:{name}"
+def loop_over(name: str, number: int) -> str:
+    """How a table names a loop device over a device of the same graph, before it is attached.
+
+    :param number: from 0
+    """
+    return f"loop{number}:{name}"
 
 
 def base_devices(base: Base, iqn: str) -> Graph:
@@ -100,20 +110,21 @@ def base_devices(base: Base, iqn: str) -> Graph:
     """
     names, size = ImageNames(base.image_id), base.size
     read = read_through(base)
+    loops = [loop_over(read, number) for number in range(LOOPS)]
 
     def multipath(name: str) -> DeviceSpec:
         return DeviceSpec(
             name,
             lambda _: no_paths_table(size) if base.complete else paths_table((), size),
             readonly=True,
-            loop=name == read,
+            loops=LOOPS if name == read else 0,
         )
 
     return (
         *map(multipath, multipaths(base)),
         DeviceSpec(
             names.source,
-            lambda inputs: source_table(loop_over(read), size, base.extents, inputs.block),
+            lambda inputs: source_table(loops, size, base.extents, inputs.block),
             readonly=True,
         ),
         _thin(names.base, base.thin_id, lambda _: size, path(names.source)),
@@ -248,16 +259,18 @@ def no_paths_table(length: int) -> Table:
     return Table.of((sectors(length), dmtable.Error()))
 
 
-def source_table(loop: str, size: int, allocated: Extents, block: int) -> Table:
-    """Allocated blocks from ``loop``, the rest from ``thunder-zero``.
+def source_table(loops: Sequence[str], size: int, allocated: Extents, block: int) -> Table:
+    """Allocated blocks from ``loops``, in turn, the rest from ``thunder-zero``.
 
     Holes of the master are therefore never sent over the network. Ranges are extended to whole pool
     blocks, the unit in which the base is filled.
     """
+    area = max(LEAST_AREA, 1 << (-(-size // MOST_AREAS) - 1).bit_length())
     segments: list[tuple[int, dmtable.Target]] = []
     at = 0
-    for start, end in fill_extents(size, allocated, block):
+    for start, end in fill_extents(size, allocated, block).chunks(area):
         segments.append((sectors(start - at), dmtable.Linear(path(ZERO), sectors(at))))
+        loop = loops[start // area % len(loops)]
         segments.append((sectors(end - start), dmtable.Linear(loop, sectors(start))))
         at = end
     segments.append((sectors(size - at), dmtable.Linear(path(ZERO), sectors(at))))

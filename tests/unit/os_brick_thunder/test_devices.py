@@ -40,7 +40,7 @@ def test_a_base_keeps_its_devices_when_it_is_complete() -> None:
     filling = layout.base_devices(BASE, IQN)
     assert _names(filling) == ["paths", "source", "base", "export"]
     assert str(filling[0].table(inputs)) == "0 131072 multipath 2 queue_mode bio 0 0 0"
-    loop = layout.loop_over(f"thunder-paths-{IMAGE}")
+    loop = layout.loop_over(f"thunder-paths-{IMAGE}", 0)
     assert loop in filling[1].table(inputs).devices
     complete = layout.base_devices(dataclasses.replace(BASE, complete=True), IQN)
     assert [spec.name for spec in complete] == [spec.name for spec in filling]
@@ -64,7 +64,7 @@ def test_what_is_expected_of_a_host() -> None:
         *(f"thunder-{what}-{VOLUME}" for what in ("meta", "local", "cached", "failover", "vol")),
     }
     assert found.thin_ids == {devnames.ZERO_ID, 1, 2, 3}
-    assert found.loops == {f"/dev/mapper/thunder-paths-{IMAGE}"}
+    assert found.loops == {f"/dev/mapper/thunder-paths-{IMAGE}": layout.LOOPS}
     assert found.exports == {f"iqn.2026-11.org.thunder:cmp1:{IMAGE}"}
 
 

@@ -73,6 +73,7 @@ def test_partial_sectors_are_refused() -> None:
 
 MIB = 1 << 20
 BLOCK = 64 << 10
+LOOPS = tuple(f"/dev/loop{number}" for number in range(layout.LOOPS))
 
 
 @given(
@@ -86,7 +87,7 @@ def test_a_source_covers_its_image_and_reads_no_hole_from_the_network(
     allocated = Extents.of(
         (min(start * 4096, size), min((start + length) * 4096, size)) for start, length in pieces
     )
-    table = layout.source_table("/dev/loop0", size, allocated, BLOCK)
+    table = layout.source_table(LOOPS, size, allocated, BLOCK)
     assert table.length * 512 == size
     sent = Extents.of(_linear_ranges(table))
     assert sent == layout.fill_extents(size, allocated, BLOCK)
@@ -99,7 +100,7 @@ def _linear_ranges(table: Table) -> list[tuple[int, int]]:
     for segment in table.segments:
         assert isinstance(segment.target, dmtable.Linear)
         assert segment.target.offset == at  # the same place in the image
-        if segment.target.device == "/dev/loop0":
+        if segment.target.device in LOOPS:
             found.append((at * 512, (at + segment.length) * 512))
         at += segment.length
     return found
@@ -107,8 +108,20 @@ def _linear_ranges(table: Table) -> list[tuple[int, int]]:
 
 def test_the_table_of_a_source_with_many_holes_is_bounded() -> None:
     allocated = Extents.of((i * 2 * BLOCK, i * 2 * BLOCK + BLOCK) for i in range(10_000))
-    table = layout.source_table("/dev/loop0", 20_000 * BLOCK, allocated, BLOCK)
-    assert len(table.segments) <= 2 * layout.MAX_SOURCE_RANGES + 1
+    table = layout.source_table(LOOPS, 20_000 * BLOCK, allocated, BLOCK)
+    assert len(table.segments) <= 2 * layout.MAX_SOURCE_RANGES + 1 + layout.MOST_AREAS
+
+
+@pytest.mark.parametrize("mib", [64, 1024, 1025, 40 << 10, 3 << 20])
+def test_a_source_reads_all_parts_of_an_image_through_each_of_its_loops(mib: int) -> None:
+    """So that reads that are close to each other are at most rarely made one after the other."""
+    size = mib * MIB
+    table = layout.source_table(LOOPS, size, Extents.of([(0, size)]), BLOCK)
+    assert table.length * 512 == size
+    assert len(table.segments) <= layout.MOST_AREAS
+    assert table.devices == LOOPS
+    assert {segment.length for segment in table.segments[:-1]} == {table.segments[0].length}
+    assert table.segments[0].length * 512 <= max(layout.LEAST_AREA, 2 * size // layout.MOST_AREAS)
 
 
 def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
@@ -116,8 +129,8 @@ def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
     without = layout.paths_table((), MIB)
     assert str(without) == "0 2048 multipath 2 queue_mode bio 0 0 0"
     assert Table.parse(str(without)) == without
-    table = layout.source_table("/dev/loop0", MIB, Extents.of([(0, MIB)]), BLOCK)
-    assert str(table) == "0 2048 linear /dev/loop0 0"
+    table = layout.source_table(LOOPS, BLOCK, Extents.of([(0, BLOCK)]), BLOCK)
+    assert str(table) == "0 128 linear /dev/loop0 0"
 
 
 def test_a_volume_reads_its_cache_first_then_its_lun() -> None:

@@ -159,7 +159,7 @@ def test_sources_that_are_still_read_are_detached_later(
     _, stacks, bases, store = host.agent()
     stacks.attach(PAYLOAD, LUN, soon())
     host.app.base.sources.add_spares(IMAGE)
-    (loop,) = host.loops.loops
+    loop = list(host.loops.loops)[-1]
     host.blocks.reading[loop] = 1
     host.complete()
     assert (host.tracker.reports[-1].state, host.tracker.reports[-1].source) == ("complete", None)
