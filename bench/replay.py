@@ -55,7 +55,7 @@ from lab.guests import bootdisk, guest
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.play import agents
-from lab.play.journey import Attached, Journey
+from lab.play.journey import Attached, Journey, cached_after
 from lab.shell import wait_for
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
@@ -153,12 +153,11 @@ class Replays:
         with ThreadPoolExecutor(len(nodes)) as threads:
             done = list(threads.map(lambda n: self._boot(n, pairs[n], plain), nodes))
             egress = self._sent() - before
-            cached = sum(
-                self._journey.stack(node, volume).get("mode") == "cached"
-                for node, volume in pairs.items()
-            )
+            stacks = [self._journey.stack(node, volume) for node, volume in pairs.items()]
             list(threads.map(lambda n: self._journey.detach(n, pairs[n], plain), nodes))
-        return self._told(Arm(name, len(nodes), tuple(done), egress, 0 if plain else cached))
+        cached = [stack for stack in stacks if stack.get("mode") == "cached"]
+        at_once = sum(cached_after(stack) == 0 for stack in cached)
+        return self._told(Arm(name, len(nodes), tuple(done), egress, len(cached), at_once))
 
     def _boot(self, node: Node, volume: str, plain: bool) -> Boot:
         attached: Attached = self._journey.attach(node, volume, plain)

@@ -36,13 +36,19 @@ class Boot:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to boot on some hosts at once; ``egress``: bytes that the storage hosts sent."""
+    """One way to boot on some hosts at once.
+
+    :ivar egress: bytes that the storage hosts sent
+    :ivar cached: volumes that had a cache at the end
+    :ivar at_once: those that had it when their attach was answered; not known of older figures
+    """
 
     name: str
     hosts: int
     boots: tuple[Boot, ...]
     egress: int
     cached: int
+    at_once: int | None = None
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Arm:
@@ -71,6 +77,11 @@ class Arm:
             f"{self.median:.1f}",
             f"{self.last:.1f}",
             f"{max(boot.longest for boot in self.boots):.2f}",
-            "-" if self.name in OTHERS else f"{self.cached} of {self.hosts}",
+            "-" if self.name in OTHERS else self._cached(),
             f"{self.egress / size:.2f}",
         )
+
+    def _cached(self) -> str:
+        if self.at_once is None:
+            return f"{self.cached} of {self.hosts}"
+        return f"{self.at_once} at once, {self.cached - self.at_once} later"
