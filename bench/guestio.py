@@ -90,6 +90,8 @@ ACTIONS = {
     "modified": False,
 }
 DEVICES = ("volume", "LUN", "pool")
+#: The share of misses that must have been some: of a new device udev reads a little itself.
+KNOWN = 0.99
 #: The largest that there is, far from those that the agent assigns.
 THIN_ID = (1 << 24) - 1
 
@@ -203,8 +205,9 @@ def run(journey: Journey, turns: int) -> list[Found]:
         with Steps().step("measuring"), raw_thin(node, full, size) as thin:
             paths = dict(zip(DEVICES, (cached, lun, thin), strict=True))
             found = measure(node, paths, missing, turns)
-        if journey.from_network(node) < before + missed(turns):
-            raise LabError("some misses were none: they were not read from the storage host")
+        read, expected = journey.from_network(node) - before, missed(turns)
+        if read < KNOWN * expected:
+            raise LabError(f"{read} bytes came from the storage host, misses are {expected}")
         for volume in (hits, misses):
             journey.await_cached(node, volume, timeout=0)  # their devices were not failed over
             journey.detach(node, volume)
