@@ -301,7 +301,7 @@ class FakeLoops:
     def find(self, device: str) -> list[str]:
         return [name for name, back in self.loops.items() if back == device]
 
-    def reopen(self, device: str) -> None:
+    def reopen(self, device: str, read_ahead: int) -> None:
         """Nothing is read ahead here."""
 
     def detach(self, loop: str) -> None:

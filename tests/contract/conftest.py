@@ -58,11 +58,11 @@ class World:
         subprocess.run(["dmsetup", "create", name, "--uuid", uuid, "--notable"], check=True)
 
 
-def read_direct(device: str, at: int) -> bytes:
-    """4 KiB of a device at a byte offset, past its own page cache."""
+def read_direct(device: str, at: int, length: int = 4096) -> bytes:
+    """Bytes of a device at an offset, past its own page cache; whole pages."""
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
-        with mmap.mmap(-1, 4096) as page:
+        with mmap.mmap(-1, length) as page:
             os.preadv(fd, [page], at)
             return page[:]
     finally:

@@ -293,6 +293,20 @@ def test_reads_of_what_a_base_lacks_do_not_wait_for_each_other(unfilled: Unfille
     assert waiting >= len(places)
 
 
+def test_what_is_missed_in_order_is_read_far_ahead(unfilled: Unfilled) -> None:
+    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
+    base = dataclasses.replace(BASE, allocated=((0, SIZE),))
+    with unfilled.base(base, {PATH: unfilled.image}):
+        unfilled.devices._reopening.join(60)
+        run("udevadm", "settle")
+        kit.blocks.drop_cache(paths, 0, SIZE)
+        before = kit.blocks.requests(paths)
+        for at in range(0, SIZE, BLOCK):
+            read_direct(devnames.path(NAMES.base), at, BLOCK)
+        # Readahead begins anew in each area; with the kernel's own 128 KiB it would be twice that.
+        assert kit.blocks.requests(paths) - before <= SIZE // (256 << 10) + len(ALLOCATED)
+
+
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(
     unfilled: Unfilled,
 ) -> None:

@@ -8,12 +8,13 @@ import logging
 import os
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.run import Runner, run
 
 LOG = logging.getLogger(__name__)
 
-#: linux/loop.h
-_LOOP_CHANGE_FD = 0x4C06
+#: linux/loop.h and linux/fs.h
+_LOOP_CHANGE_FD, _BLKRASET = 0x4C06, 0x1262
 
 
 class LoSetup:
@@ -53,24 +54,28 @@ class LoSetup:
         backing = os.path.realpath(device)  # losetup follows the link under /dev/mapper too
         return [loop["name"] for loop in loops if loop["back-file"] == backing]
 
-    def reopen(self, device: str) -> None:
+    def reopen(self, device: str, read_ahead: int) -> None:
         """Have the loop devices that are attached to a block device open it anew.
 
         With each page that cannot be read the kernel reads ahead a quarter of what it did, for as
         long as the file is open (``shrink_readahead_size_eio()``). Waits until what is being read
         has been.
 
+        :param read_ahead: bytes that the kernel is to read ahead of sequential reads at most, until
+            the device gets a new table
         :raises errors.DeviceNotFound: one of them is being removed
         """
-        for loop in self.find(device):
-            try:
+        try:
+            with open(device, "rb", buffering=0) as under:
+                fcntl.ioctl(under, _BLKRASET, read_ahead // SECTOR)
+            for loop in self.find(device):
                 with (
                     open(loop, "rb", buffering=0) as changed,
                     open(device, "rb", buffering=0) as opened,
                 ):
                     fcntl.ioctl(changed, _LOOP_CHANGE_FD, opened.fileno())
-            except OSError as error:
-                raise errors.DeviceNotFound(loop, str(error)) from error
+        except OSError as error:
+            raise errors.DeviceNotFound(device, str(error)) from error
 
     def detach(self, loop: str) -> None:
         """Detach a loop device; absent is success. One that is open goes when it is closed."""

@@ -52,8 +52,9 @@ MAX_SOURCE_RANGES = 2000
 #: what a file system reads at the same time may be powers of two apart.
 LOOPS = 5
 #: Bytes that are read through one of them before it is the next one's turn: a power of two, at
-#: least the first figure, and so much that an image has at most as many areas as the second says.
-LEAST_AREA, MOST_AREAS = 256 << 10, 2048
+#: least the first figure, as readahead begins anew with each, and so much that an image has at most
+#: as many areas as the second says.
+LEAST_AREA, MOST_AREAS = 1 << 20, 1024
 WRITETHROUGH = "writethrough"
 NOTHING = Extents()
 
