@@ -11,7 +11,7 @@ help:
 	@echo "make compat                    the driver on the newest release of each supported Cinder"
 	@echo "make server-tests              everything that Nova does with servers and their volumes"
 	@echo "make long-tests                outages, reboots, low space, Cinder's operations: an hour"
-	@echo "make bench                     what boots gain, measured and drawn anew in doc/results: half an hour"
+	@echo "make bench                     what boots gain, measured and drawn anew in doc/results: some hours"
 
 # Debian packages that a target needs beside the lab's. Not those of the environment.
 PACKAGES =

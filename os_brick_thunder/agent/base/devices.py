@@ -97,11 +97,11 @@ class BaseDevices:
         if self._kit.dm.table(name) is None:  # an older agent removed it
             return
         until = time.monotonic() + _LAST_READS
-        for loop in self._kit.loops.find(devnames.path(name)):
-            while self._kit.blocks.in_flight(loop):
-                if time.monotonic() > until:
-                    raise errors.DeviceBusy(loop, "reads from the sources of a base")
-                time.sleep(_POLL)
+        loops = self._kit.loops.find(devnames.path(name))
+        while busy := [loop for loop in loops if self._kit.blocks.in_flight(loop)]:
+            if time.monotonic() > until:
+                raise errors.DeviceBusy(", ".join(busy), "reads from the sources of a base")
+            time.sleep(_POLL)
         for each in layout.multipaths(base):
             self._kit.dm.wipe(each)
 
