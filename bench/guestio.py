@@ -90,8 +90,9 @@ ACTIONS = {
     "modified": False,
 }
 DEVICES = ("volume", "LUN", "pool")
-#: The share of misses that must have been some: of a new device udev reads a little itself.
-KNOWN = 0.99
+#: The least share of the missed bytes that must have come from the storage host: udev has read a
+#: little of a new device before.
+MISSED = 0.99
 #: The largest that there is, far from those that the agent assigns.
 THIN_ID = (1 << 24) - 1
 
@@ -206,7 +207,7 @@ def run(journey: Journey, turns: int) -> list[Found]:
             paths = dict(zip(DEVICES, (cached, lun, thin), strict=True))
             found = measure(node, paths, missing, turns)
         read, expected = journey.from_network(node) - before, missed(turns)
-        if read < KNOWN * expected:
+        if read < MISSED * expected:
             raise LabError(f"{read} bytes came from the storage host, misses are {expected}")
         for volume in (hits, misses):
             journey.await_cached(node, volume, timeout=0)  # their devices were not failed over

@@ -1,6 +1,6 @@
 """Shows what boots gain: the figures of bench.replay and bench.simulate, on a page with pictures.
 
-With --run both are run first, which takes hours, of a quiet machine. `make bench` does that,
+With --run both are run first, which takes hours on a quiet machine. `make bench` does that,
 and installs matplotlib beside the lab's environment, which needs it for nothing else.
 """
 

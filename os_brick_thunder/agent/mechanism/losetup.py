@@ -29,8 +29,8 @@ class LoSetup:
         They read through the page cache of ``device``, so that a block is fetched once however many
         readers need it at the same time.
 
-        :param count: how many there are to be; one is enough if the kernel has no more
-        :returns: ``/dev/loopN``
+        :param count: how many are to be attached in total
+        :returns: ``/dev/loopN`` of each; fewer if the kernel has no more, at least one
         :raises errors.ProcessError: there is none
         """
         found = self.find(device)

@@ -13,7 +13,7 @@
       └─ LUN
     thunder-base-<image>      thin, external origin = source
       └─ thunder-source-<image>    allocated: loops over paths; holes: thunder-zero
-           └─ loops ─ thunder-paths-<image>   read-only multipath over replicas, at first over none;
+           └─ loops ─ thunder-paths-<image>  read-only multipath over replicas, at first over none;
                                              once the base is complete, errors: nothing may be read
                                              from there. If only what was checked is to be read of
                                              the base, the loops are over thunder-storage-<image>, a
@@ -47,13 +47,12 @@ from os_brick_thunder.common.state import Base, ReplicaPath, Stack
 
 #: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
-#: Loop devices through which a base reads what it does not hold: for each the kernel makes one
-#: request after the other. They share the page cache of the device under them. An odd number, as
-#: what a file system reads at the same time may be powers of two apart.
+#: Loop devices through which a base reads what it does not hold: each serves one request at a time.
+#: They share the page cache of the device under them. An odd number, as what a file system reads at
+#: the same time may be powers of two apart.
 LOOPS = 5
-#: Bytes that are read through one of them before it is the next one's turn: a power of two, at
-#: least the first figure, as readahead begins anew with each, and so much that an image has at most
-#: as many areas as the second says.
+#: An area of an image is read through one of them: its least size in bytes, as readahead begins
+#: anew in each, and how many areas an image has at most.
 LEAST_AREA, MOST_AREAS = 1 << 20, 1024
 WRITETHROUGH = "writethrough"
 NOTHING = Extents()
@@ -266,7 +265,7 @@ def source_table(loops: Sequence[str], size: int, allocated: Extents, block: int
     Holes of the master are therefore never sent over the network. Ranges are extended to whole pool
     blocks, the unit in which the base is filled.
     """
-    area = max(LEAST_AREA, 1 << (-(-size // MOST_AREAS) - 1).bit_length())
+    area = _area(size)
     segments: list[tuple[int, dmtable.Target]] = []
     at = 0
     for start, end in fill_extents(size, allocated, block).chunks(area):
@@ -276,6 +275,12 @@ def source_table(loops: Sequence[str], size: int, allocated: Extents, block: int
         at = end
     segments.append((sectors(size - at), dmtable.Linear(path(ZERO), sectors(at))))
     return Table.of(*segments)
+
+
+def _area(size: int) -> int:
+    """Bytes of an image that are read through one loop device: a power of two."""
+    least = -(-size // MOST_AREAS)
+    return max(LEAST_AREA, 1 << (least - 1).bit_length())
 
 
 def fill_extents(size: int, allocated: Extents, block: int) -> Extents:

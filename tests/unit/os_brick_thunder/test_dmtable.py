@@ -129,8 +129,8 @@ def test_without_replicas_a_base_reads_errors_never_zeroes() -> None:
     without = layout.paths_table((), MIB)
     assert str(without) == "0 2048 multipath 2 queue_mode bio 0 0 0"
     assert Table.parse(str(without)) == without
-    table = layout.source_table(LOOPS, BLOCK, Extents.of([(0, BLOCK)]), BLOCK)
-    assert str(table) == "0 128 linear /dev/loop0 0"
+    table = layout.source_table(LOOPS, MIB, Extents.of([(0, MIB)]), BLOCK)
+    assert str(table) == "0 2048 linear /dev/loop0 0"
 
 
 def test_a_volume_reads_its_cache_first_then_its_lun() -> None:

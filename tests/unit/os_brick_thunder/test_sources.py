@@ -513,7 +513,7 @@ def test_what_is_not_filled_yet_is_read_from_a_storage_host_alone(host: Host) ->
     assert hosts(store) == ["cmp2", "stor1"]
     assert table(host) == ["cmp2:3260", "stor1:3260"]
     assert table(host, STORAGE) == ["stor1:3260"]
-    assert set(host.loops.loops.values()) == {devnames.path(STORAGE)}
+    assert list(host.loops.loops.values()) == [devnames.path(STORAGE)] * layout.LOOPS
     base = store.bases[IMAGE]
     assert layout.filled_from(base) == PATHS
     host.tracker.plan = AGAIN
