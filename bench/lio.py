@@ -38,7 +38,7 @@ from cinder_thunder import target  # noqa: E402
 from lab.cluster import Cluster, Options  # noqa: E402
 from lab.nodes.node import TREE  # noqa: E402
 from lab.nodes.topology import Topology  # noqa: E402
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup  # noqa: E402
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper  # noqa: E402
 from os_brick_thunder.common.policy.dmtable import Table, Zero  # noqa: E402
 from os_brick_thunder.common.transport import lio  # noqa: E402
 
@@ -123,7 +123,7 @@ class Scene:
         ):
             self.drivers[name] = kind(configuration=options)
             self.drivers[name].db = nobody
-        self._dm = DmSetup()
+        self._dm = KernelDeviceMapper()
         self._numbers = itertools.count()
         self._attached: list[Volume] = []
 

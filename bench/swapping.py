@@ -37,7 +37,7 @@ from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.devices import StackDevices
 from os_brick_thunder.agent.undo import UndoStack
-from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames, path
 from os_brick_thunder.common.policy.extents import Extents
@@ -280,7 +280,7 @@ def scene(folder: Path, delay_ms: int = 0, pause: float = 0.0) -> Iterator[Scene
     :param pause: seconds of each thread of the guest between two requests
     """
     loops = [_loop(folder / "lun", VOLUME), _loop(folder / "pool", 768 * MIB)]
-    dm, lun = DmIoctl(), loops[0]
+    dm, lun = KernelDeviceMapper(), loops[0]
     if delay_ms:
         table = f"0 {VOLUME // 512} delay {lun} 0 0 {lun} 0 {delay_ms}\n"
         subprocess.run(["dmsetup", "create", "under-lun"], input=table, text=True, check=True)
@@ -317,7 +317,7 @@ def _loop(file: Path, length: int) -> str:
     return done.stdout.strip()
 
 
-def _sweep(dm: DmIoctl) -> None:
+def _sweep(dm: KernelDeviceMapper) -> None:
     while devices := dm.devices():
         for device in devices:
             if device.name.startswith(devnames.FAILOVER_PREFIX):

@@ -12,7 +12,8 @@ import time
 from typing import Protocol
 
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup, MappedDevice
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
+from os_brick_thunder.common.mechanism.dmioctl import MappedDevice
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import UUID_PREFIX, VolumeNames
 from os_brick_thunder.common.policy.timelimits import PROBE
@@ -22,7 +23,7 @@ _POLL = 0.2
 
 
 class DeviceMapper(Protocol):
-    """What is needed of :class:`.DmSetup`."""
+    """What is needed of :class:`.KernelDeviceMapper`."""
 
     def devices(self) -> list[MappedDevice]: ...
 
@@ -41,7 +42,7 @@ def take_down(volume_id: str) -> None:
     :raises errors.DeviceBusy: the volume is open; nothing was changed
     :raises errors.ProcessError: the kernel refused
     """
-    dismantle(DmSetup(), volume_id)
+    dismantle(KernelDeviceMapper(), volume_id)
 
 
 def dismantle(dm: DeviceMapper, volume_id: str, patience: float = PROBE) -> None:

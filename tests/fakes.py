@@ -15,7 +15,7 @@ from os_brick_thunder.agent.app import Settings
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
+from os_brick_thunder.common.mechanism.dmioctl import MappedDevice
 from os_brick_thunder.common.policy import devnames, dmtable
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table

@@ -20,17 +20,15 @@ from os_brick_thunder.agent import app
 from os_brick_thunder.agent.agent import Agent
 from os_brick_thunder.agent.api import application
 from os_brick_thunder.agent.exporter import AgentEndpoint, agent_server
-from os_brick_thunder.agent.mechanism import cachemeta, hostlock
+from os_brick_thunder.agent.mechanism import cachemeta, hostlock, loops
 from os_brick_thunder.agent.mechanism.failover import FailoverProcess
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
-from os_brick_thunder.agent.mechanism.losetup import LoSetup
 from os_brick_thunder.agent.policy import identity
 from os_brick_thunder.agent.ports import Host, Kit, PoolMetadata
 from os_brick_thunder.common import conf as options
 from os_brick_thunder.common import errors, rpc, wire
 from os_brick_thunder.common.mechanism import blockdev
-from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.mechanism.thinmeta import ThinMetadata
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.state import StateFile
@@ -41,13 +39,13 @@ LOG = logging.getLogger(__name__)
 _THREADS = 64
 
 
-def kernel_kit(dm: DmSetup, pool: LocalPool) -> Kit:
+def kernel_kit(dm: KernelDeviceMapper, pool: LocalPool) -> Kit:
     """The mechanisms of this host, over a pool that is open."""
     return Kit(
         dm=dm,
         pool=pool,
         metadata=ThinMetadata(devnames.POOL, devnames.path(devnames.POOL_METADATA), dm),
-        loops=LoSetup(),
+        loops=loops,
         initiator=iscsi.IscsiAdm(),
         targets=lio,
         blocks=blockdev,
@@ -65,7 +63,7 @@ def _kit(conf: Any, pool: LocalPool) -> Kit:
     if not device:
         device = pool.resolve_group(conf.pool_volume_group, conf.pool_size_gib)
     pool.open(device, conf.pool_block_kib << 10)
-    return kernel_kit(DmIoctl(), pool)
+    return kernel_kit(KernelDeviceMapper(), pool)
 
 
 def kernel_host(conf: cfg.ConfigOpts, transport: Any) -> Host:
@@ -91,7 +89,7 @@ def kernel_host(conf: cfg.ConfigOpts, transport: Any) -> Host:
     )
     hostlock.hold(Path(f"{mine.state_file}.lock"))
     store = StateFile(Path(mine.state_file))
-    pool = LocalPool(DmIoctl())
+    pool = LocalPool(KernelDeviceMapper())
     kit = _kit(mine, pool)
     try:
         claim(store, pool, kit.metadata)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
+from os_brick_thunder.common.mechanism.dmioctl import MappedDevice
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents

@@ -13,7 +13,7 @@ from os_brick_thunder.agent.devices import Expected
 from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.stack.stacks import Stacks
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.dmsetup import MappedDevice
+from os_brick_thunder.common.mechanism.dmioctl import MappedDevice
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, iqn_of
 

@@ -18,8 +18,7 @@ import pytest
 from os_brick_thunder.agent.main import kernel_kit
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.ports import Kit
-from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.transport import lio
 from tests import fakes
@@ -36,6 +35,7 @@ _KERNEL_ONLY = [
     "test_lvm.py",
     "test_swap.py",
     "test_targets.py",
+    "test_udev.py",
     "test_waiting.py",
 ]
 collect_ignore = [] if KERNEL else _KERNEL_ONLY
@@ -83,7 +83,7 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
         _disk(tmp_path / name, size)
         for name, size in (("pool", getattr(request, "param", 512)), ("disk", 64))
     ]
-    dm = DmIoctl()
+    dm = KernelDeviceMapper()
     pool = LocalPool(dm)
     pool.open(disks[0], 64 << 10)
     kit = kernel_kit(dm, pool)
@@ -106,10 +106,10 @@ def _disk(file: Path, mib: int) -> str:
 
 
 def _devices() -> set[str]:
-    return {device.name for device in DmSetup().devices()}
+    return {device.name for device in KernelDeviceMapper().devices()}
 
 
-def _sweep(dm: DmSetup) -> None:
+def _sweep(dm: KernelDeviceMapper) -> None:
     """Remove all devices that a test has left, the pool last."""
     while devices := dm.devices():
         idle = [device.name for device in devices if not device.opened]

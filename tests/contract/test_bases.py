@@ -21,7 +21,7 @@ from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import wire
-from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.run import run
@@ -194,12 +194,12 @@ def test_a_pool_that_is_opened_again_has_its_identity(world: World) -> None:
     assert table is not None
     number = table.devices[0]
     device = os.path.realpath(f"/dev/block/{number}")
-    pool = LocalPool(DmIoctl())
+    pool = LocalPool(KernelDeviceMapper())
     pool.open(device, BLOCK)
     assert (pool.identity, pool.assembled) == ("", False)
     pool.identify("one-of-its-own")
     pool.close()
-    again = LocalPool(DmIoctl())
+    again = LocalPool(KernelDeviceMapper())
     again.open(device, BLOCK)
     assert (again.identity, again.assembled) == ("one-of-its-own", True)
 

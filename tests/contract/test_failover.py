@@ -26,7 +26,7 @@ from os_brick_thunder.agent.mechanism.localpool import LABEL_LENGTH, LocalPool
 from os_brick_thunder.agent.policy import cachemap, layout
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.common.mechanism import dmioctl, failoverlocks
-from os_brick_thunder.common.mechanism.dmioctl import DmIoctl
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.extents import Extents
@@ -96,7 +96,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     lun, pool = Below("under-lun", files[0], SIZE // MIB), Below("under-pool", files[1], 512)
     loop = ["losetup", "--find", "--show", "--direct-io=on", lun.path]
     disk = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
-    dm = DmIoctl()
+    dm = KernelDeviceMapper()
     local = LocalPool(dm)
     local.open(pool.path, BLOCK)
     kit = kernel_kit(dm, local)

@@ -15,7 +15,7 @@ from cinder.cmd import rtstool
 from rtslib_fb.utils import RTSLibError
 
 from cinder_thunder.mechanism import saveconfig, volumetargets
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy.dmtable import Linear, Table
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport import lio
@@ -32,7 +32,7 @@ HALF = 32 << 11
 @pytest.fixture
 def disks(world: World) -> Iterator[tuple[str, str]]:
     """The devices of a volume and of a base; they are removed with the world."""
-    dm = DmSetup()
+    dm = KernelDeviceMapper()
     for at, name in enumerate(("thunder-volume", "thunder-base")):
         dm.create(name, Table.of((HALF, Linear(world.disk, at * HALF))))
     yield "/dev/mapper/thunder-volume", "/dev/mapper/thunder-base"
@@ -108,12 +108,12 @@ def test_a_target_without_its_disk_is_restored_when_the_disk_is_there(
     """A service that restores everything at once comes before the volumes are active."""
     before = _described(VOLUME)
     _reboot()
-    table = DmSetup().table("thunder-volume")
+    table = KernelDeviceMapper().table("thunder-volume")
     assert table is not None
-    DmSetup().remove("thunder-volume")
+    KernelDeviceMapper().remove("thunder-volume")
     rtstool.restore_from_file(str(saved))
     assert not volumetargets._is_whole(VOLUME)
-    DmSetup().create("thunder-volume", table)
+    KernelDeviceMapper().create("thunder-volume", table)
     assert volumetargets.restore(VOLUME, saved)
     assert _described(VOLUME) == before
 

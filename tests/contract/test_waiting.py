@@ -172,8 +172,8 @@ def test_nothing_waits_for_an_agent_that_was_killed(world: World) -> None:
     world.kit.dm.create(NAMES.paths, layout.paths_table((), SIZE), readonly=True)
     program = (
         "import sys, time\n"
-        "from os_brick_thunder.common.mechanism.dmioctl import DmIoctl\n"
-        f"DmIoctl().queue({NAMES.paths!r})\n"
+        "from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper\n"
+        f"KernelDeviceMapper().queue({NAMES.paths!r})\n"
         "print('queued', flush=True)\n"
         "time.sleep(60)\n"
     )

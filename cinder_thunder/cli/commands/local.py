@@ -14,7 +14,7 @@ from cinder_thunder.cli import caches
 from cinder_thunder.cli.base import ThunderCommand
 from os_brick_thunder.common import conf as options
 from os_brick_thunder.common import errors, stats
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy.devnames import VolumeNames, path
 from os_brick_thunder.common.state import StateFile
 
@@ -58,7 +58,7 @@ class StackList(HostCommand, Lister):
             raise errors.InvalidRequest(
                 f"no permission to read {mine.state_file} and device-mapper: run it as root"
             )
-        dm = DmSetup()
+        dm = KernelDeviceMapper()
         stacks = StateFile(Path(mine.state_file)).stacks.values()
         rows = [_row(stats.of_stack(dm, stack)) for stack in stacks]
         columns = ("Volume", "Mode", "State", "Image", "Device", "Coverage", "Hits", "Source")

@@ -39,7 +39,6 @@ METADATA_FULL = 90
 #: The tools that the agent calls, each with its Debian package.
 COMPUTE_TOOLS = {
     "dmsetup": "dmsetup",
-    "losetup": "mount",
     "blkid": "util-linux",
     "iscsiadm": "open-iscsi",
     "cache_restore": "thin-provisioning-tools",

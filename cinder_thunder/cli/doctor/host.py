@@ -18,7 +18,7 @@ from cinder_thunder.mechanism import thintools
 from os_brick_thunder.client import AgentClient
 from os_brick_thunder.common import errors, rpc
 from os_brick_thunder.common.mechanism import blockdev, failoverlocks
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.dmtable import SECTOR, ThinPool
 from os_brick_thunder.common.run import run
@@ -31,7 +31,7 @@ class ThisHost:
     def __init__(self, config_file: str) -> None:
         """:param config_file: the configuration with ``transport_url``"""
         self._config_file = config_file
-        self._dm = DmSetup()
+        self._dm = KernelDeviceMapper()
 
     def is_root(self) -> bool:
         return os.geteuid() == 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism import blockdev
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy import devnames, dmstatus, dmtable
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.dmtable import Table, sectors
@@ -62,7 +62,7 @@ def plan_label(size: int, block: int) -> Label:
 class LocalPool:
     """The pool as dm devices (``thunder-pool``, ``-metadata``, ``-data``), and ``thunder-zero``."""
 
-    def __init__(self, dm: DmSetup, runner: Runner = run) -> None:
+    def __init__(self, dm: KernelDeviceMapper, runner: Runner = run) -> None:
         self._dm = dm
         self._run = runner
         self.block = 0

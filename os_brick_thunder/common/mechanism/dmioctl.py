@@ -1,24 +1,20 @@
-"""Device-mapper's ioctl interface, for what is too frequent to start a process for each time.
+"""Device-mapper's ioctl interface, for which no process is started.
 
-``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. The agent changes tables through
-dmsetup(8), which synchronises with udev; where a guest waits, and in the failover watcher, they are
-changed here, at once.
+``ioctl`` on ``/dev/mapper/control``, <linux/dm-ioctl.h>. These calls cannot be interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import select
 import struct
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.blockdev import devnum
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
 from os_brick_thunder.common.policy.dmtable import Table
 
 CONTROL = "/dev/mapper/control"
@@ -33,51 +29,26 @@ _SPEC = struct.Struct("=QQiI16s")
 _MESSAGE = struct.Struct("=Q")
 #: struct dm_name_list: dev, next; then the name.
 _NAME = struct.Struct("=QI")
-_LIST_DEVICES, _DEV_SUSPEND, _TABLE_LOAD, _TABLE_CLEAR, _TABLE_STATUS = 2, 6, 9, 10, 12
-_TARGET_MSG = 14
-_DEV_ARM_POLL = 16
+_LIST_DEVICES, _DEV_CREATE, _DEV_REMOVE, _DEV_SUSPEND, _DEV_STATUS = 2, 3, 4, 6, 7
+_TABLE_LOAD, _TABLE_CLEAR, _TABLE_STATUS, _TARGET_MSG, _DEV_ARM_POLL = 9, 10, 12, 14, 16
+_READONLY, _SUSPENDED = 1 << 0, 1 << 1
 _STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
-_SUSPEND, _SKIP_LOCKFS = 1 << 1, 1 << 10
+_SKIP_LOCKFS = 1 << 10
 _BUFFER = 16 << 10
 #: Of the counters of a region: a guest waits while they are read, so not in several attempts.
 _COUNTERS = 1 << 20
 
 
-class DmIoctl(DmSetup):
-    """The kernel's device-mapper, as root: queries and messages without a process."""
+@dataclass(frozen=True)
+class MappedDevice:
+    """A device in the kernel; ``opened`` counts its openers, including other devices."""
 
-    def status(self, name: str) -> str:
-        return status(name)
-
-    def table(self, name: str) -> Table | None:
-        try:
-            return Table.parse(table(name))
-        except errors.ProcessError as error:
-            if error.rc != errno.ENXIO:
-                raise
-            return None
-
-    def message(self, name: str, text: str) -> str:
-        return message(name, text)
-
-    def suspend(self, name: str) -> float:
-        self._guard(name)
-        began = time.monotonic()
-        # A file system on it is not frozen: what it has not written yet comes after the resume.
-        _call("suspend", _DEV_SUSPEND, name, flags=_SUSPEND | _SKIP_LOCKFS)
-        return began
-
-    def swap(self, name: str, table: Table) -> float:
-        load(name, table.resolved(devnum))
-        try:
-            resume(name)
-        except BaseException:
-            with contextlib.suppress(errors.ProcessError):
-                _call("clear", _TABLE_CLEAR, name)
-            raise
-        ended = time.monotonic()
-        self._unguard(name)
-        return ended
+    name: str
+    uuid: str
+    number: str  # major:minor
+    opened: int
+    readonly: bool
+    suspended: bool
 
 
 def status(name: str) -> str:
@@ -117,6 +88,44 @@ def message(name: str, text: str) -> str:
         space *= 4
 
 
+def create(name: str, uuid: str) -> None:
+    """Create a device without a table.
+
+    :raises errors.ProcessError: ``rc`` is EBUSY if there is one of this name or UUID
+    """
+    _call("create", _DEV_CREATE, name, uuid=uuid)
+
+
+def remove(name: str) -> None:
+    """Remove a device.
+
+    :raises errors.ProcessError: ``rc`` is EBUSY if it is open, ENXIO if there is none
+    """
+    _call("remove", _DEV_REMOVE, name)
+
+
+def info(name: str) -> MappedDevice | None:
+    """A device as it is now, or None if there is none.
+
+    :raises errors.ProcessError: as dmsetup would fail
+    """
+    try:
+        header, _ = _call("info", _DEV_STATUS, name)
+    except errors.ProcessError as error:
+        if error.rc != errno.ENXIO:
+            raise
+        return None
+    opened, flags, number, uuid = header[6], header[7], header[10], header[12]
+    return MappedDevice(
+        name,
+        _text(uuid),
+        _majmin(number),
+        opened,
+        bool(flags & _READONLY),
+        bool(flags & _SUSPENDED),
+    )
+
+
 def numbers() -> dict[str, str]:
     """``major:minor`` of every device by its name, other programs' included."""
     space = _BUFFER
@@ -130,17 +139,17 @@ def numbers() -> dict[str, str]:
     while data:
         number, following = _NAME.unpack_from(data, at)
         if name := _text(data[at + _NAME.size :]):
-            # huge_encode_dev() of the kernel is what libc's makedev() gives, too.
-            found[name] = f"{os.major(number)}:{os.minor(number)}"
+            found[name] = _majmin(number)
         if not following:
             break
         at += following
     return found
 
 
-def load(name: str, table: Table) -> None:
+def load(name: str, table: Table, readonly: bool = False) -> None:
     """Load a table, whose devices are given as ``major:minor``, beside the live one.
 
+    :param readonly: the device is to be read-only with it
     :raises errors.ProcessError: as dmsetup would fail
     """
     parts, at = [], 0
@@ -153,7 +162,21 @@ def load(name: str, table: Table) -> None:
         at += segment.length
     payload = b"".join(parts)
     space = max(_BUFFER, len(payload))
-    _call("load", _TABLE_LOAD, name, payload, targets=len(parts), space=space)
+    flags = _READONLY if readonly else 0
+    _call("load", _TABLE_LOAD, name, payload, flags, targets=len(parts), space=space)
+
+
+def clear(name: str) -> None:
+    """Drop the table that is loaded beside the live one."""
+    _call("clear", _TABLE_CLEAR, name)
+
+
+def suspend(name: str) -> None:
+    """Complete I/O in flight, and queue the rest; a file system on the device is not frozen.
+
+    :raises errors.ProcessError: as dmsetup would fail
+    """
+    _call("suspend", _DEV_SUSPEND, name, flags=_SUSPENDED | _SKIP_LOCKFS)
 
 
 def resume(name: str, flush: bool = True) -> None:
@@ -207,10 +230,11 @@ def _call(
     flags: int = 0,
     targets: int = 0,
     space: int = _BUFFER,
-) -> tuple[tuple[int, ...], bytes]:
+    uuid: str = "",
+) -> tuple[tuple[Any, ...], bytes]:
     control = _open()
     try:
-        return _ioctl(control, what, command, name, payload, flags, targets, space)
+        return _ioctl(control, what, command, name, payload, flags, targets, space, uuid)
     finally:
         os.close(control)
 
@@ -236,10 +260,23 @@ def _ioctl(
     flags: int,
     targets: int,
     space: int,
-) -> tuple[tuple[int, ...], bytes]:
+    uuid: str = "",
+) -> tuple[tuple[Any, ...], bytes]:
     size = _HEADER.size + space
     buffer = bytearray(size)
-    given = (*_VERSION, size, _HEADER.size, targets, 0, flags, 0, 0, 0, name.encode(), b"")
+    given = (
+        *_VERSION,
+        size,
+        _HEADER.size,
+        targets,
+        0,
+        flags,
+        0,
+        0,
+        0,
+        name.encode(),
+        uuid.encode(),
+    )
     _HEADER.pack_into(buffer, 0, *given)
     buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
     request = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command  # _IOWR
@@ -250,6 +287,11 @@ def _ioctl(
         raise _failure(OSError(ctypes.get_errno(), ""), name, *what.split())
     header = _HEADER.unpack_from(buffer)
     return header, bytes(buffer[header[4] : header[3]])
+
+
+def _majmin(number: int) -> str:
+    # huge_encode_dev() of the kernel is what libc's makedev() gives, too.
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _text(raw: bytes) -> str:

@@ -39,7 +39,7 @@ _ATTEMPTS = 3
 
 
 class Messenger(Protocol):
-    """Sends messages to devices, and reads their status; see :class:`.dmsetup.DmSetup`."""
+    """Sends messages to devices, and reads their status; see :mod:`.devicemapper`."""
 
     def message(self, name: str, text: str) -> str: ...
 

@@ -122,7 +122,7 @@ def test_a_healthy_host(tmp_path: Path) -> None:
     assert {name: check.found for name, check in found.items()} == {
         "rights": "root",
         "options": "host cmp1, rack r1, zone z1",
-        "tools": "all 6 are installed",
+        "tools": "all 5 are installed",
         "device-mapper": ", ".join(MAPPER_MODULES),
         "iSCSI target": "target_core_mod, target_core_iblock, iscsi_target_mod",
         "iSCSI initiator": "iqn.2026-11.org.example:cmp1",

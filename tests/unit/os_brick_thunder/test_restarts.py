@@ -9,7 +9,7 @@ import pytest
 
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.mechanism.dmsetup import DmSetup
+from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from tests.unit.os_brick_thunder.test_agent import IMAGE, LUN, PAYLOAD, Host, soon
 
@@ -74,7 +74,7 @@ class Lvm:
 
 def test_the_pools_volume_is_activated_if_nobody_has_done_so() -> None:
     lvm = Lvm("root", "thunder-pool")
-    assert LocalPool(DmSetup(), lvm).resolve_group("vg", 0) == "/dev/vg/thunder-pool"
+    assert LocalPool(KernelDeviceMapper(), lvm).resolve_group("vg", 0) == "/dev/vg/thunder-pool"
     assert lvm.ran[-1] == "lvchange --activate y vg/thunder-pool"
     assert not any("lvcreate" in command for command in lvm.ran)
 
@@ -82,13 +82,13 @@ def test_the_pools_volume_is_activated_if_nobody_has_done_so() -> None:
 def test_a_pool_that_cannot_be_activated_is_not_made_anew() -> None:
     lvm = Lvm("thunder-pool", fails="lvchange")
     with pytest.raises(errors.PoolError, match="vg/thunder-pool could not be activated"):
-        LocalPool(DmSetup(), lvm).resolve_group("vg", 0)
+        LocalPool(KernelDeviceMapper(), lvm).resolve_group("vg", 0)
     assert not any("lvcreate" in command for command in lvm.ran)
 
 
 def test_a_pool_is_made_in_a_group_without_one() -> None:
     lvm = Lvm("root")
-    assert LocalPool(DmSetup(), lvm).resolve_group("vg", 3) == "/dev/vg/thunder-pool"
+    assert LocalPool(KernelDeviceMapper(), lvm).resolve_group("vg", 3) == "/dev/vg/thunder-pool"
     assert lvm.ran[-1].startswith("lvcreate")
     assert "--size 3g" in lvm.ran[-1]
 
@@ -96,5 +96,5 @@ def test_a_pool_is_made_in_a_group_without_one() -> None:
 def test_an_active_pool_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/vg/thunder-pool")
     lvm = Lvm("thunder-pool")
-    assert LocalPool(DmSetup(), lvm).resolve_group("vg", 0) == "/dev/vg/thunder-pool"
+    assert LocalPool(KernelDeviceMapper(), lvm).resolve_group("vg", 0) == "/dev/vg/thunder-pool"
     assert lvm.ran == ["vgs --noheadings vg"]

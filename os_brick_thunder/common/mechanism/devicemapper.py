@@ -1,34 +1,41 @@
-"""Device-mapper through dmsetup(8), one method for each command."""
+"""The devices of the kernel's device-mapper: one method for each operation.
+
+Devices are made and removed without a process, by ioctl: a volume needs five, and a host may attach
+many volumes at once. What waits for I/O in flight of sources is done by dmsetup(8), which is killed
+when that takes too long.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism import dmioctl
 from os_brick_thunder.common.mechanism.blockdev import devnum
-from os_brick_thunder.common.policy import dmstatus
+from os_brick_thunder.common.mechanism.dmioctl import MappedDevice
+from os_brick_thunder.common.policy import devnames, dmstatus
 from os_brick_thunder.common.policy.devnames import UUID_PREFIX
 from os_brick_thunder.common.policy.dmtable import Multipath, Table
 from os_brick_thunder.common.run import Runner, run, when_killed
 
+LOG = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class MappedDevice:
-    """A device in the kernel; ``opened`` counts its openers, including other devices."""
-
-    name: str
-    uuid: str
-    number: str  # major:minor
-    opened: int
-    readonly: bool
-    suspended: bool
+#: Seconds that udev may take to make or remove the link in /dev/mapper.
+_UDEV = 60.0
+#: Seconds that a device may be open to what is about to close it, as udev is, before it is removed;
+#: as ``dmsetup remove --retry``.
+_CLOSED = 5.0
+#: Seconds between two looks.
+_POLL = 0.01
 
 
-class DmSetup:
-    """The kernel's device-mapper."""
+class KernelDeviceMapper:
+    """The kernel's device-mapper, as root."""
 
     def __init__(self, runner: Runner = run) -> None:
         self._run = runner
@@ -39,17 +46,28 @@ class DmSetup:
         """Create a device, or accept an existing one with the same name and table.
 
         :raises errors.TableMismatch: a device of that name has another table
+        :raises errors.DeviceNotFound: one that the table names, or udev does not make its link
         :raises errors.ProcessError: the kernel refused the table
         """
-        argv = ["dmsetup", "create", name, "--uuid", UUID_PREFIX + name]
+        table = table.resolved(devnum)
         try:
-            self._run(*argv, *(["--readonly"] if readonly else []), stdin=f"{table}\n")
-        except errors.ProcessError:
-            found = self.table(name)
+            dmioctl.create(name, UUID_PREFIX + name)
+        except errors.ProcessError as error:
+            found = self.table(name) if error.rc == errno.EBUSY else None
             if found is None:
                 raise
-            if found != table.resolved(devnum):
+            if found != table:
                 raise errors.TableMismatch(name, str(table), str(found)) from None
+            _await_link(name)
+            return
+        try:
+            dmioctl.load(name, table, readonly)
+            dmioctl.resume(name)
+            _await_link(name)
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError, errors.ProcessError):
+                self.remove(name)
+            raise
 
     def reload(self, name: str, table: Table, readonly: bool = False) -> None:
         """Replace a live device's table. I/O waits meanwhile, except readahead, which fails.
@@ -66,8 +84,7 @@ class DmSetup:
         self._swap(name, table, readonly, lambda: self._run(*resume))
 
     def _swap(self, name: str, table: Table, readonly: bool, resume: Callable[[], object]) -> None:
-        flags = ["--readonly"] if readonly else []
-        self._run("dmsetup", "load", name, *flags, stdin=f"{table}\n")
+        dmioctl.load(name, table.resolved(devnum), readonly)
         # Resuming a device with a loaded table suspends it, swaps the tables and resumes it, in one
         # ioctl: if this process dies, the device is not left suspended.
         try:
@@ -75,11 +92,12 @@ class DmSetup:
         except BaseException:
             # A table that is left loaded would be swapped in by whoever resumes the device next.
             with contextlib.suppress(errors.ProcessError):
-                self._run("dmsetup", "clear", name)
+                dmioctl.clear(name)
             raise
 
     def suspend(self, name: str) -> float:
-        """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`swap`.
+        """Complete I/O in flight, and queue the rest until :meth:`resume` or :meth:`swap`. Not what
+        a file system on it has not written yet: that comes after it.
 
         If this process dies before that, the device is resumed nevertheless.
 
@@ -87,7 +105,7 @@ class DmSetup:
         """
         self._guard(name)
         began = time.monotonic()
-        self._run("dmsetup", "suspend", name)
+        dmioctl.suspend(name)
         return began
 
     def swap(self, name: str, table: Table) -> float:
@@ -96,8 +114,10 @@ class DmSetup:
         :returns: ``time.monotonic()`` when it was resumed
         :raises errors.ProcessError: it is suspended still
         """
-        self.reload(name, table)
-        return time.monotonic()
+        self._swap(name, table, readonly=False, resume=lambda: dmioctl.resume(name))
+        ended = time.monotonic()
+        self._unguard(name)
+        return ended
 
     def resume(self, name: str) -> None:
         self._run("dmsetup", "resume", name)
@@ -139,24 +159,25 @@ class DmSetup:
 
         :raises errors.DeviceBusy: it is open
         """
-        try:
-            # udev's probes open a device for a moment: --retry outlasts them.
-            self._run("dmsetup", "remove", "--retry", name)
-        except errors.ProcessError:
-            found = {device.name: device for device in self.devices()}.get(name)
-            if found is None:
-                return
-            if found.opened:
-                raise errors.DeviceBusy(name, f"{found.opened} opener(s)") from None
-            raise
+        until = time.monotonic() + _CLOSED
+        while found := dmioctl.info(name):
+            try:
+                dmioctl.remove(name)
+            except errors.ProcessError as error:
+                if error.rc not in (errno.EBUSY, errno.ENXIO):
+                    raise
+                if time.monotonic() > until:
+                    raise errors.DeviceBusy(name, f"{found.opened} opener(s)") from None
+                time.sleep(_POLL)
+        _await_no_link(name)
 
     def message(self, name: str, text: str) -> str:
-        return self._run("dmsetup", "message", name, "0", *text.split())
+        """Send a message to a device's first segment; see :func:`.dmioctl.message`."""
+        return dmioctl.message(name, text)
 
     def status(self, name: str) -> str:
         """The status of a device, one line for each segment: target type and its status words."""
-        lines = self._run("dmsetup", "status", "--noflush", name).strip().splitlines()
-        return "\n".join(line.split(" ", 2)[2] for line in lines)
+        return dmioctl.status(name)
 
     def with_failed_io(self, *names: str) -> list[str]:
         """Those of some devices that have had failed I/O; see :func:`.dmstatus.has_failed_io`."""
@@ -168,31 +189,40 @@ class DmSetup:
         :raises ValueError: not a table that we write
         """
         try:
-            return Table.parse(self._run("dmsetup", "table", name))
-        except errors.ProcessError:
-            if name in (device.name for device in self.devices()):
+            return Table.parse(dmioctl.table(name))
+        except errors.ProcessError as error:
+            if error.rc != errno.ENXIO:
                 raise
             return None
 
     def devices(self) -> list[MappedDevice]:
         """All devices whose UUID has our prefix."""
-        text = self._run(
-            "dmsetup", "info", "--columns", "--noheadings", "--separator", "|",
-            "--options", "name,uuid,major,minor,open,readonly,suspended",
-        )  # fmt: skip
-        found = []
-        for line in text.splitlines():
-            fields = line.split("|")
-            if len(fields) == 7 and fields[1].startswith(UUID_PREFIX):
-                name, uuid, major, minor, opened, readonly, suspended = fields
-                found.append(
-                    MappedDevice(
-                        name,
-                        uuid,
-                        f"{major}:{minor}",
-                        int(opened),
-                        readonly == "Read-only",
-                        suspended == "Suspended",
-                    )
-                )
-        return found
+        found = map(dmioctl.info, dmioctl.numbers())
+        return [device for device in found if device and device.uuid.startswith(UUID_PREFIX)]
+
+
+def _await_link(name: str) -> None:
+    """Wait until a device can be opened by its name; before, that may be a device that is gone.
+
+    :raises errors.DeviceNotFound:
+    """
+    until = time.monotonic() + _UDEV
+    path = devnames.path(name)
+    while device := dmioctl.info(name):
+        with contextlib.suppress(errors.DeviceNotFound):
+            if devnum(path) == device.number:
+                return
+        if time.monotonic() > until:
+            break
+        time.sleep(_POLL)
+    raise errors.DeviceNotFound(path, f"udev did not make it in {_UDEV:g} s; is systemd-udevd up?")
+
+
+def _await_no_link(name: str) -> None:
+    """Wait until a device that was removed cannot be taken for the next one of its number."""
+    until = time.monotonic() + _UDEV
+    while os.path.lexists(devnames.path(name)) and dmioctl.info(name) is None:
+        if time.monotonic() > until:
+            LOG.warning("%s is left: udev did not remove it", devnames.path(name))
+            return
+        time.sleep(_POLL)
