@@ -1,5 +1,6 @@
-"""When the rest of a base is filled: while no guest of this host reads its image, or fast enough
-that none notices.
+"""How a base is filled beside the reads of guests of this host: the rest of it while there are
+none, or fast enough that none notices; what boots read at a part of its rate while one of their
+volumes has no cache yet.
 """
 
 from __future__ import annotations
@@ -15,11 +16,64 @@ from os_brick_thunder.common.policy.devnames import VolumeNames
 
 #: Seconds between two looks, and of a pause.
 LOOK = 0.2
-#: Seconds that the filling of a base pauses in total. After that it is filled in any case.
+#: Seconds that the filling of a base pauses in total, and that it waits beside volumes without a
+#: cache. After that it is filled in any case.
 MOST = 120.0
 #: Bytes a second from which a base may be filled while guests read, if it is not known what they
 #: will read: they then find much of it here. A slower source has them wait behind what is filled.
 FAST = 50 << 20
+
+
+#: Part of the time that a base is filled while guests read volumes that have no cache yet: they
+#: gain nothing from what is filled, and share their link with it.
+SHARE = 0.25
+#: Seconds of one wait for that: longer ones would keep a filler from stopping.
+_LONGEST = 1.0
+
+
+class _Reads:
+    """Whether guests of this host read some of the volumes of an image.
+
+    :ivar seen: whether they read anything between the last two looks
+    """
+
+    def __init__(
+        self, host: Host, image_id: str, clock: Callable[[], float], uncached: bool
+    ) -> None:
+        """:param uncached: only volumes count that have no cache yet"""
+        self._store = host.store
+        self._blocks = host.kit.blocks
+        self._image_id = image_id
+        self._clock = clock
+        self._uncached = uncached
+        self._looked = -math.inf
+        self._read = 0
+        self.seen = False
+
+    def look(self) -> bool:
+        """:returns: False if the last look was less than :data:`LOOK` seconds ago"""
+        now = self._clock()
+        if now < self._looked + LOOK:
+            return False
+        before, self._read = self._read, self._bytes_read()
+        self._looked = now
+        self.seen = self._read > before
+        return True
+
+    def _bytes_read(self) -> int:
+        users = (
+            stack.volume_id
+            for stack in self._store.stacks.values()
+            if not (self._uncached and stack.mode == "cached")
+            and self._image_id in (stack.base_image_id, stack.origin_image_id)
+        )
+        return sum(map(self._bytes_read_by, users))
+
+    def _bytes_read_by(self, volume_id: str) -> int:
+        try:
+            return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).vol))
+        except errors.DeviceNotFound:  # not yet, or not any longer
+            return 0
 
 
 class Demand:
@@ -32,13 +86,9 @@ class Demand:
     def __init__(
         self, host: Host, image_id: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store = host.store
-        self._blocks = host.kit.blocks
-        self._image_id = image_id
-        self._clock = clock
-        self._looked = -math.inf
-        self._read = 0
-        self._paused = 0.0
+        self._all = _Reads(host, image_id, clock, uncached=False)
+        self._uncached = _Reads(host, image_id, clock, uncached=True)
+        self._paused = self._waited = 0.0
         #: Whether no guest had read anything at the last look.
         self.quiet = False
 
@@ -48,27 +98,26 @@ class Demand:
         :param rate: bytes a second at which it may be filled while guests read, if it is known
         :returns: 0 if guests have read nothing since the last look
         """
-        now = self._clock()
-        if now >= self._looked + LOOK:
-            before, self._read = self._read, self._bytes_read()
-            self._looked = now
-            self.quiet = self._read <= before
+        if self._all.look():
+            self.quiet = not self._all.seen
             if not self.quiet and rate < FAST and self._paused < MOST:
                 self._paused += LOOK
                 return LOOK
         return 0.0
 
-    def _bytes_read(self) -> int:
-        stacks = self._store.stacks.values()
-        users = (
-            stack.volume_id
-            for stack in stacks
-            if self._image_id in (stack.base_image_id, stack.origin_image_id)
-        )
-        return sum(map(self._bytes_read_by, users))
+    def share(self, seconds: float) -> float:
+        """Seconds to wait after something was filled that boots are known to read.
 
-    def _bytes_read_by(self, volume_id: str) -> int:
-        try:
-            return self._blocks.bytes_read(devnames.path(VolumeNames(volume_id).vol))
-        except errors.DeviceNotFound:  # not yet, or not any longer
-            return 0
+        :param seconds: that it took
+        """
+        if not self.uncached or self._waited >= MOST:
+            return 0.0
+        wait = min(seconds * (1 / SHARE - 1), _LONGEST)
+        self._waited += wait
+        return wait
+
+    @property
+    def uncached(self) -> bool:
+        """Whether guests read volumes that have no cache yet."""
+        self._uncached.look()
+        return self._uncached.seen

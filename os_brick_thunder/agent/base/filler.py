@@ -5,7 +5,8 @@ writer, so this is safe at any time and may be interrupted at any point: what is
 is filled, and a restart goes on from there.
 
 What boots of the image read comes first. The rest waits while guests of this host read the base,
-within limits; if no boot was recorded, then only where they would wait behind it.
+within limits; if no boot was recorded, then only where they would wait behind it. While guests read
+volumes that have no cache yet, what boots read is filled at a part of its rate.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ class Filler:
             base.size,
             lambda: self._newest(base).profile,
             functools.partial(self._may_go_on, base, demand),
-            lambda: demand.quiet,
+            demand,
             functools.partial(_read_ahead, paths, needed),
         )
         filling = copy(
@@ -316,7 +317,7 @@ class _Pieces:
         size: int,
         newest: Callable[[], str],
         may_go_on: Callable[[str, float], bool],
-        quiet: Callable[[], bool],
+        demand: Demand,
         read_ahead: Callable[[int, int], None],
     ) -> None:
         """
@@ -324,13 +325,13 @@ class _Pieces:
         :param newest: the profile, encoded, as it is now
         :param may_go_on: called with the profile, and with bytes a second so far, before each piece
             that is not in the profile; may wait
-        :param quiet: whether no guest reads now, who would wait behind what is read ahead
+        :param demand: what guests read now, who would wait behind what is filled or read ahead
         :param read_ahead: has a piece read before it is reached
         """
         self._size = size
         self._newest = newest
         self._may_go_on = may_go_on
-        self._quiet = quiet
+        self._demand = demand
         self._read_ahead = read_ahead
         self._bytes = self._seconds = 0.0
         self.all = False
@@ -353,8 +354,11 @@ class _Pieces:
                 self.unread.discard((piece.start, piece.end))
                 began = time.monotonic()
                 yield piece.start, piece.end
+                seconds = time.monotonic() - began
                 self._bytes = self._bytes * _DECAY + piece.end - piece.start
-                self._seconds = self._seconds * _DECAY + time.monotonic() - began
+                self._seconds = self._seconds * _DECAY + seconds
+                if piece.profiled:
+                    time.sleep(self._demand.share(seconds))
             else:
                 self.all = True
 
@@ -364,9 +368,10 @@ class _Pieces:
 
     def _read_next(self, piece: Piece, following: Iterable[Piece]) -> None:
         """Have the next pieces read; those that no boot reads only once one of them may be, and no
-        guest reads.
+        guest reads. What boots read is not read ahead of guests without a cache either.
         """
-        if not (piece.profiled or self._quiet()):
+        guests_read = self._demand.uncached if piece.profiled else not self._demand.quiet
+        if guests_read:
             return
         for each in following:
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:

@@ -426,6 +426,40 @@ def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
     assert world.base() == world.expected()
 
 
+def test_beside_a_guest_without_a_cache_what_boots_read_gets_a_share(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest gains nothing from it, and reads over the same link."""
+    monkeypatch.setattr(demand, "LOOK", 0.0)
+    world.follow(THIRD, SECOND, FIRST)
+    world.bases["i"] = dataclasses.replace(world.bases["i"], profiled_only=True)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "direct", origin_image_id="i")
+    world.read = time.monotonic_ns
+    slow = 0.02
+    shares: list[float] = []
+
+    def may_fill() -> bool:
+        time.sleep(slow)  # as of a link that the guest uses, too
+        return True
+
+    filler = world.filler(may_fill)
+    share = demand.Demand.share
+
+    def shared(self: demand.Demand, seconds: float) -> float:
+        shares.append(share(self, seconds) / seconds)
+        return share(self, seconds)
+
+    monkeypatch.setattr(demand.Demand, "share", shared)
+    began = time.monotonic()
+    filler.start()
+    wait_until(lambda: len(shares) == 3 and not filler._busy)
+    filler.stop()
+    assert world.order() == [2, 1, 0]
+    assert world.ahead == []  # which the guest would wait behind
+    assert shares == pytest.approx([3.0] * 3)
+    assert time.monotonic() - began > 3 * slow * 4
+
+
 def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "LOOK", 0.01)
     monkeypatch.setattr(demand, "MOST", 0.1)
