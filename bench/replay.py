@@ -2,8 +2,10 @@
 
 A Debian guest is booted once in QEMU, and what it reads is kept with the time between. Then the
 same reads are made on volumes of its image, on N compute hosts at the same moment, over links that
-are limited, so that the network is measured and not this machine's cores. A boot is the attach and
-the reads after it.
+are limited, so that the network is measured and not this machine's cores. For the same reason reads
+begin when all volumes are attached and have their caches, and only then hosts begin to fill what
+they do not have: all attaches in time, and no head start for what is filled. Only while boots are
+recorded, each host reads when its own volume is attached. A boot is the attach and the reads.
 
 plain           os-brick's own connector: every read goes to the storage host. Cinder's image-volume
                 cache is about creating volumes, and reads them like this, too
@@ -13,7 +15,7 @@ copied          as many bytes as the image's file has are copied to each host, o
                 host
 nbd             qemu-nbd exports the image, and each host has a qcow2 file above that, attached with
                 qemu-nbd, too: what is read is fetched, from the storage host alone. The attach is
-                that of the device, without Cinder
+                that of the device, without Cinder, and each host begins to read after its own
 multicast       as "copied", but the bytes are sent once, to all hosts, by udpcast. A datagram of
                 1.5 kB costs each node some 0.1 ms of a core, so the lab's cores are measured, too:
                 where they are no limit, it takes as long as "copied" on one host
@@ -52,10 +54,11 @@ from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import existing_or_new
 from lab.errors import LabError
 from lab.guests import bootdisk, guest
+from lab.inside.heldagent import HOLD
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.play import agents
-from lab.play.journey import Attached, Journey, cached_after
+from lab.play.journey import Journey, cached_after
 from lab.shell import wait_for
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
@@ -64,6 +67,7 @@ MIB, GIB = 1 << 20, 1 << 30
 #: Of the trace's time between reads: without KVM, a guest thinks some ten times as long.
 THINKING = 0.1
 _FILE = "/run/replay.trace"
+_HOLD, _READY = str(HOLD), f"{HOLD}.ready"
 #: Boots of which a profile is made.
 RECORDED = 3
 #: Boots an arm of this name on hosts.
@@ -89,6 +93,7 @@ class Replays:
         text = "".join(f"{read}\n" for read in self._reads)
         for node in nodes:
             node.run(["tee", _FILE], input=text)
+            agents.restart_as(node, "lab.inside.heldagent")
         self._file_size = image.stat().st_size
         self._image = self._journey.upload(image, "replay")
         gib = -(-bootdisk.sizes(image)[0] // GIB)
@@ -147,11 +152,15 @@ class Replays:
     def _has_base(self, node: Node) -> bool:
         return any(b["image_id"] == self._image for b in self._journey.agent(node)["bases"])
 
-    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False) -> Arm:
+    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False, held: bool = True) -> Arm:
+        """:param held: reads begin at the same moment; a recording may have ended by then"""
         pairs = dict(zip(nodes, self._volumes, strict=False))
         before = self._sent()
-        with ThreadPoolExecutor(len(nodes)) as threads:
-            done = list(threads.map(lambda n: self._boot(n, pairs[n], plain), nodes))
+        with ThreadPoolExecutor(2 * len(nodes)) as threads:
+            if held:
+                done = self._boots(threads, pairs, plain)
+            else:
+                done = list(threads.map(lambda node: self._boot(node, pairs[node]), nodes))
             egress = self._sent() - before
             stacks = [self._journey.stack(node, volume) for node, volume in pairs.items()]
             list(threads.map(lambda n: self._journey.detach(n, pairs[n], plain), nodes))
@@ -159,9 +168,29 @@ class Replays:
         at_once = sum(cached_after(stack) == 0 for stack in cached)
         return self._told(Arm(name, len(nodes), tuple(done), egress, len(cached), at_once))
 
-    def _boot(self, node: Node, volume: str, plain: bool) -> Boot:
-        attached: Attached = self._journey.attach(node, volume, plain)
+    def _boot(self, node: Node, volume: str) -> Boot:
+        attached = self._journey.attach(node, volume)
         return self._replay(node, attached.path, attached.attach_s)
+
+    def _boots(
+        self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool
+    ) -> list[Boot]:
+        """Attach volumes to their nodes; then read from all at the same moment."""
+        list(threads.map(lambda node: node.run(["touch", _HOLD]), pairs))
+        try:
+            attached = list(
+                threads.map(lambda node: self._journey.attach(node, pairs[node], plain), pairs)
+            )
+            if not plain:
+                self._journey.await_caches({pairs[node]: node for node in pairs}, self._note)
+            boots = [
+                threads.submit(self._replay, node, each.path, each.attach_s, _HOLD)
+                for node, each in zip(pairs, attached, strict=True)
+            ]
+            wait_for("the first reads", lambda: all(map(_reads, pairs)), timeout=60)
+        finally:
+            list(threads.map(lambda node: node.run(["rm", "-f", _HOLD, _READY]), pairs))
+        return [boot.result() for boot in boots]
 
     def _unknown(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
         """On hosts without the image, none of whose boots is known."""
@@ -184,13 +213,13 @@ class Replays:
     def _warm_recorded(self, name: str, nodes: Sequence[Node]) -> Arm:
         self._fill(nodes)
         self._cluster.thunder("image", "profile", "record", self._image)
-        return self._arm(name, nodes)
+        return self._arm(name, nodes, held=False)
 
     def _record(self, nodes: Sequence[Node]) -> None:
         """Boot on hosts without the image until there is a profile."""
         while self._recorded() < RECORDED:
             self._forget(nodes)
-            self._arm("recorded", nodes)
+            self._arm("recorded", nodes, held=False)
 
     def _fill(self, nodes: Sequence[Node]) -> None:
         """Have the whole image on these hosts."""
@@ -275,8 +304,8 @@ class Replays:
             done = list(threads.map(lambda n: self._replay(n, base, 0.0), nodes))
         return self._told(Arm("local", len(nodes), tuple(done), 0, 0))
 
-    def _replay(self, node: Node, device: str, attach: float) -> Boot:
-        command = f"python -m lab.inside.replay {device} {_FILE} {THINKING}"
+    def _replay(self, node: Node, device: str, attach: float, hold: str = "") -> Boot:
+        command = f"python -m lab.inside.replay {device} {_FILE} {THINKING} {hold}"
         found = json.loads(node.run(command, timeout=900).stdout)
         return Boot(attach, found["seconds"], found["longest"])
 
@@ -289,6 +318,11 @@ class Replays:
             f"reads {arm.reads:.1f} s"
         )
         return arm
+
+
+def _reads(node: Node) -> bool:
+    """Whether a node is about to read, or has begun."""
+    return node.run(["test", "-e", _READY], check=False).returncode == 0
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ S / B * (1 + floor(log2 N) / M) for M pieces of S bytes, and beside other ways t
 from one storage host, and a copy of the whole image before the boot, by a pipeline of hosts
 (BitTorrent, multicast) at its best.
 
---measured compares with what bench.replay wrote, with its attaches and its reads from the hosts'
-own disks. Not modelled: the cores that all nodes of a lab share.
+--measured compares with what bench.replay wrote, with its reads from the hosts' own disks. Not
+modelled: the cores that all nodes of a lab share.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def show(found: Found) -> None:
 def compare(measured: Any, work: Workload, rate: float) -> None:
     """Print the predicted seconds of a boot's reads beside those that bench.replay measured.
 
-    Attaches are as they were measured: their time is that of the lab's cores.
+    There, reads begin at the same moment everywhere, as does what is filled.
     """
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
     counts = sorted({hosts for _, hosts in arms})
@@ -213,8 +213,7 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
     errors = []
     for hosts in counts:
         alone = _median(arms["local", hosts], "reads")
-        attach = _median(arms["cold, profile", hosts], "attach")
-        setting = Setting("", hosts, rate, 0.001, 0.0, attach, attach / 2, 1.0)
+        setting = Setting("", hosts, rate, 0.001, 0.0, 0.0, 0.0, 1.0)
         more = added(setting, work, planned(hosts), (alone - thinking) / len(work.reads))
         predicted = alone + statistics.median(more)
         seen = _median(arms["cold, profile", hosts], "reads")

@@ -2,11 +2,12 @@
 
 ::
 
-    … replay DEVICE TRACE SCALE
+    … replay DEVICE TRACE SCALE [HOLD]
 
 A line of the file TRACE is a read: microseconds of thinking before it, first sector, sectors. The
 next read begins when the last one has ended and SCALE times that time has passed. What the guest
-did at once is done one after the other, for every device alike. Standard library only; O_DIRECT.
+did at once is done one after the other, for every device alike. With HOLD the file HOLD.ready is
+made, and the first read waits until there is no file HOLD. Standard library only; O_DIRECT.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import mmap
 import os
 import sys
 import time
+from pathlib import Path
 
 SECTOR = 512
+_POLL = 0.005
 
 
-def replay(device: str, trace: str, scale: float) -> dict[str, float]:
+def replay(device: str, trace: str, scale: float, hold: str = "") -> dict[str, float]:
     """:returns: seconds of all, of thinking and of the longest read; reads and bytes"""
     with open(trace) as file:
         reads = [tuple(map(int, line.split())) for line in file]
     longest = thinking = 0.0
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
     buffer = memoryview(mmap.mmap(-1, max(count for _, _, count in reads) * SECTOR))
+    if hold:
+        Path(f"{hold}.ready").touch()
+        while os.path.exists(hold):
+            time.sleep(_POLL)
     began = time.monotonic()
     for gap, first, count in reads:
         thinking += gap * scale / 1e6
@@ -47,4 +54,4 @@ def replay(device: str, trace: str, scale: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(replay(sys.argv[1], sys.argv[2], float(sys.argv[3]))))
+    print(json.dumps(replay(sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:])))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +48,22 @@ def test_the_same_reads_are_made_with_less_thinking(tmp_path: Path) -> None:
     assert found["seconds"] >= found["thinking"]
 
 
+def test_reads_that_are_held_begin_when_they_may(tmp_path: Path) -> None:
+    device, trace, hold = tmp_path / "device", tmp_path / "trace", tmp_path / "hold"
+    device.write_bytes(bytes(2 << 20))
+    trace.write_text("".join(f"{read}\n" for read in parse(TRACE.splitlines())))
+    hold.touch()
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(replay.replay, str(device), str(trace), 0.1, str(hold))
+        while not Path(f"{hold}.ready").exists():
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert not reading.done()
+        began = time.monotonic()
+        hold.unlink()
+        assert reading.result()["seconds"] <= time.monotonic() - began
+
+
 class WithoutNodes(Replays):
     """Boots of arms that need no lab; NBD fails."""
 
@@ -54,7 +72,7 @@ class WithoutNodes(Replays):
         journey: Any = SimpleNamespace(cluster=SimpleNamespace(of_kind=lambda kind: []))
         super().__init__(journey, [], self.notes.append)
 
-    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False) -> Arm:
+    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False, held: bool = True) -> Arm:
         return Arm(name, 1, (Boot(1.0, 2.0, 0.1),), 0, 0)
 
     def _local(self, nodes: Sequence[Node]) -> Arm:
