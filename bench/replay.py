@@ -216,10 +216,13 @@ class Replays:
         return self._arm(name, nodes, held=False)
 
     def _record(self, nodes: Sequence[Node]) -> None:
-        """Boot on hosts without the image until there is a profile."""
+        """Boot on a host without the image until there is a profile.
+
+        On one, as the cache is there in time, without which nothing is recorded.
+        """
         while self._recorded() < RECORDED:
-            self._forget(nodes)
-            self._arm("recorded", nodes, held=False)
+            self._forget(nodes[:1])
+            self._arm("recorded", nodes[:1], held=False)
 
     def _fill(self, nodes: Sequence[Node]) -> None:
         """Have the whole image on these hosts."""
