@@ -93,7 +93,8 @@ class Replays:
         text = "".join(f"{read}\n" for read in self._reads)
         for node in nodes:
             node.run(["tee", _FILE], input=text)
-            agents.restart_as(node, "lab.inside.heldagent")
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            list(threads.map(lambda n: agents.restart_as(n, "lab.inside.heldagent"), nodes))
         self._file_size = image.stat().st_size
         self._image = self._journey.upload(image, "replay")
         gib = -(-bootdisk.sizes(image)[0] // GIB)
@@ -187,7 +188,7 @@ class Replays:
                 threads.submit(self._replay, node, each.path, each.attach_s, _HOLD)
                 for node, each in zip(pairs, attached, strict=True)
             ]
-            wait_for("the first reads", lambda: all(map(_reads, pairs)), timeout=60)
+            wait_for("the first reads", lambda: all(map(_is_ready, pairs)), timeout=60)
         finally:
             list(threads.map(lambda node: node.run(["rm", "-f", _HOLD, _READY]), pairs))
         return [boot.result() for boot in boots]
@@ -323,8 +324,8 @@ class Replays:
         return arm
 
 
-def _reads(node: Node) -> bool:
-    """Whether a node is about to read, or has begun."""
+def _is_ready(node: Node) -> bool:
+    """Whether a node waits for its first read, or has begun."""
     return node.run(["test", "-e", _READY], check=False).returncode == 0
 
 

@@ -63,7 +63,8 @@ Defaults secure_path="{_PATH}"
 Defaults env_keep += "{" ".join(ENVIRONMENT)}"
 """
 
-# LVM has no global_filter, as by default: it scans the LUNs of volumes, too.
+# Otherwise LVM's defaults: without a global_filter it scans the LUNs of volumes, too. Unlike on a
+# host, it starts no dmeventd, which watches pools there.
 _LVMLOCAL = """\
 activation { monitoring = 0 }
 """

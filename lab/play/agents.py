@@ -8,17 +8,14 @@ from collections.abc import Iterator
 
 from lab.cloud import config
 from lab.nodes.node import Node
+from lab.nodes.services import Service
 
 
 def restart_as(node: Node, module: str) -> None:
     """Restart the agent of a compute host as another program, from now on."""
     service = node.catalog["thunder-agent"]
     python, _, _, *arguments = service.argv
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = dataclasses.replace(
-        service, argv=(python, "-m", module, *arguments)
-    )
-    node.service_start("thunder-agent")
+    _restart(node, dataclasses.replace(service, argv=(python, "-m", module, *arguments)))
 
 
 @contextlib.contextmanager
@@ -28,12 +25,14 @@ def options(node: Node, **changed: object) -> Iterator[None]:
     """
     service = node.catalog["thunder-agent"]
     files = {**service.files, "/etc/thunder/thunder.conf": config.agent(node.spec, **changed)}
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = dataclasses.replace(service, files=files)
-    node.service_start("thunder-agent")
+    _restart(node, dataclasses.replace(service, files=files))
     try:
         yield
     finally:
-        node.service_stop("thunder-agent")
-        node.catalog["thunder-agent"] = service
-        node.service_start("thunder-agent")
+        _restart(node, service)
+
+
+def _restart(node: Node, service: Service) -> None:
+    node.service_stop("thunder-agent")
+    node.catalog["thunder-agent"] = service
+    node.service_start("thunder-agent")

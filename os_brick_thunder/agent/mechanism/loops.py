@@ -27,7 +27,8 @@ def attach(device: str, count: int) -> list[str]:
     readers need it at the same time.
 
     :param count: how many are to be attached in total
-    :returns: ``/dev/loopN`` of each; fewer if the kernel has no more, at least one
+    :returns: the paths of all loop devices that are attached to it: fewer than ``count``, but at
+        least one, if the kernel has no free loop device
     :raises errors.DeviceNotFound: there is none, or no such device
     """
     found = find(device)

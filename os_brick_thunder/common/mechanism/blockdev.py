@@ -27,7 +27,14 @@ def devnum(device: str) -> str:
         raise errors.DeviceNotFound(device) from error
     if not stat.S_ISBLK(status.st_mode):
         raise errors.DeviceNotFound(device, "it is a file of another kind")
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return majmin(status.st_rdev)
+
+
+def majmin(number: int) -> str:
+    """``major:minor`` of a device number of libc's, or of the kernel's ``huge_encode_dev()``, which
+    is the same.
+    """
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _sysfs(device: str) -> Path:

@@ -167,6 +167,8 @@ class KernelDeviceMapper:
                 if error.rc not in (errno.EBUSY, errno.ENXIO):
                     raise
                 if time.monotonic() > until:
+                    if not found.opened:
+                        raise
                     raise errors.DeviceBusy(name, f"{found.opened} opener(s)") from None
                 time.sleep(_POLL)
         _await_no_link(name)

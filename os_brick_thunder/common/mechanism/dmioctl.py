@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.mechanism.blockdev import majmin
 from os_brick_thunder.common.policy.dmtable import Table
 
 CONTROL = "/dev/mapper/control"
@@ -119,7 +120,7 @@ def info(name: str) -> MappedDevice | None:
     return MappedDevice(
         name,
         _text(uuid),
-        _majmin(number),
+        majmin(number),
         opened,
         bool(flags & _READONLY),
         bool(flags & _SUSPENDED),
@@ -139,7 +140,7 @@ def numbers() -> dict[str, str]:
     while data:
         number, following = _NAME.unpack_from(data, at)
         if name := _text(data[at + _NAME.size :]):
-            found[name] = _majmin(number)
+            found[name] = majmin(number)
         if not following:
             break
         at += following
@@ -264,20 +265,8 @@ def _ioctl(
 ) -> tuple[tuple[Any, ...], bytes]:
     size = _HEADER.size + space
     buffer = bytearray(size)
-    given = (
-        *_VERSION,
-        size,
-        _HEADER.size,
-        targets,
-        0,
-        flags,
-        0,
-        0,
-        0,
-        name.encode(),
-        uuid.encode(),
-    )
-    _HEADER.pack_into(buffer, 0, *given)
+    given = (*_VERSION, size, _HEADER.size, targets, 0, flags, 0, 0, 0)
+    _HEADER.pack_into(buffer, 0, *given, name.encode(), uuid.encode())
     buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
     request = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command  # _IOWR
     # Not fcntl.ioctl(), which keeps other threads from running with a buffer of more than 1024
@@ -287,11 +276,6 @@ def _ioctl(
         raise _failure(OSError(ctypes.get_errno(), ""), name, *what.split())
     header = _HEADER.unpack_from(buffer)
     return header, bytes(buffer[header[4] : header[3]])
-
-
-def _majmin(number: int) -> str:
-    # huge_encode_dev() of the kernel is what libc's makedev() gives, too.
-    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _text(raw: bytes) -> str:
