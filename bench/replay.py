@@ -221,9 +221,13 @@ class Replays:
 
         On one, as the cache is there in time, without which nothing is recorded.
         """
-        while self._recorded() < RECORDED:
+        tries = 0
+        while (recorded := self._recorded()) < RECORDED:
+            if tries == 3 * RECORDED:
+                raise LabError(f"of {tries} boots, {recorded} were recorded: see the agents' logs")
             self._forget(nodes[:1])
             self._arm("recorded", nodes[:1], held=False)
+            tries += 1
 
     def _fill(self, nodes: Sequence[Node]) -> None:
         """Have the whole image on these hosts."""
