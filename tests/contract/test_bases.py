@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent import devices, ports
-from os_brick_thunder.agent.base.devices import BaseDevices
+from os_brick_thunder.agent.base.devices import READ_AHEAD, BaseDevices
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
@@ -305,6 +305,32 @@ def test_what_is_missed_in_order_is_read_far_ahead(unfilled: Unfilled) -> None:
             read_direct(devnames.path(NAMES.base), at, BLOCK)
         # Readahead begins anew in each area; with the kernel's own 128 KiB it would be twice that.
         assert kit.blocks.requests(paths) - before <= SIZE // (256 << 10) + len(ALLOCATED)
+
+
+def test_of_what_is_missed_in_order_nothing_else_is_read_while_that_is_wanted(
+    unfilled: Unfilled,
+) -> None:
+    """As while what boots read is filled: other hosts read whole pieces, in requests in a row."""
+    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
+    base = dataclasses.replace(BASE, allocated=((0, SIZE),))
+    piece = range(4 * MIB, 4 * MIB + (256 << 10), BLOCK)
+
+    def read() -> int:
+        """Bytes that are read from the source for a piece."""
+        run("udevadm", "settle")  # it reads a loop device that was opened anew
+        kit.blocks.drop_cache(paths, 0, SIZE)
+        before = kit.blocks.bytes_read(paths)
+        for at in piece:
+            assert read_direct(devnames.path(NAMES.base), at, BLOCK) == expected()[at : at + BLOCK]
+        return kit.blocks.bytes_read(paths) - before
+
+    with unfilled.base(base, {PATH: unfilled.image}):
+        unfilled.devices._reopening.join(60)
+        assert read() > len(piece) * BLOCK
+        kit.loops.reopen(paths, 0)
+        assert read() == len(piece) * BLOCK
+        kit.loops.reopen(paths, READ_AHEAD)
+        assert read() > len(piece) * BLOCK
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(

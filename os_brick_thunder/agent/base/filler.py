@@ -5,8 +5,9 @@ writer, so this is safe at any time and may be interrupted at any point: what is
 is filled, and a restart goes on from there.
 
 What boots of the image read comes first. The rest waits while guests of this host read the base,
-within limits; if no boot was recorded, then only where they would wait behind it. While guests read
-volumes that have no cache yet, what boots read is filled at a part of its rate.
+and is filled at a part of its rate while volumes use it, within limits; if no boot was recorded, it
+waits only where guests would wait behind it. While guests read volumes that have no cache yet, what
+boots read is filled at a part of its rate, too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.base.demand import Demand
+from os_brick_thunder.agent.base.devices import READ_AHEAD
 from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.policy.fillorder import Piece
-from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.ports import Host, Loops
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.copyends import Disk
@@ -214,12 +216,14 @@ class Filler:
             source.close()
             raise
         demand = self._demand_of(base)
+        misses = _Misses(self._host.kit.loops, devnames.path(layout.read_through(base)))
         pieces = _Pieces(
             base.size,
             lambda: self._newest(base).profile,
             functools.partial(self._may_go_on, base, demand),
             demand,
             functools.partial(_read_ahead, paths, needed),
+            misses,
         )
         filling = copy(
             source,
@@ -238,6 +242,8 @@ class Filler:
             with contextlib.suppress(OSError):
                 for start, end in pieces.unread:
                     _forget(paths, start, end)
+            if self._is_wanted(base):
+                misses.read(exactly=False)
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all
@@ -305,6 +311,28 @@ def _is_filling(base: Base) -> bool:
     return base.phase == READY and not base.complete
 
 
+class _Misses:
+    """How the kernel reads what guests and other hosts ask a base for that it does not hold yet.
+
+    While what boots read is filled, as it is asked for: each of the other hosts' pieces arrives as
+    several requests in a row, and what the kernel would read ahead of these no boot may read.
+    """
+
+    def __init__(self, loops: Loops, device: str) -> None:
+        """:param device: that is read through loop devices"""
+        self._loops = loops
+        self._device = device
+        self._exactly = False
+
+    def read(self, *, exactly: bool) -> None:
+        """:param exactly: or read ahead of sequential reads"""
+        if exactly != self._exactly:
+            self._exactly = exactly
+            # A device that is gone is none of the reasons for which a base cannot be filled.
+            with contextlib.suppress(errors.DeviceNotFound):
+                self._loops.reopen(self._device, 0 if exactly else READ_AHEAD)
+
+
 class _Pieces:
     """The pieces of a base in the order of its newest profile, for one copy.
 
@@ -319,6 +347,7 @@ class _Pieces:
         may_go_on: Callable[[str, float], bool],
         demand: Demand,
         read_ahead: Callable[[int, int], None],
+        misses: _Misses,
     ) -> None:
         """
         :param size: of the image
@@ -333,6 +362,7 @@ class _Pieces:
         self._may_go_on = may_go_on
         self._demand = demand
         self._read_ahead = read_ahead
+        self._misses = misses
         self._bytes = self._seconds = 0.0
         self.all = False
         self.unread: set[tuple[int, int]] = set()
@@ -345,11 +375,12 @@ class _Pieces:
             ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
             left = (piece for piece in ordered if piece.start not in done)
             for piece, following in _with_next(left, AHEAD // length):
+                self._misses.read(exactly=piece.profiled)
                 if not piece.profiled and not self._may_go_on(profile, self._rate()):
                     return
                 if self._newest() != profile:
                     break
-                self._read_next(piece, following)
+                self._read_next(piece, following, bool(profile))
                 done.add(piece.start)
                 self.unread.discard((piece.start, piece.end))
                 began = time.monotonic()
@@ -359,6 +390,8 @@ class _Pieces:
                 self._seconds = self._seconds * _DECAY + seconds
                 if piece.profiled:
                     time.sleep(self._demand.share(seconds))
+                elif profile:
+                    time.sleep(self._demand.share_of_rest(seconds))
             else:
                 self.all = True
 
@@ -366,12 +399,16 @@ class _Pieces:
         """Bytes a second; the first piece finds out."""
         return self._bytes / self._seconds if self._seconds else math.inf
 
-    def _read_next(self, piece: Piece, following: Iterable[Piece]) -> None:
+    def _read_next(self, piece: Piece, following: Iterable[Piece], known: bool) -> None:
         """Have the next pieces read; those that no boot reads only once one of them may be, and no
         guest reads. What boots read is not read ahead of guests without a cache either.
+
+        :param known: whether boots of the image were recorded
         """
-        guests_read = self._demand.uncached if piece.profiled else not self._demand.quiet
-        if guests_read:
+        demand = self._demand
+        if piece.profiled and demand.uncached:
+            return
+        if not piece.profiled and (not demand.quiet or (known and demand.is_slow)):
             return
         for each in following:
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:

@@ -15,6 +15,7 @@ import pytest
 
 from os_brick_thunder.agent.base import demand
 from os_brick_thunder.agent.base import filler as filler_module
+from os_brick_thunder.agent.base.devices import READ_AHEAD
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
@@ -48,6 +49,9 @@ class World:
     heal: Callable[[], None] = lambda: None
     stacks: dict[str, Stack] = field(default_factory=dict)
     read: Callable[[], int] = lambda: 0  # bytes that the guest has read
+    waiting: int = 0  # requests that the guest waits for
+    #: How far is read ahead of what is missed, and how many pieces had been read then.
+    misses: list[tuple[int, int]] = field(default_factory=list)
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
@@ -61,6 +65,14 @@ class World:
     def bytes_read(self, device: str) -> int:
         assert device.endswith("thunder-vol-v")
         return self.read()
+
+    def in_flight(self, device: str) -> int:
+        assert device.endswith("thunder-vol-v")
+        return self.waiting
+
+    def reopen(self, device: str, read_ahead: int) -> None:
+        assert "/thunder-paths-" in device
+        self.misses.append((read_ahead, len(self.dropped)))
 
     def complete(self, base: Base) -> None:
         self.completed.append(base.thin_id)
@@ -89,7 +101,8 @@ class World:
     ) -> Filler:
         """It sees this world as its host: state file, tracker, pool and devices."""
         world: Any = self
-        kit: Any = SimpleNamespace(metadata=world, pool=SimpleNamespace(block=BLOCK), blocks=world)
+        pool = SimpleNamespace(block=BLOCK)
+        kit: Any = SimpleNamespace(metadata=world, pool=pool, blocks=world, loops=world)
         host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
         return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, rest)
 
@@ -458,6 +471,94 @@ def test_beside_a_guest_without_a_cache_what_boots_read_gets_a_share(
     assert world.ahead == []  # which the guest would wait behind
     assert shares == pytest.approx([3.0] * 3)
     assert time.monotonic() - began > 3 * slow * 4
+
+
+def test_a_guest_that_waits_for_a_read_is_not_quiet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait behind what is filled."""
+    monkeypatch.setattr(demand, "LOOK", 0.01)
+    monkeypatch.setattr(demand, "QUIET", 0.05)
+    world.follow(THIRD)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    world.waiting = 1
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: _paused(filler) > 0.2)
+    assert world.order() == [2]
+    world.waiting = 0
+    wait_until(lambda: world.completed)
+    filler.stop()
+
+
+def test_between_two_reads_a_guest_is_not_quiet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand, "LOOK", 0.0)
+    monkeypatch.setattr(demand, "QUIET", 10.0)
+    now, read = 0.0, 1
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    world.read = lambda: read
+    guests = world.filler()._demand_of(world.bases["i"])
+    guests._all._clock = lambda: now
+    guests.pause()
+    now = 9.9
+    guests.pause()
+    assert not guests.quiet
+    read = 2
+    guests.pause()
+    now = 19.8
+    guests.pause()
+    assert not guests.quiet
+    now = 20.0
+    guests.pause()
+    assert guests.quiet
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_what_no_boot_reads_is_filled_slowly_while_volumes_use_a_base(
+    world: World, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    """Hosts that are still booting need the source's link."""
+    monkeypatch.setattr(demand, "LOOK", 0.0)
+    world.follow(THIRD)
+    if used:
+        world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    waits: list[float] = []
+    share = demand.Demand.share_of_rest
+
+    def shared(self: demand.Demand, seconds: float) -> float:
+        waits.append(share(self, seconds) / seconds)
+        return 0.0
+
+    monkeypatch.setattr(demand.Demand, "share_of_rest", shared)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.order() == [2, 0, 1, 3]
+    assert waits == pytest.approx([9.0 if used else 0.0] * 3)
+    assert (world.ahead == []) is used
+
+
+def test_while_what_boots_read_is_filled_nothing_else_is_read_ahead(world: World) -> None:
+    """Of what guests and other hosts miss."""
+    world.follow(THIRD, SECOND)
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert world.misses == [(0, 0), (READ_AHEAD, 2)]
+
+
+def test_what_is_missed_is_read_ahead_again_if_filling_stops(world: World) -> None:
+    world.follow(FIRST)
+    world.source().write_bytes(b"\0" * MIB + world.image[MIB:])  # the first piece is wrong
+    filler = world.filler()
+    filler.start()
+    wait_until(lambda: world.bad)
+    filler.stop()
+    assert world.misses[:2] == [(0, 0), (READ_AHEAD, 1)]
 
 
 def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
