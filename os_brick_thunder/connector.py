@@ -8,13 +8,14 @@ agent results in the plain iSCSI device and a warning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from os_brick import exception as brick_exception
 from os_brick.initiator import linuxscsi
 from os_brick.initiator.connectors import iscsi as brick_iscsi
+from oslo_concurrency import processutils
 
 from os_brick_thunder import takedown
 from os_brick_thunder.client import AgentClient
@@ -150,6 +151,20 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
         if volume_id and takedown.has_devices(volume_id):
             self._agent().extend(volume_id)
         return size
+
+    def _execute(self, *args: Any, **kwargs: Any) -> tuple[str, str]:
+        """As os-brick's, but iscsiadm gets another chance where a removal by the agent of a record
+        of its own comes between.
+        """
+        execute: Callable[..., tuple[str, str]] = super()._execute
+        for _ in range(iscsi.DATABASE_ATTEMPTS - 1):
+            try:
+                return execute(*args, **kwargs)
+            except processutils.ProcessExecutionError as error:
+                if args[0] != "iscsiadm" or error.exit_code != iscsi.DATABASE_FAILURE:
+                    raise
+                LOG.info("%s is run again: records of iSCSI targets changed meanwhile", args)
+        return execute(*args, **kwargs)
 
     def _remove_stack(self, volume_id: str) -> None:
         """Have the agent remove a stack, or remove its devices without the agent.

@@ -18,7 +18,7 @@ from pathlib import Path
 from os_brick_thunder.common import errors, formats, wire
 from os_brick_thunder.common.policy import timelimits
 from os_brick_thunder.common.policy.iscsinames import IQN_PREFIX, portal_of, split_portal
-from os_brick_thunder.common.run import Runner, run
+from os_brick_thunder.common.run import DEFAULT_TIMEOUT, Runner, run
 from os_brick_thunder.common.transport.base import Endpoint, Session
 from os_brick_thunder.common.wire import Export
 
@@ -29,7 +29,10 @@ RECORDS = (Path("/etc/iscsi/nodes"), Path("/var/lib/iscsi/nodes"))
 SYSFS_SESSIONS = Path("/sys/class/iscsi_session")
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
 
-#: iscsiadm(8), "EXIT STATUS"
+#: iscsiadm(8), "EXIT STATUS". A database failure is also that another iscsiadm removes a record, of
+#: any target, while this one looks through all of them: it may be run again, so often in total.
+DATABASE_FAILURE = 6
+DATABASE_ATTEMPTS = 3
 _SESSION_EXISTS = 15
 _NO_OBJECTS = 21
 _NOT_ADMITTED = 24
@@ -100,8 +103,20 @@ class IscsiAdm:
 
     def __init__(self, runner: Runner = run, appear: float = timelimits.LUN_APPEARS) -> None:
         """:param appear: seconds to wait for a LUN to appear after login"""
-        self._run = runner
+        self._runner = runner
         self._appear = appear
+
+    def _run(self, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """:raises errors.ProcessError:"""
+        for _ in range(DATABASE_ATTEMPTS - 1):
+            try:
+                self._runner(*argv, timeout=timeout)
+            except errors.ProcessError as error:
+                if error.rc != DATABASE_FAILURE:
+                    raise
+            else:
+                return
+        self._runner(*argv, timeout=timeout)
 
     def login(self, export: Export) -> str:
         try:

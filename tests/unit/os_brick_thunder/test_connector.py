@@ -13,6 +13,7 @@ import os_brick.initiator.connector as brick
 import pytest
 import waitress
 from os_brick.initiator.connectors import iscsi
+from oslo_concurrency import processutils
 
 from os_brick_thunder import connector, register
 from os_brick_thunder.agent.api import application
@@ -212,3 +213,26 @@ def test_the_host_announces_itself_and_never_raises(
     )
     settings.write_text("[thunder]\nattach_deadline = soon\naddress = 10.0.0.1\n")
     assert announce("")["initiator"] == "iqn.2026-11.org.example:c1"
+
+
+def test_os_brick_runs_iscsiadm_again_if_a_record_goes_meanwhile() -> None:
+    """One of the agent's, as iscsiadm looks through the records of all targets."""
+    failures = [6, 6]
+    calls: list[tuple[str, ...]] = []
+
+    def execute(*argv: str, **_options: object) -> tuple[str, str]:
+        calls.append(argv)
+        if failures:
+            raise processutils.ProcessExecutionError(exit_code=failures.pop())
+        return "done", ""
+
+    mine = connector.ThunderISCSIConnector(None, execute=execute)
+    assert mine._run_iscsiadm_bare(["-m", "node"]) == ("done", "")
+    assert len(calls) == 3
+    for codes in ([6] * 3, [15]):
+        failures[:] = codes
+        with pytest.raises(processutils.ProcessExecutionError):
+            mine._run_iscsiadm_bare(["-m", "node"])
+    failures[:] = [6]
+    with pytest.raises(processutils.ProcessExecutionError):
+        mine._execute("blockdev", "--getsize64", "/dev/sdx")

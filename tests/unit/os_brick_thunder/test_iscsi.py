@@ -38,12 +38,16 @@ class Tool:
         self.device = root / "sdx"
         self.portal_group = ""  # of a portal that was discovered before
         self.login_code = 0
+        self.broken = 0  # calls that meet a record which is being removed
         self.calls: list[tuple[str, ...]] = []
 
     def __call__(
         self, *argv: str, stdin: str | None = None, timeout: float = DEFAULT_TIMEOUT
     ) -> str:
         self.calls.append(argv)
+        if self.broken:
+            self.broken -= 1
+            raise errors.ProcessError(argv, iscsi.DATABASE_FAILURE, "could not stat")
         iqn, portal = argv[4], argv[6]
         if argv[-2:] == ("--op", "new"):
             record = self.record(iqn, portal)
@@ -138,6 +142,17 @@ def test_a_failed_login_leaves_no_record(
         initiator(tool, monkeypatch).login(EXPORT)
     assert type(caught.value) is kind
     assert tool.actions[-2:] == ["--logout", "--op delete"]
+
+
+def test_a_record_that_goes_meanwhile_is_no_failure(tool: Tool) -> None:
+    """Of another target, by another iscsiadm: each looks through all of them."""
+    initiator = iscsi.IscsiAdm(tool)
+    tool.broken = 2
+    initiator.logout(Endpoint(IQN, PORTAL))
+    assert tool.actions == ["--logout"] * 3 + ["--op delete"]
+    tool.broken = 3
+    with pytest.raises(errors.ProcessError, match="could not stat"):
+        initiator.logout(Endpoint(IQN, PORTAL))
 
 
 def test_a_disk_is_waited_for_until_it_can_be_opened(
