@@ -1,4 +1,4 @@
-"""thunder-agent, which fills no base while the file /run/lab/hold exists.
+"""thunder-agent, which copies nothing to a base while the file /run/lab/hold exists.
 
 For measurements of what hosts fill while guests boot, from one moment on: the nodes share few
 cores, so that their attaches, and what is filled after them, begin long after each other.
@@ -8,27 +8,42 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from os_brick_thunder.agent import app, main
-from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base import filler
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import Base
 
 HOLD = Path("/run/lab/hold")
 _POLL = 0.02
 
+ReadAhead = Callable[[str, Extents, int, int], None]
 
-class HeldFiller(Filler):
-    """As the agent's, but begins only when it may."""
 
-    def _fill(self, base: Base) -> bool:
-        while HOLD.exists():
-            if not self._is_wanted(base):
-                return False
+class HeldFiller(filler.Filler):
+    """As the agent's, but copies nothing before it may."""
+
+    def _goes_on(self, base: Base) -> bool:
+        while HOLD.exists() and self._is_wanted(base):
             time.sleep(_POLL)
-        return super()._fill(base)
+        return super()._goes_on(base)
+
+
+def _held(read_ahead: ReadAhead) -> ReadAhead:
+    """What is read ahead of the first piece, which is before that may be copied."""
+
+    def held(device: str, needed: Extents, start: int, end: int) -> None:
+        while HOLD.exists():
+            time.sleep(_POLL)
+        read_ahead(device, needed, start, end)
+
+    return held
 
 
 if __name__ == "__main__":
-    setattr(app, "Filler", HeldFiller)  # noqa: B010 (it is imported there, not exported)
+    # Not exported, or imported where they are used.
+    setattr(filler, "_read_ahead", _held(filler._read_ahead))  # noqa: B010
+    setattr(app, "Filler", HeldFiller)  # noqa: B010
     sys.exit(main.main())
