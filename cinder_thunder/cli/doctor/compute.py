@@ -16,6 +16,7 @@ from cinder_thunder.cli.doctor.checks import (
     Fault,
     HostProbe,
     NotApplicable,
+    Warn,
     check_modules,
     check_rights,
     check_skew,
@@ -56,6 +57,8 @@ MAPPER_MODULES = {
     "dm_round_robin": "its path selector",
     "loop": "loop devices",
 }
+#: The rules of udev that are installed with the agent, and what those of earlier releases lack.
+RULES, RULES_FLAG = "59-thunder.rules", "DM_UDEV_PRIMARY_SOURCE_FLAG"
 INITIATOR_MODULES = {"iscsi_tcp": "the iSCSI initiator"}
 
 
@@ -81,6 +84,7 @@ class ComputeHost:
             "address": self.address,
             "local pool": self.pool,
             "devices": self.devices,
+            "udev rules": self.udev_rules,
             "failover": self.failover,
             "agent": self.agent,
             "RPC": self.rpc,
@@ -166,6 +170,19 @@ class ComputeHost:
                 "restart thunder-agent: it resumes suspended devices",
             )
         return "none is suspended"
+
+    def udev_rules(self) -> str:
+        """Only a warning, as a container may not see those of its host."""
+        found = self._host.udev_rules()
+        remedy = f"copy {RULES} to /etc/udev/rules.d of the host, then udevadm control --reload"
+        if not found:
+            raise Warn(f"{RULES} is not there: the host probes images and volumes", remedy)
+        if not any(RULES_FLAG in text for text in found):
+            raise Warn(
+                f"{RULES} is an older one: udevadm trigger would remove links in /dev/mapper",
+                remedy,
+            )
+        return RULES
 
     def failover(self) -> str:
         self._for_root()

@@ -24,6 +24,12 @@ from os_brick_thunder.common.policy.dmtable import SECTOR, ThinPool
 from os_brick_thunder.common.run import run
 from os_brick_thunder.common.transport import iscsi
 
+#: Where udev looks for rules, most important first: udev(7).
+UDEV_RULES = tuple(
+    Path(folder, "udev/rules.d")
+    for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
+)
+
 
 class ThisHost:
     """A :class:`~cinder_thunder.cli.doctor.checks.HostProbe` of the real host."""
@@ -92,6 +98,18 @@ class ThisHost:
         names = (devnames.POOL_METADATA, devnames.POOL_DATA)
         present = {device.name for device in self._dm.devices()}
         return self._dm.with_failed_io(*(name for name in names if name in present))
+
+    def udev_rules(self) -> list[str]:
+        """The rules files, of those that udev reads, that name Thunder's devices; their text."""
+        names = {path.name for folder in UDEV_RULES for path in folder.glob("*.rules")}
+        found: list[str] = []
+        for name in sorted(names):
+            # As in udev(7): the file in the first folder replaces those of its name.
+            first = next(path for folder in UDEV_RULES if (path := folder / name).exists())
+            text = first.read_text(errors="replace")
+            if f"{devnames.UUID_PREFIX}*" in text:
+                found.append(text)
+        return found
 
     def watcher(self) -> int:
         """The process of the failover watcher; 0 if none runs."""

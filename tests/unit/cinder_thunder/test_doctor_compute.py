@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import pytest
 
 from cinder_thunder.cli.doctor import checks as framework
-from cinder_thunder.cli.doctor.checks import FAIL, OK, SKIP, Check
+from cinder_thunder.cli.doctor import host as host_module
+from cinder_thunder.cli.doctor.checks import FAIL, OK, SKIP, WARN, Check
 from cinder_thunder.cli.doctor.compute import MAPPER_MODULES, compute_report
 from cinder_thunder.cli.doctor.host import ThisHost
 from os_brick_thunder.common import errors
@@ -30,6 +31,9 @@ socket = /run/thunder/agent.sock
 """
 
 
+RULES = Path(__file__).parents[3] / "etc/udev/rules.d/59-thunder.rules"
+
+
 class FakeHost:
     """A healthy host, until a test breaks it."""
 
@@ -43,6 +47,7 @@ class FakeHost:
         self.status: PoolStatus | None = PoolStatus(GIB, 8 * GIB, True, MIB, 64 * MIB)
         self.left_suspended: list[str] = []
         self.io_failed: list[str] = []
+        self.rules = [RULES.read_text()]
         self.watching = 77
         self.mode: int | None = 0o600
         self.says: Mapping[str, Any] | Exception = {"bases": [{}], "stacks": []}
@@ -88,6 +93,9 @@ class FakeHost:
     def pool_io_failed(self) -> list[str]:
         return self.io_failed
 
+    def udev_rules(self) -> list[str]:
+        return self.rules
+
     def watcher(self) -> int:
         return self.watching
 
@@ -129,6 +137,7 @@ def test_a_healthy_host(tmp_path: Path) -> None:
         "address": "10.0.0.1",
         "local pool": "12 % of 8192 MiB in use, 1 % of its metadata",
         "devices": "none is suspended",
+        "udev rules": "59-thunder.rules",
         "failover": "process 77",
         "agent": "answers; 1 base(s), 0 stack(s)",
         "RPC": "a tracker answers",
@@ -277,6 +286,39 @@ def test_a_fault(
     assert checks[name].result == FAIL
     assert checks[name].found.startswith(found)
     assert checks[name].remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ([], "59-thunder.rules is not there: the host probes images and volumes"),
+        (["THUNDER-*"], "59-thunder.rules is an older one: udevadm trigger would remove links"),
+    ],
+)
+def test_rules_of_udev(tmp_path: Path, rules: list[str], found: str) -> None:
+    """A container may not see those of its host."""
+    host = FakeHost()
+    host.rules = rules
+    checks = report(tmp_path, host)
+    assert {check.name for check in checks.values() if check.result != OK} == {"udev rules"}
+    assert checks["udev rules"].result == WARN
+    assert checks["udev rules"].found.startswith(found)
+    assert checks["udev rules"].remedy.startswith("copy 59-thunder.rules to /etc/udev/rules.d")
+
+
+def test_the_rules_that_udev_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in /etc replaces that of the same name in /usr/lib, whatever else it says."""
+    mine, packaged = tmp_path / "etc", tmp_path / "usr"
+    monkeypatch.setattr(host_module, "UDEV_RULES", (mine, tmp_path / "absent", packaged))
+    host = ThisHost("/nonexistent")
+    assert host.udev_rules() == []
+    packaged.mkdir()
+    (packaged / "60-block.rules").write_text("other devices")
+    (packaged / "59-thunder.rules").write_text(RULES.read_text())
+    assert host.udev_rules() == [RULES.read_text()]
+    mine.mkdir()
+    (mine / "59-thunder.rules").write_text("")
+    assert host.udev_rules() == []
 
 
 def test_no_tracker(tmp_path: Path) -> None:
