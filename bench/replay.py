@@ -4,7 +4,8 @@ A Debian guest is booted once in QEMU, and what it reads is kept with the time b
 same reads are made on volumes of its image, on N compute hosts at the same moment, over links that
 are limited, so that the network is measured and not this machine's cores. For the same reason reads
 begin when all volumes are attached and have their caches, and only then hosts begin to fill what
-they do not have: all attaches in time, and no head start for what is filled. Only while boots are
+they do not have: all attaches in time, and no head start for what is filled but --head, which
+stands for what a host does between an attach and its guest's first read. Only while boots are
 recorded, each host reads when its own volume is attached. A boot is the attach and the reads.
 
 plain           os-brick's own connector: every read goes to the storage host. Cinder's image-volume
@@ -67,7 +68,9 @@ MIB, GIB = 1 << 20, 1 << 30
 #: Of the trace's time between reads: without KVM, a guest thinks some ten times as long.
 THINKING = 0.1
 _FILE = "/run/replay.trace"
-_HOLD, _READY = str(HOLD), f"{HOLD}.ready"
+#: While it is there, nothing is read.
+_HOLD = f"{HOLD}.reads"
+_READY = f"{_HOLD}.ready"
 #: Boots of which a profile is made.
 RECORDED = 3
 #: Boots an arm of this name on hosts.
@@ -77,8 +80,16 @@ _Boots = Callable[[str, Sequence[Node]], Arm]
 class Replays:
     """The boots of one image in one lab."""
 
-    def __init__(self, journey: Journey, reads: Sequence[trace.Read], note: Callable[[str], None]):
+    def __init__(
+        self,
+        journey: Journey,
+        reads: Sequence[trace.Read],
+        note: Callable[[str], None],
+        head: float = 0.0,
+    ):
+        """:param head: seconds between the first byte that is filled and the first that is read"""
         self._journey = journey
+        self._head = head
         self._cluster = journey.cluster
         self._reads = reads
         self._note = note
@@ -177,7 +188,7 @@ class Replays:
         self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool
     ) -> list[Boot]:
         """Attach volumes to their nodes; then read from all at the same moment."""
-        list(threads.map(lambda node: node.run(["touch", _HOLD]), pairs))
+        list(threads.map(lambda node: node.run(["touch", str(HOLD), _HOLD]), pairs))
         try:
             attached = list(
                 threads.map(lambda node: self._journey.attach(node, pairs[node], plain), pairs)
@@ -189,8 +200,12 @@ class Replays:
                 for node, each in zip(pairs, attached, strict=True)
             ]
             wait_for("the first reads", lambda: all(map(_is_ready, pairs)), timeout=60)
+            if self._head:
+                list(threads.map(lambda node: node.run(["rm", str(HOLD)]), pairs))
+                time.sleep(self._head)
         finally:
-            list(threads.map(lambda node: node.run(["rm", "-f", _HOLD, _READY]), pairs))
+            held = [str(HOLD), _HOLD, _READY]
+            list(threads.map(lambda node: node.run(["rm", "-f", *held]), pairs))
         return [boot.result() for boot in boots]
 
     def _unknown(self, name: str, nodes: Sequence[Node], boots: _Boots) -> Arm:
@@ -335,10 +350,15 @@ def _is_ready(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """What a run has found so far; ``bytes``: distinct ones that a boot reads."""
+    """What a run has found so far.
+
+    :ivar bytes: distinct ones that a boot reads
+    :ivar head: seconds between the first byte that is filled and the first that is read
+    """
 
     link: str
     bytes: int
+    head: float = 0.0
     profile: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
 
@@ -373,6 +393,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, metavar="ARM",
                         help="only these, as they are called above")  # fmt: skip
     parser.add_argument("--link", default="200mbit", help="of each host, in both directions")
+    parser.add_argument("--head", type=float, default=0.0, metavar="SECONDS",
+                        help="hosts begin to fill so long before the first reads")  # fmt: skip
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
@@ -390,9 +412,9 @@ def main() -> None:
         existing_or_new(options.lab, "replay", topology) as cluster,
         _noted(console) as note,
     ):
-        replays = Replays(Journey(cluster), reads, note)
+        replays = Replays(Journey(cluster), reads, note, options.head)
         replays.prepare(image)
-        found = Found(options.link, size)
+        found = Found(options.link, size, options.head)
         for hosts in options.hosts:
             for arm in replays.run(hosts, options.arms):
                 found = replace(found, arms=(*found.arms, arm))

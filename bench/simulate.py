@@ -205,15 +205,17 @@ def show(found: Found) -> None:
 def compare(measured: Any, work: Workload, rate: float) -> None:
     """Print the predicted seconds of a boot's reads beside those that bench.replay measured.
 
-    There, reads begin at the same moment everywhere, as does what is filled.
+    There, reads begin at the same moment everywhere, as does what is filled, with or without a head
+    start.
     """
+    head = measured.get("head", 0.0)
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
     counts = sorted({hosts for _, hosts in arms})
     thinking = sum(read[0] for read in work.reads)
     errors = []
     for hosts in counts:
         alone = _median(arms["local", hosts], "reads")
-        setting = Setting("", hosts, rate, 0.001, 0.0, 0.0, 0.0, 1.0)
+        setting = Setting("", hosts, rate, 0.001, 0.0, head, 0.0, 1.0)
         more = added(setting, work, planned(hosts), (alone - thinking) / len(work.reads))
         predicted = alone + statistics.median(more)
         seen = _median(arms["cold, profile", hosts], "reads")
