@@ -385,12 +385,14 @@ class _Pieces:
                 self.unread.discard((piece.start, piece.end))
                 began = time.monotonic()
                 yield piece.start, piece.end
-                seconds = time.monotonic() - began
-                self._bytes = self._bytes * _DECAY + piece.end - piece.start
-                self._seconds = self._seconds * _DECAY + seconds
+                seconds, length = time.monotonic() - began, piece.end - piece.start
+                if piece.profiled or not profile:
+                    self._bytes = self._bytes * _DECAY + length
+                    self._seconds = self._seconds * _DECAY + seconds
                 if piece.profiled:
                     time.sleep(self._demand.share(seconds))
-                elif profile:
+                elif profile:  # the kernel may have read it ahead, as far as guests miss in order
+                    seconds = max(seconds, length / self._rate())
                     time.sleep(self._demand.share_of_rest(seconds))
             else:
                 self.all = True

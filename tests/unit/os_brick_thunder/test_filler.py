@@ -541,6 +541,32 @@ def test_what_no_boot_reads_is_filled_slowly_while_volumes_use_a_base(
     assert (world.ahead == []) is used
 
 
+def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came over the same link."""
+    monkeypatch.setattr(demand, "LOOK", 0.0)
+    world.follow(THIRD)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    took: list[float] = []
+
+    def may_fill() -> bool:
+        time.sleep(0.0 if world.order() else 0.2)  # of the first piece
+        return True
+
+    def shared(_self: demand.Demand, seconds: float) -> float:
+        took.append(seconds)
+        return 0.0
+
+    monkeypatch.setattr(demand.Demand, "share_of_rest", shared)
+    filler = world.filler(may_fill)
+    filler.start()
+    wait_until(lambda: world.completed)
+    filler.stop()
+    assert len(took) == 3
+    assert min(took[:2]) >= 0.2  # the last one ends with the image, and is shorter
+
+
 def test_while_what_boots_read_is_filled_nothing_else_is_read_ahead(world: World) -> None:
     """Of what guests and other hosts miss."""
     world.follow(THIRD, SECOND)
