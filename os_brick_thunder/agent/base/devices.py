@@ -20,6 +20,9 @@ from os_brick_thunder.common.threads import Jobs
 #: Bytes that are read ahead of guests that read sequentially and miss: each time is a round trip to
 #: a replica, and with the kernel's own 128 KiB a guest would be slower than with its LUN.
 READ_AHEAD = 512 << 10
+#: The same while what boots read is filled. Not nothing: a loop device asks for each page of a
+#: request by itself, so that each would be a round trip.
+LITTLE_AHEAD = 64 << 10
 #: Seconds that the last reads from a complete base's sources may take, and between two checks.
 _LAST_READS, _POLL = 1.0, 0.02
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.base.demand import Demand
-from os_brick_thunder.agent.base.devices import READ_AHEAD
+from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
 from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.policy.fillorder import Piece
 from os_brick_thunder.agent.ports import Host, Loops
@@ -46,10 +46,13 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two checks for bases that are due.
 INTERVAL = 1.0
-#: Bytes that are asked for before they are read: while one piece is checked and written, the next
-#: ones are on their way. They wait in the page cache of the paths, where other hosts' reads find
-#: them, too.
+#: Bytes that are asked for before they are read, at most: while one piece is checked and written,
+#: the next ones are on their way. They wait in the page cache of the paths, where other hosts'
+#: reads find them, too.
 AHEAD = 4 << 20
+#: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
+#: these pieces.
+AHEAD_SECONDS, LEAST_AHEAD = 0.1, 2
 #: What counts of a piece's speed when the next one is measured.
 _DECAY = 0.9
 #: Seconds between two polls of a pool that has no space.
@@ -243,7 +246,7 @@ class Filler:
                 for start, end in pieces.unread:
                     _forget(paths, start, end)
             if self._is_wanted(base):
-                misses.read(exactly=False)
+                misses.read_ahead(little=False)
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all
@@ -312,25 +315,24 @@ def _is_filling(base: Base) -> bool:
 
 
 class _Misses:
-    """How the kernel reads what guests and other hosts ask a base for that it does not hold yet.
+    """How far the kernel reads ahead of what guests and other hosts miss in order.
 
-    While what boots read is filled, as it is asked for: each of the other hosts' pieces arrives as
-    several requests in a row, and what the kernel would read ahead of these no boot may read.
+    Little while what boots read is filled: each of the other hosts' pieces arrives as several
+    requests in a row, and what is read ahead of these no boot may read.
     """
 
     def __init__(self, loops: Loops, device: str) -> None:
         """:param device: that is read through loop devices"""
         self._loops = loops
         self._device = device
-        self._exactly = False
+        self._little = False
 
-    def read(self, *, exactly: bool) -> None:
-        """:param exactly: or read ahead of sequential reads"""
-        if exactly != self._exactly:
-            self._exactly = exactly
+    def read_ahead(self, *, little: bool) -> None:
+        if little != self._little:
+            self._little = little
             # A device that is gone is none of the reasons for which a base cannot be filled.
             with contextlib.suppress(errors.DeviceNotFound):
-                self._loops.reopen(self._device, 0 if exactly else READ_AHEAD)
+                self._loops.reopen(self._device, LITTLE_AHEAD if little else READ_AHEAD)
 
 
 class _Pieces:
@@ -375,7 +377,7 @@ class _Pieces:
             ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
             left = (piece for piece in ordered if piece.start not in done)
             for piece, following in _with_next(left, AHEAD // length):
-                self._misses.read(exactly=piece.profiled)
+                self._misses.read_ahead(little=piece.profiled)
                 if not piece.profiled and not self._may_go_on(profile, self._rate()):
                     return
                 if self._newest() != profile:
@@ -401,6 +403,13 @@ class _Pieces:
         """Bytes a second; the first piece finds out."""
         return self._bytes / self._seconds if self._seconds else math.inf
 
+    def _most_ahead(self, length: int) -> int:
+        """Pieces of this length that are read ahead. On a fast link that is far there are more each
+        time, until its time there and back is filled.
+        """
+        rate = self._rate() if self._seconds else 0.0
+        return max(LEAST_AHEAD, min(AHEAD, int(rate * AHEAD_SECONDS)) // length)
+
     def _read_next(self, piece: Piece, following: Iterable[Piece], known: bool) -> None:
         """Have the next pieces read; those that no boot reads only once one of them may be, and no
         guest reads. What boots read is not read ahead of guests without a cache either.
@@ -412,7 +421,7 @@ class _Pieces:
             return
         if not piece.profiled and (not demand.quiet or (known and demand.is_slow)):
             return
-        for each in following:
+        for each in itertools.islice(following, self._most_ahead(piece.end - piece.start)):
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:
                 self.unread.add((each.start, each.end))
                 self._read_ahead(each.start, each.end)

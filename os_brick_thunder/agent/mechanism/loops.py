@@ -78,20 +78,17 @@ def reopen(device: str, read_ahead: int) -> None:
     as the file is open (``shrink_readahead_size_eio()``). Waits until what is being read has been.
 
     :param read_ahead: bytes that the kernel is to read ahead of sequential reads at most, until the
-        device gets a new table; 0: what is asked for, and nothing else
+        device gets a new table
     :raises errors.DeviceNotFound: one of them is being removed
     """
     try:
-        if read_ahead:
-            with open(device, "rb", buffering=0) as under:
-                fcntl.ioctl(under, _BLKRASET, read_ahead // SECTOR)
+        with open(device, "rb", buffering=0) as under:
+            fcntl.ioctl(under, _BLKRASET, read_ahead // SECTOR)
         for loop in find(device):
             with (
                 open(loop, "rb", buffering=0) as changed,
                 open(device, "rb", buffering=0) as opened,
             ):
-                if not read_ahead:  # of this open file; without any, it would be page by page
-                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 fcntl.ioctl(changed, _LOOP_CHANGE_FD, opened.fileno())
     except OSError as error:
         raise errors.DeviceNotFound(device, str(error)) from error

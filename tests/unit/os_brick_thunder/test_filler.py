@@ -15,8 +15,8 @@ import pytest
 
 from os_brick_thunder.agent.base import demand
 from os_brick_thunder.agent.base import filler as filler_module
-from os_brick_thunder.agent.base.devices import READ_AHEAD
-from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
+from os_brick_thunder.agent.base.filler import Filler, _Pieces
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.backoff import Backoff
@@ -314,6 +314,19 @@ def test_the_next_pieces_are_on_their_way_while_one_is_written(
     assert world.ahead == [(1, 0), (3, 2)]  # the piece, and how many had been read before
 
 
+@pytest.mark.parametrize(("mib_per_second", "pieces"), [(None, 2), (3, 2), (25, 5), (1000, 8)])
+def test_what_is_read_ahead_takes_a_tenth_of_a_second(
+    world: World, mib_per_second: int | None, pieces: int
+) -> None:
+    """Misses of guests wait behind it. As long as the rate is not known, it is little."""
+    nothing: Any = None
+    demand = world.filler()._demand_of(world.bases["i"])
+    filling = _Pieces(SIZE, nothing, nothing, demand, nothing, nothing)
+    if mib_per_second:
+        filling._bytes, filling._seconds = 8.0 * MIB, 8 / mib_per_second
+    assert filling._most_ahead(MIB // 2) == pieces
+
+
 def test_what_was_read_ahead_in_vain_is_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,14 +580,14 @@ def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_rea
     assert min(took[:2]) >= 0.2  # the last one ends with the image, and is shorter
 
 
-def test_while_what_boots_read_is_filled_nothing_else_is_read_ahead(world: World) -> None:
+def test_while_what_boots_read_is_filled_little_else_is_read_ahead(world: World) -> None:
     """Of what guests and other hosts miss."""
     world.follow(THIRD, SECOND)
     filler = world.filler()
     filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
-    assert world.misses == [(0, 0), (READ_AHEAD, 2)]
+    assert world.misses == [(LITTLE_AHEAD, 0), (READ_AHEAD, 2)]
 
 
 def test_what_is_missed_is_read_ahead_again_if_filling_stops(world: World) -> None:
@@ -584,7 +597,7 @@ def test_what_is_missed_is_read_ahead_again_if_filling_stops(world: World) -> No
     filler.start()
     wait_until(lambda: world.bad)
     filler.stop()
-    assert world.misses[:2] == [(0, 0), (READ_AHEAD, 1)]
+    assert world.misses[:2] == [(LITTLE_AHEAD, 0), (READ_AHEAD, 1)]
 
 
 def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
