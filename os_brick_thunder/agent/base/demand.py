@@ -30,6 +30,8 @@ SHARE = 0.25
 #: The same of what boots are known not to read, while volumes use the base: hosts that are still
 #: booting share the source's link with it.
 SHARE_OF_REST = 0.1
+#: Seconds that the filling of a base waits for that in total: about as long as a storm of boots.
+MOST_OF_REST = 30.0
 #: Seconds of one wait for that: longer ones would keep a filler from stopping.
 _LONGEST = 1.0
 
@@ -96,7 +98,7 @@ class Demand:
     ) -> None:
         self._all = _Reads(host, image_id, clock, uncached=False)
         self._uncached = _Reads(host, image_id, clock, uncached=True)
-        self._paused = self._waited = 0.0
+        self._paused = self._waited = self._rested = 0.0
         #: Whether guests were quiet at the last look.
         self.quiet = False
 
@@ -130,7 +132,7 @@ class Demand:
         """
         if not self.is_slow:
             return 0.0
-        self._paused += (wait := _wait_after(seconds, SHARE_OF_REST))
+        self._rested += (wait := _wait_after(seconds, SHARE_OF_REST))
         return wait
 
     @property
@@ -138,7 +140,7 @@ class Demand:
         """Whether what boots are known not to read is filled slowly: a volume uses the base, and
         that has not been long enough.
         """
-        return self._paused < MOST and bool(self._all.volumes())
+        return self._rested < MOST_OF_REST and bool(self._all.volumes())
 
     @property
     def uncached(self) -> bool:

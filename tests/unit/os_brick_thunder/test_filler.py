@@ -554,6 +554,16 @@ def test_what_no_boot_reads_is_filled_slowly_while_volumes_use_a_base(
     assert (world.ahead == []) is used
 
 
+def test_what_no_boot_reads_is_slow_only_so_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand, "MOST_OF_REST", 8.5)
+    world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
+    filling = world.filler()._demand_of(world.bases["i"])
+    assert [filling.share_of_rest(0.1) for _ in range(11)] == pytest.approx([0.9] * 10 + [0.0])
+    assert filling.share(0.1) == 0.0
+
+
 def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
