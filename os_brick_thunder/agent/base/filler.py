@@ -387,17 +387,24 @@ class _Pieces:
                 self.unread.discard((piece.start, piece.end))
                 began = time.monotonic()
                 yield piece.start, piece.end
-                seconds, length = time.monotonic() - began, piece.end - piece.start
-                if piece.profiled or not profile:
-                    self._bytes = self._bytes * _DECAY + length
-                    self._seconds = self._seconds * _DECAY + seconds
-                if piece.profiled:
-                    time.sleep(self._demand.share(seconds))
-                elif profile:  # the kernel may have read it ahead, as far as guests miss in order
-                    seconds = max(seconds, length / self._rate())
-                    time.sleep(self._demand.share_of_rest(seconds))
+                self._wait_after(piece, time.monotonic() - began, bool(profile))
             else:
                 self.all = True
+
+    def _wait_after(self, piece: Piece, seconds: float, known: bool) -> None:
+        """Leave guests and other hosts their part of the time after a piece.
+
+        :param seconds: that it took
+        :param known: whether boots of the image were recorded
+        """
+        length = piece.end - piece.start
+        if piece.profiled or not known:
+            self._bytes = self._bytes * _DECAY + length
+            self._seconds = self._seconds * _DECAY + seconds
+        if piece.profiled:
+            time.sleep(self._demand.share(seconds))
+        elif known:  # the kernel may have read it ahead, as far as guests miss in order
+            time.sleep(self._demand.share_of_rest(max(seconds, length / self._rate())))
 
     def _rate(self) -> float:
         """Bytes a second; the first piece finds out."""
@@ -417,9 +424,8 @@ class _Pieces:
         :param known: whether boots of the image were recorded
         """
         demand = self._demand
-        if piece.profiled and demand.uncached:
-            return
-        if not piece.profiled and (not demand.quiet or (known and demand.is_slow)):
+        rest_waits = not demand.quiet or (known and demand.is_slow)
+        if demand.uncached if piece.profiled else rest_waits:
             return
         for each in itertools.islice(following, self._most_ahead(piece.end - piece.start)):
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:

@@ -106,6 +106,13 @@ class World:
         host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
         return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, rest)
 
+    def fill(self, may_fill: Callable[[], bool] = lambda: True) -> None:
+        """Until a base is complete."""
+        filler = self.filler(may_fill)
+        filler.start()
+        wait_until(lambda: self.completed)
+        filler.stop()
+
     def order(self) -> list[int]:
         """The pieces that were read, in order, by their number."""
         return [start // MIB for start, _ in self.dropped]
@@ -156,10 +163,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_a_base_is_filled_but_for_holes(world: World) -> None:
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.base() == world.expected()
     assert Extents.of((s, s + n) for s, n in world.dropped) == Extents.of([(0, SIZE)])
     assert world.bad == []
@@ -167,10 +171,7 @@ def test_a_base_is_filled_but_for_holes(world: World) -> None:
 
 def test_what_is_mapped_is_not_written_again(world: World) -> None:
     world.mapped_ = Extents.of([(BLOCK, 4 * BLOCK), (2 * MIB, SIZE)])
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     left = world.expected()
     for start, end in world.mapped_:
         left = left[:start] + b"\xee" * (end - start) + left[end:]
@@ -189,10 +190,7 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
             world.source().write_bytes(world.image)
 
     world.heal = heal
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.bad == [1, 1]
     for base in seen:
         assert base[:MIB] == world.image[:MIB]
@@ -216,10 +214,7 @@ def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixtu
 
 def test_an_image_without_a_manifest_is_filled_unchecked(world: World) -> None:
     world.manifest_ = errors.NoReplica("there is none")
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.base() == world.expected()
 
 
@@ -259,10 +254,7 @@ def test_a_base_whose_source_fails_gives_its_turn_to_the_others(world: World) ->
     for image in ("broken", "broken-too"):
         base = dataclasses.replace(world.bases["i"], image_id=image, thin_id=len(image))
         world.bases = {image: base, **world.bases}  # without devices
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.completed == [1]
     assert world.base() == world.expected()
 
@@ -279,10 +271,7 @@ def test_another_base_of_the_image_is_filled_although_the_old_ones_worker_is_bus
             world.bases["i"] = dataclasses.replace(world.bases["i"], thin_id=2)
         return True
 
-    filler = world.filler(may_fill=full)
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill(may_fill=full)
     assert world.completed == [2]
 
 
@@ -292,10 +281,7 @@ FIRST, SECOND, THIRD, LAST = 3, 16, 40, 48
 
 def test_what_boots_read_comes_first_in_their_order(world: World) -> None:
     world.follow(THIRD, FIRST)
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.order() == [2, 0, 1, 3]
     assert world.base() == world.expected()
 
@@ -306,10 +292,7 @@ def test_the_next_pieces_are_on_their_way_while_one_is_written(
     """But what no boot reads only once it is its turn."""
     monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
     world.follow(THIRD, SECOND)
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.order() == [2, 1, 0, 3]
     assert world.ahead == [(1, 0), (3, 2)]  # the piece, and how many had been read before
 
@@ -349,21 +332,30 @@ def test_a_newer_profile_takes_effect_for_what_is_left(world: World) -> None:
             world.follow(SECOND, LAST)
         return True
 
-    filler = world.filler(may_fill)
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill(may_fill)
     assert world.order() == [1, 3, 0, 2]
+    assert world.base() == world.expected()
+
+
+def test_a_newer_profile_takes_effect_after_the_last_piece_too(world: World) -> None:
+    """Which is shorter than others, as it ends with the image."""
+    world.follow(LAST)
+
+    def may_fill() -> bool:
+        if not world.dropped:
+            world.follow(LAST, THIRD)
+        return True
+
+    world.fill(may_fill)
+    assert world.order() == [3, 2, 0, 1]
+    assert world.bad == []
     assert world.base() == world.expected()
 
 
 @pytest.mark.parametrize("profile", ["AAAA", Profile.of(BLOCK, [1000]).encode()])
 def test_a_profile_that_is_none_of_the_image_is_left_out(world: World, profile: str) -> None:
     world.bases["i"] = dataclasses.replace(world.bases["i"], profile=profile)
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.order() == [0, 1, 2, 3]
     assert world.base() == world.expected()
 
@@ -545,10 +537,7 @@ def test_what_no_boot_reads_is_filled_slowly_while_volumes_use_a_base(
         return 0.0
 
     monkeypatch.setattr(demand.Demand, "share_of_rest", shared)
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.order() == [2, 0, 1, 3]
     assert waits == pytest.approx([9.0 if used else 0.0] * 3)
     assert (world.ahead == []) is used
@@ -582,10 +571,7 @@ def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_rea
         return 0.0
 
     monkeypatch.setattr(demand.Demand, "share_of_rest", shared)
-    filler = world.filler(may_fill)
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill(may_fill)
     assert len(took) == 3
     assert min(took[:2]) >= 0.2  # the last one ends with the image, and is shorter
 
@@ -593,10 +579,7 @@ def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_rea
 def test_while_what_boots_read_is_filled_little_else_is_read_ahead(world: World) -> None:
     """Of what guests and other hosts miss."""
     world.follow(THIRD, SECOND)
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.misses == [(LITTLE_AHEAD, 0), (READ_AHEAD, 2)]
 
 
@@ -616,10 +599,7 @@ def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.Monk
     world.follow(THIRD)
     world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
     world.read = time.monotonic_ns
-    filler = world.filler()
-    filler.start()
-    wait_until(lambda: world.completed)
-    filler.stop()
+    world.fill()
     assert world.base() == world.expected()
 
 
