@@ -102,8 +102,13 @@ def page(measured: Any) -> str:
             "Written by `python -m bench.results`; `python -m bench.replay --help` says what the "
             "names mean. Medians",
             f"of the hosts; each way to boot was measured once. A boot reads "
-            f"{measured['bytes'] / MIB:.0f} MiB. Links: {measured.get('link', '200mbit')}. Hosts "
-            f"began to fill {measured.get('head', 0):g} s before the first reads.",
+            f"{measured['bytes'] / MIB:.0f} MiB. Links: {measured.get('link', '200mbit')}.",
+            # Older figures, without it: each host began when its own volume was attached.
+            *(
+                [f"Hosts began to fill {measured['head']:g} s before the first reads."]
+                if "head" in measured
+                else []
+            ),
             "",
             *(f"| {' | '.join(row)} |" for row in rows),
             "",

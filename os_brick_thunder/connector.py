@@ -15,7 +15,6 @@ from typing import Any
 from os_brick import exception as brick_exception
 from os_brick.initiator import linuxscsi
 from os_brick.initiator.connectors import iscsi as brick_iscsi
-from oslo_concurrency import processutils
 
 from os_brick_thunder import takedown
 from os_brick_thunder.client import AgentClient
@@ -157,14 +156,11 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
         of its own comes between.
         """
         execute: Callable[..., tuple[str, str]] = super()._execute
-        for _ in range(iscsi.DATABASE_ATTEMPTS - 1):
-            try:
-                return execute(*args, **kwargs)
-            except processutils.ProcessExecutionError as error:
-                if args[0] != "iscsiadm" or error.exit_code != iscsi.DATABASE_FAILURE:
-                    raise
-                LOG.info("%s is run again: records of iSCSI targets changed meanwhile", args)
-        return execute(*args, **kwargs)
+        if args[0] != "iscsiadm":
+            return execute(*args, **kwargs)
+        return iscsi.run_again(
+            lambda: execute(*args, **kwargs), lambda error: getattr(error, "exit_code", None)
+        )
 
     def _remove_stack(self, volume_id: str) -> None:
         """Have the agent remove a stack, or remove its devices without the agent.

@@ -57,9 +57,9 @@ MAPPER_MODULES = {
     "dm_round_robin": "its path selector",
     "loop": "loop devices",
 }
+INITIATOR_MODULES = {"iscsi_tcp": "the iSCSI initiator"}
 #: The rules of udev that are installed with the agent, and what those of earlier releases lack.
 RULES, RULES_FLAG = "59-thunder.rules", "DM_UDEV_PRIMARY_SOURCE_FLAG"
-INITIATOR_MODULES = {"iscsi_tcp": "the iSCSI initiator"}
 
 
 class ComputeHost:

@@ -70,6 +70,7 @@ class _Reads:
         return True
 
     def volumes(self) -> list[str]:
+        """Those that count."""
         return [
             stack.volume_id
             for stack in self._store.stacks.values()

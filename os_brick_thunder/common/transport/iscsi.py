@@ -11,9 +11,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from os_brick_thunder.common import errors, formats, wire
 from os_brick_thunder.common.policy import timelimits
@@ -29,13 +30,32 @@ RECORDS = (Path("/etc/iscsi/nodes"), Path("/var/lib/iscsi/nodes"))
 SYSFS_SESSIONS = Path("/sys/class/iscsi_session")
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
 
-#: iscsiadm(8), "EXIT STATUS". A database failure is also that another iscsiadm removes a record, of
-#: any target, while this one looks through all of them: it may be run again, so often in total.
+#: iscsiadm(8), "EXIT STATUS"
 DATABASE_FAILURE = 6
-DATABASE_ATTEMPTS = 3
 _SESSION_EXISTS = 15
 _NO_OBJECTS = 21
 _NOT_ADMITTED = 24
+#: How often iscsiadm is run in total after database failures.
+_ATTEMPTS = 3
+_T = TypeVar("_T")
+
+
+def run_again(iscsiadm: Callable[[], _T], code: Callable[[Exception], int | None]) -> _T:
+    """Run iscsiadm, and again where another one has just removed a record, of any target: each
+    looks through the records of all, and that is a database failure, too.
+
+    :param code: the exit code that an error of ``iscsiadm`` tells, if any
+    :returns: what ``iscsiadm`` does
+    :raises Exception: that of its last run, or another failure
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return iscsiadm()
+        except Exception as error:
+            if code(error) != DATABASE_FAILURE:
+                raise
+            LOG.info("iscsiadm is run again: %s", error)
+    return iscsiadm()
 
 
 @dataclass(frozen=True)
@@ -108,15 +128,9 @@ class IscsiAdm:
 
     def _run(self, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> None:
         """:raises errors.ProcessError:"""
-        for _ in range(DATABASE_ATTEMPTS - 1):
-            try:
-                self._runner(*argv, timeout=timeout)
-            except errors.ProcessError as error:
-                if error.rc != DATABASE_FAILURE:
-                    raise
-            else:
-                return
-        self._runner(*argv, timeout=timeout)
+        run_again(
+            lambda: self._runner(*argv, timeout=timeout), lambda error: getattr(error, "rc", None)
+        )
 
     def login(self, export: Export) -> str:
         try:
