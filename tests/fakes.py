@@ -415,6 +415,19 @@ class FakeBlocks:
     def drop_cache(self, device: str, offset: int, length: int) -> None:
         self.dropped.append((device, offset, length))
 
+    def page_cache(self, device: str, size: int) -> FakePageCache:
+        return FakePageCache()
+
+
+class FakePageCache:
+    """That of a device of which nothing is read."""
+
+    def has_any(self, start: int, end: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class FakeFailover:

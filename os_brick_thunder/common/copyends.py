@@ -118,7 +118,7 @@ class File:
 
 
 class Disk:
-    """A block device, bypassing the page cache; or a file that stands for one in tests."""
+    """A block device, or a file that stands for one in tests."""
 
     def __init__(
         self,
@@ -130,12 +130,14 @@ class Disk:
         present: Extents | None = None,
         block: int = GRAIN,
         sparse: bool = False,
+        cached: bool = False,
         forget: Callable[[int, int], None] | None = None,
     ) -> None:
         """
         :param size: of the image, which may be less than the device's
         :param extents: of a source: the ranges to read; all of it if not given
         :param present: of a destination: the ranges that it has already
+        :param cached: of a source: it is read through the page cache, what is asked for and no more
         :param forget: of a source: called with the start and end of each range that was read
         :raises OSError: it cannot be opened
         """
@@ -146,8 +148,10 @@ class Disk:
         self.block = block
         self.sparse = sparse
         self._forget = forget
-        direct = os.O_DIRECT if stat.S_ISBLK(os.stat(path).st_mode) else 0
+        direct = os.O_DIRECT if stat.S_ISBLK(os.stat(path).st_mode) and not cached else 0
         self._fd = os.open(path, (os.O_WRONLY if write else os.O_RDONLY) | direct)
+        if cached:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self.align = self._sector() if direct else 1
 
     @property

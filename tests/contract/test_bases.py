@@ -17,6 +17,7 @@ import pytest
 
 from os_brick_thunder.agent import devices, ports
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD, BaseDevices
+from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
@@ -212,6 +213,7 @@ class Unfilled:
     """Builds bases over a disk with the image, and one with something else."""
 
     world: World
+    host: ports.Host
     devices: BaseDevices
     image: str
     lies: str
@@ -236,7 +238,7 @@ def unfilled(world: World, tmp_path: Path) -> Unfilled:
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
     built = BaseDevices(host, "127.0.0.1:3260")
-    return Unfilled(world, built, *(devnames.path(f"thunder-{name}") for name in made))
+    return Unfilled(world, host, built, *(devnames.path(f"thunder-{name}") for name in made))
 
 
 def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> None:
@@ -337,6 +339,51 @@ def test_of_what_is_missed_in_order_little_else_is_read_while_that_is_wanted(
         assert requests <= length // 4096 // 4
         kit.loops.reopen(paths, READ_AHEAD)
         assert read()[0] == far
+
+
+def test_what_a_base_lacks_and_was_read_is_seen_in_the_page_cache(unfilled: Unfilled) -> None:
+    """Which tells the filler where guests and other hosts are. Nothing is read to see it."""
+    kit, paths = unfilled.world.kit, devnames.path(NAMES.paths)
+    base = dataclasses.replace(BASE, allocated=((0, SIZE),))
+    with unfilled.base(base, {PATH: unfilled.image}):
+        unfilled.devices._reopening.join(60)
+        kit.loops.reopen(paths, LITTLE_AHEAD)
+        run("udevadm", "settle")
+        kit.blocks.drop_cache(paths, 0, SIZE)
+        cache = kit.blocks.page_cache(paths, SIZE)
+        before = kit.blocks.bytes_read(paths)
+        assert not any(cache.has_any(at, at + MIB) for at in range(0, SIZE, MIB))
+        assert kit.blocks.bytes_read(paths) == before
+        read_direct(devnames.path(NAMES.base), 5 * MIB + BLOCK)
+        found = [at // MIB for at in range(0, SIZE, MIB) if cache.has_any(at, at + MIB)]
+        cache.close()
+    assert found == [5]
+
+
+@pytest.mark.parametrize("checked_only", [False, True])
+def test_a_base_is_filled_with_one_read_of_each_byte(
+    unfilled: Unfilled, checked_only: bool
+) -> None:
+    """What was read ahead is not read again, and nothing else is read ahead."""
+    kit, store = unfilled.world.kit, unfilled.host.store
+    base = dataclasses.replace(BASE, checked_only=checked_only)
+    completed = threading.Event()
+    filler = Filler(
+        unfilled.host, lambda _: completed.set(), lambda _: None, lambda: True, workers=1
+    )
+    with unfilled.base(base, {PATH: unfilled.image}):
+        unfilled.devices._reopening.join(60)
+        run("udevadm", "settle")
+        kit.blocks.drop_cache(devnames.path(NAMES.paths), 0, SIZE)
+        before = kit.blocks.bytes_read(devnames.path(NAMES.paths))
+        store.put(base)
+        filler.start()
+        assert completed.wait(60)
+        filler.stop()
+        read = kit.blocks.bytes_read(devnames.path(NAMES.paths)) - before
+        for at, _ in ALLOCATED:
+            assert read_direct(devnames.path(NAMES.base), at) == expected()[at : at + 4096]
+    assert read == sum(length for _, length in ALLOCATED)
 
 
 def test_of_a_base_that_is_read_checked_only_nothing_of_a_peer_is_read(

@@ -4,10 +4,11 @@ Each chunk is checked against the image's manifest before it is written. The bas
 writer, so this is safe at any time and may be interrupted at any point: what is mapped in the pool
 is filled, and a restart goes on from there.
 
-What boots of the image read comes first. The rest waits while guests of this host read the base,
-and is filled at a part of its rate while volumes use it, within limits; if no boot was recorded, it
-waits only where guests would wait behind it. While guests read volumes that have no cache yet, what
-boots read is filled at a part of its rate, too.
+What boots of the image read comes first: as far as guests of this host or other hosts are ahead of
+that, what they miss now and what boots read next, then what they have passed. The rest waits while
+guests of this host read the base, and is filled at a part of its rate while volumes use it, within
+limits; if no boot was recorded, it waits only where guests would wait behind it. While guests read
+volumes that have no cache yet, what boots read is filled at a part of its rate, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
 from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.policy.fillorder import Piece
-from os_brick_thunder.agent.ports import Host, Loops
+from os_brick_thunder.agent.ports import Host, Kit, PageCache
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.copyends import Disk
@@ -201,11 +202,9 @@ class Filler:
         needed = layout.fill_extents(base.size, base.extents, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
+        # Through the page cache: what was read ahead is there, and what guests and others miss.
         source = Disk(
-            devnames.path(layout.filled_from(base)),
-            base.size,
-            needed,
-            forget=functools.partial(_forget, paths),
+            paths, base.size, needed, cached=True, forget=functools.partial(_forget, paths)
         )
         try:
             target = Disk(
@@ -219,7 +218,7 @@ class Filler:
             source.close()
             raise
         demand = self._demand_of(base)
-        misses = _Misses(self._host.kit.loops, devnames.path(layout.read_through(base)))
+        misses = _Misses(self._host.kit, devnames.path(layout.read_through(base)), base.size)
         pieces = _Pieces(
             base.size,
             lambda: self._newest(base).profile,
@@ -245,6 +244,7 @@ class Filler:
             with contextlib.suppress(OSError):
                 for start, end in pieces.unread:
                     _forget(paths, start, end)
+            misses.close()
             if self._is_wanted(base):
                 misses.read_ahead(little=False)
         seconds = time.monotonic() - began
@@ -315,17 +315,23 @@ def _is_filling(base: Base) -> bool:
 
 
 class _Misses:
-    """How far the kernel reads ahead of what guests and other hosts miss in order.
+    """What guests and other hosts miss, and how far the kernel reads ahead of that.
 
     Little while what boots read is filled: each of the other hosts' pieces arrives as several
     requests in a row, and what is read ahead of these no boot may read.
     """
 
-    def __init__(self, loops: Loops, device: str) -> None:
-        """:param device: that is read through loop devices"""
-        self._loops = loops
+    def __init__(self, kit: Kit, device: str, size: int) -> None:
+        """
+        :param device: that is read through loop devices
+        :param size: of the image
+        """
+        self._loops = kit.loops
         self._device = device
         self._little = False
+        self._cache: PageCache | None = None
+        with contextlib.suppress(OSError):  # no reason for which a base cannot be filled
+            self._cache = kit.blocks.page_cache(device, size)
 
     def read_ahead(self, *, little: bool) -> None:
         if little != self._little:
@@ -333,6 +339,16 @@ class _Misses:
             # A device that is gone is none of the reasons for which a base cannot be filled.
             with contextlib.suppress(errors.DeviceNotFound):
                 self._loops.reopen(self._device, LITTLE_AHEAD if little else READ_AHEAD)
+
+    def has_any(self, piece: Piece) -> bool:
+        """Whether some of a piece was missed, and so is in the page cache."""
+        with contextlib.suppress(OSError):
+            return self._cache is not None and self._cache.has_any(piece.start, piece.end)
+        return False
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
 
 
 class _Pieces:
@@ -358,6 +374,7 @@ class _Pieces:
             that is not in the profile; may wait
         :param demand: what guests read now, who would wait behind what is filled or read ahead
         :param read_ahead: has a piece read before it is reached
+        :param misses: of guests and other hosts
         """
         self._size = size
         self._newest = newest
@@ -372,11 +389,18 @@ class _Pieces:
     def __call__(self, missing: Extents, length: int) -> Iterator[tuple[int, int]]:
         """See :data:`.transfer.Order`."""
         done: set[int] = set()
+        returns = False  # to what was passed over
         while not self.all:
             profile = self._newest()
             ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
             left = (piece for piece in ordered if piece.start not in done)
+            passed = False
             for piece, following in _with_next(left, AHEAD // length):
+                if piece.profiled and not returns and self._is_missed(following):
+                    passed = True
+                    continue
+                if passed and not piece.profiled:
+                    break
                 self._misses.read_ahead(little=piece.profiled)
                 if not piece.profiled and not self._may_go_on(profile, self._rate()):
                     return
@@ -389,7 +413,19 @@ class _Pieces:
                 yield piece.start, piece.end
                 self._wait_after(piece, time.monotonic() - began, bool(profile))
             else:
-                self.all = True
+                self.all = not passed
+            returns = passed and self._newest() == profile
+
+    def _is_missed(self, pieces: Iterable[Piece]) -> bool:
+        """Whether guests or other hosts are at one of these pieces, or were. What was read ahead of
+        its turn tells nothing.
+        """
+        return any(
+            piece.profiled
+            and (piece.start, piece.end) not in self.unread
+            and self._misses.has_any(piece)
+            for piece in pieces
+        )
 
     def _wait_after(self, piece: Piece, seconds: float, known: bool) -> None:
         """Leave guests and other hosts their part of the time after a piece.

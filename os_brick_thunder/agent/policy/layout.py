@@ -160,12 +160,6 @@ def multipath_tables(base: Base, disks: Mapping[ReplicaPath, str]) -> dict[str, 
     return found
 
 
-def filled_from(base: Base) -> str:
-    """The device with the bytes that a base is filled with."""
-    names = ImageNames(base.image_id)
-    return names.paths if base.checked_only else names.source
-
-
 def cache_devices(stack: Stack) -> Graph:
     """The devices of a volume's cache, which it has while it has the thin ids for it."""
     names, base = VolumeNames(stack.volume_id), ImageNames(stack.base_image_id or "").base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -12,6 +13,14 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.run import Runner, run
 
 SYSFS = Path("/sys")
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+# The mmap module has no addresses of what is mapped read-only.
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def devnum(device: str) -> str:
@@ -148,6 +157,52 @@ def foreign_signature(device: str, runner: Runner = run) -> str | None:
 def drop_cache(device: str, offset: int, length: int) -> None:
     """Drop the clean pages of a range, in bytes, from a device's page cache."""
     _advise(device, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+class PageCache:
+    """What a device has in its page cache, which stays as it is: see mincore(2).
+
+    The device is in use until this is closed.
+    """
+
+    def __init__(self, device: str, size: int) -> None:
+        """
+        :param size: of the device, or of the part that is looked at, in bytes
+        :raises OSError: the device cannot be opened or mapped
+        """
+        self._device = device
+        self._size = size
+        fd = os.open(device, os.O_RDONLY)
+        try:
+            self._address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        finally:
+            os.close(fd)
+        if self._address == _MAP_FAILED:
+            raise _last_error(device)
+
+    def has_any(self, start: int, end: int) -> bool:
+        """Whether any page of a range of bytes is there.
+
+        :raises OSError:
+        """
+        start -= start % mmap.PAGESIZE
+        pages = ctypes.create_string_buffer(-(-(end - start) // mmap.PAGESIZE))
+        if _LIBC.mincore(self._address + start, end - start, pages) != 0:
+            raise _last_error(self._device)
+        return any(page & 1 for page in pages.raw)
+
+    def close(self) -> None:
+        _LIBC.munmap(self._address, self._size)
+
+
+def page_cache(device: str, size: int) -> PageCache:
+    """See :class:`PageCache`."""
+    return PageCache(device, size)
+
+
+def _last_error(device: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), device)
 
 
 def read_ahead(device: str, offset: int, length: int) -> None:

@@ -52,6 +52,8 @@ class World:
     waiting: int = 0  # requests that the guest waits for
     #: How far is read ahead of what is missed, and how many pieces had been read then.
     misses: list[tuple[int, int]] = field(default_factory=list)
+    missed: set[int] = field(default_factory=set)  # numbers of pieces
+    closed: int = 0  # page caches
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
@@ -74,6 +76,17 @@ class World:
         assert "/thunder-paths-" in device
         self.misses.append((read_ahead, len(self.dropped)))
 
+    def page_cache(self, device: str, size: int) -> World:
+        assert "/thunder-paths-" in device
+        assert size == SIZE
+        return self
+
+    def has_any(self, start: int, end: int) -> bool:
+        return start // MIB in self.missed
+
+    def close(self) -> None:
+        self.closed += 1
+
     def complete(self, base: Base) -> None:
         self.completed.append(base.thin_id)
         base = self.bases[base.image_id]
@@ -84,7 +97,7 @@ class World:
         self.heal()
 
     def source(self) -> Path:
-        return self.folder / "thunder-source-i"
+        return self.folder / "thunder-paths-i"
 
     def base(self) -> bytes:
         return (self.folder / "thunder-base-i").read_bytes()
@@ -284,6 +297,54 @@ def test_what_boots_read_comes_first_in_their_order(world: World) -> None:
     world.fill()
     assert world.order() == [2, 0, 1, 3]
     assert world.base() == world.expected()
+
+
+def test_what_boots_read_after_what_is_missed_comes_before_what_is_passed(world: World) -> None:
+    world.follow(SECOND, FIRST, THIRD)
+    world.missed = {0}
+    world.fill()
+    assert world.order() == [0, 2, 1, 3]
+    assert world.base() == world.expected()
+    assert world.closed == 1
+
+
+def test_nobody_has_missed_what_is_read_ahead(world: World) -> None:
+    world.follow(SECOND, FIRST, THIRD)
+    world.missed = {0, 2}
+    world.has_any = lambda start, end: start // MIB in {at for at, _ in world.ahead}  # type: ignore[method-assign]
+    world.fill()
+    assert world.order() == [1, 0, 2, 3]
+
+
+def test_what_no_boot_reads_does_not_come_first_because_it_is_missed(world: World) -> None:
+    world.follow(SECOND, FIRST)
+    world.missed = {2, 3}
+    world.fill()
+    assert world.order() == [1, 0, 2, 3]
+
+
+def test_what_is_missed_comes_first_in_a_newer_profile_too(world: World) -> None:
+    world.follow(SECOND, FIRST)
+    world.missed = {0, 2}
+
+    def may_fill() -> bool:
+        if not world.dropped:
+            world.follow(LAST, THIRD, SECOND)
+        return True
+
+    world.fill(may_fill)
+    assert world.order() == [0, 2, 1, 3]
+    assert world.base() == world.expected()
+
+
+def test_a_page_cache_that_cannot_be_seen_stops_nothing(world: World) -> None:
+    def page_cache(device: str, size: int) -> World:
+        raise OSError
+
+    world.page_cache = page_cache  # type: ignore[method-assign]
+    world.follow(THIRD)
+    world.fill()
+    assert world.order() == [2, 0, 1, 3]
 
 
 def test_the_next_pieces_are_on_their_way_while_one_is_written(
@@ -634,7 +695,7 @@ def test_a_base_that_lacks_the_rest_makes_way_for_what_boots_read(world: World) 
             other = dataclasses.replace(
                 world.bases["i"], image_id="j", thin_id=2, profile=Profile.of(BLOCK, [5]).encode()
             )
-            for name in ("source", "base"):
+            for name in ("paths", "base"):
                 data = (world.folder / f"thunder-{name}-i").read_bytes()
                 (world.folder / f"thunder-{name}-j").write_bytes(data)
             world.bases["j"] = other
