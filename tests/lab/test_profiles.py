@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import random
 import time
@@ -132,7 +133,8 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     order = list(profile.chunks())
     read = [at * MIB // PIECE + piece for at in READ for piece in range(MIB // PIECE)]
     assert [piece for piece in order if piece in read] == read
-    assert len(order) <= len(read) + 4, "others are looks for partition tables"
+    looks = [piece for piece in order if piece not in read]
+    assert len(looks) <= 4, "others are looks for partition tables"
     booted = len(order) * PIECE
     shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
@@ -157,8 +159,15 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
         digest = journey.digest(second, path, SIZE)
     early = [(held, end) for held, end in samples if held % PIECE == 0 and 0 < held <= booted]
     assert len({held for held, _ in early}) >= 3, samples
+    # These may have been missed before they were filled: what boots read after them comes first.
+    orders = [
+        [piece for piece in order if piece not in passed]
+        for count in range(len(looks) + 1)
+        for passed in itertools.combinations(looks, count)
+    ]
     for held, end in early:
-        assert end == (max(order[: held // PIECE]) + 1) * PIECE, (order, samples)
+        ends = {(max(each[: held // PIECE]) + 1) * PIECE for each in orders}
+        assert end in ends, (order, samples)
     assert digest == blocks.expected_digest(raw, ())
 
     journey.detach(second, volumes[1])
