@@ -206,7 +206,7 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
     """Print the predicted seconds of a boot's reads beside those that bench.replay measured.
 
     There, reads begin at the same moment everywhere, as does what is filled, with or without a head
-    start.
+    start, and there is one storage host.
     """
     head = measured.get("head", 0.0)
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
@@ -216,7 +216,8 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
     for hosts in counts:
         alone = _median(arms["local", hosts], "reads")
         setting = Setting("", hosts, rate, 0.001, 0.0, head, 0.0, 1.0)
-        more = added(setting, work, planned(hosts), (alone - thinking) / len(work.reads))
+        tree = Tree(tuple(max(parent, -1) for parent in planned(hosts).parents))
+        more = added(setting, work, tree, (alone - thinking) / len(work.reads))
         predicted = alone + statistics.median(more)
         seen = _median(arms["cold, profile", hosts], "reads")
         errors.append(abs(predicted - seen) / seen)
