@@ -340,6 +340,13 @@ def test_an_admission_that_was_taken_back_is_asked_for_again(host: Host) -> None
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
 
 
+def test_a_cache_that_an_attach_waited_for_was_there_when_it_was_answered(host: Host) -> None:
+    _, stacks, _, store = host.agent()
+    assert stacks.attach(PAYLOAD, LUN, soon()).mode == "cached"
+    stack = store.stacks[VOLUME]
+    assert 0 < stack.cached_at <= stack.attached_at
+
+
 def direct_for_now(host: Host, stacks: Stacks, store: StateFile) -> str:
     """Attach a volume that gets a direct stack for now, and a cache later.
 
