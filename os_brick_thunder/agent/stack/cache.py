@@ -77,8 +77,11 @@ class CacheBuilder:
         try:
             length = self._admission.cached_length(user, plan)
             writes = watching.enter_context(self._devices.watching_writes(user, length))
-            until = time.monotonic() + seconds * _PATIENCE
-            within(seconds, lambda: self._add(user, plan, writes, watching, until), "cache")
+            now = time.monotonic()
+            until, answered = now + seconds * _PATIENCE, now + seconds
+            within(
+                seconds, lambda: self._add(user, plan, writes, watching, until, answered), "cache"
+            )
         except TimeoutError:
             LOG.info("volume %s gets its cache when it is built", user.volume_id)
         except Exception as error:  # it has not begun
@@ -98,14 +101,19 @@ class CacheBuilder:
         writes: WriteMap,
         watching: contextlib.ExitStack,
         until: float,
+        answered: float,
     ) -> None:
+        """
+        :param until: ``time.monotonic()`` until which the base is waited for
+        :param answered: ``time.monotonic()`` at which the attach is answered without a cache
+        """
         try:
             with watching:
                 self._kit.failover.ensure()
                 self._admission.base_in_use(user, until)
                 with self._registry.lock(user.volume_id):
                     self._check_attached(user)
-                    self._build_if_admitted(user, plan, writes)
+                    self._build_if_admitted(user, plan, writes, answered)
         except Exception as error:  # whoever waited for it may have left
             self._failed(user, error)
         finally:
@@ -207,7 +215,9 @@ class CacheBuilder:
             stack is not None and stack.phase == READY and _attachment(stack) == _attachment(user)
         )
 
-    def _build_if_admitted(self, user: Stack, plan: wire.Plan, writes: WriteMap) -> Stack:
+    def _build_if_admitted(
+        self, user: Stack, plan: wire.Plan, writes: WriteMap, answered: float = 0.0
+    ) -> Stack:
         found = self._store.stacks[user.volume_id]
         if found.local_id is not None:  # by another attempt, meanwhile
             return found
@@ -222,6 +232,11 @@ class CacheBuilder:
         with UndoStack(f"cache of volume {user.volume_id}") as undo:
             undo.push(self._give_up, user.volume_id)
             stack, seconds = self._build_under_guest(user, plan, shared, writes, undo)
+            now = time.time()
+            stack = dataclasses.replace(stack, reason="", recache_pending=False, cached_at=now)
+            if time.monotonic() < answered:  # the attach waits for it
+                stack = dataclasses.replace(stack, attached_at=now)
+            self._store.put(stack)
             undo.keep()
         LOG.info("volume %s is cached now; its guest waited %.3f s", stack.volume_id, seconds)
         return stack
@@ -249,7 +264,7 @@ class CacheBuilder:
     def _build_under_guest(
         self, user: Stack, plan: wire.Plan, shared: Extents, writes: WriteMap, undo: UndoStack
     ) -> tuple[Stack, float]:
-        """:returns: the cached entry, recorded, and the seconds that the guest waited"""
+        """:returns: the cached entry, not recorded yet, and the seconds that the guest waited"""
         with self._bases.steady(user.origin_image_id):
             base = self._admission.present_base(user.origin_image_id)
             self._bases.follow(base.image_id, plan.profile)
@@ -257,10 +272,7 @@ class CacheBuilder:
         # Its entry names the base now. Volumes of an image do not wait for each other's devices.
         self._devices.build_cache(stack, undo)
         stack = dataclasses.replace(stack, mode="cached")
-        seconds = self._devices.swap_in_cache(stack, shared, writes)
-        stack = dataclasses.replace(stack, reason="", recache_pending=False, cached_at=time.time())
-        self._store.put(stack)
-        return stack, seconds
+        return stack, self._devices.swap_in_cache(stack, shared, writes)
 
     def _give_up(self, volume_id: str) -> None:
         """Back to direct, whatever was built; the next attempt begins anew."""

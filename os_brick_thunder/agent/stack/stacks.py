@@ -157,26 +157,7 @@ class Stacks:
                 if found and found.stack_id == stack.stack_id:
                     self._remove(found)
             _check_time(stack.volume_id, deadline)
-        found = self._store.stacks.get(stack.volume_id, stack)
-        return self._waited(found) if found.mode == "cached" else found
-
-    def _waited(self, stack: Stack) -> Stack:
-        """Record that an attach is only answered now, with its cache.
-
-        The entry of a volume that gets its cache later stays as it is: from that it is known that
-        it was not attached anew meanwhile, and its lock is held while the cache is built.
-        """
-        with self._registry.lock(stack.volume_id):
-            found = self._store.stacks.get(stack.volume_id)
-            if found != stack:
-                return stack
-            found = dataclasses.replace(stack, attached_at=time.time())
-            try:
-                self._store.put(found)
-            except errors.ThunderError as error:  # costs no more than this time
-                LOG.warning("volume %s: its attach is not recorded: %s", stack.volume_id, error)
-                return stack
-        return found
+        return self._store.stacks.get(stack.volume_id, stack)
 
     def _forget(self, volume_id: str) -> None:
         """Drop the entry of a stack that could not be built, unless something of it is left."""
