@@ -23,7 +23,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _DRAW = random.Random
 GBIT = 10**9 / 8
 #: The arm of bench.replay that is predicted, and the numbers of hosts that calibrate.
 PROFILED, CALIBRATED = "cold, profile", (1, 2)
-#: Of a link's rate, which pieces may have: the rest is what misses read twice, and headers.
+#: Shares of a link's rate that pieces may have: protocol headers and readahead take the rest.
 SHARES = tuple(share / 50 for share in range(20, 51))
 
 
@@ -214,33 +214,36 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
     start, and there is one storage host. Which share of their rate links have for pieces is taken
     from what was measured on one and two hosts, and checked on more.
     """
+    head = measured.get("head", 0.0)
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
     seen = {hosts: _median(arm, "reads") for (name, hosts), arm in arms.items() if name == PROFILED}
     calibrated = [hosts for hosts in seen if hosts in CALIBRATED]
     checked = [hosts for hosts in seen if hosts not in CALIBRATED]
 
-    def errors(hosts: Iterable[int], share: float) -> list[float]:
-        return [_predicted(arms, n, work, rate * share, measured) / seen[n] - 1 for n in hosts]
+    def errors(hosts: Iterable[int], share: float) -> dict[int, float]:
+        local = {n: _median(arms["local", n], "reads") for n in hosts}
+        return {n: _predicted(n, local[n], work, rate * share, head) / seen[n] - 1 for n in hosts}
 
-    share = min(SHARES, key=lambda share: sum(each**2 for each in errors(calibrated, share)))
+    share = min(
+        SHARES, key=lambda share: sum(each**2 for each in errors(calibrated, share).values())
+    )
     print(f"on {calibrated} hosts, links have {share:.0%} of their rate for pieces")
     for used in (1.0, share):
-        for n, error in zip(seen, errors(seen, used), strict=True):
+        found = errors(seen, used)
+        for n, error in found.items():
             print(
                 f"{n} hosts, cold with profile, {used:.0%}: predicted {seen[n] * (1 + error):.1f} "
                 f"s, measured {seen[n]:.1f} s, error {error:+.0%}"
             )
     if checked:
-        median = statistics.median(map(abs, errors(checked, share)))
+        median = statistics.median(abs(found[n]) for n in checked)
         print(f"median error on {checked} hosts: {median:.0%}")
 
 
-def _predicted(
-    arms: Mapping[tuple[str, int], Any], hosts: int, work: Workload, rate: float, measured: Any
-) -> float:
-    alone = _median(arms["local", hosts], "reads")
+def _predicted(hosts: int, alone: float, work: Workload, rate: float, head: float) -> float:
+    """Seconds of a boot's reads on so many hosts; ``alone``: from the host's own disk."""
     thinking = sum(read[0] for read in work.reads)
-    setting = Setting("", hosts, rate, 0.001, 0.0, measured.get("head", 0.0), 0.0, 1.0)
+    setting = Setting("", hosts, rate, 0.001, 0.0, head, 0.0, 1.0)
     tree = Tree(tuple(max(parent, -1) for parent in planned(hosts).parents))
     more = added(setting, work, tree, (alone - thinking) / len(work.reads))
     return alone + statistics.median(more)

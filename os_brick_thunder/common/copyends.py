@@ -137,7 +137,7 @@ class Disk:
         :param size: of the image, which may be less than the device's
         :param extents: of a source: the ranges to read; all of it if not given
         :param present: of a destination: the ranges that it has already
-        :param cached: of a source: it is read through the page cache, what is asked for and no more
+        :param cached: of a source: read it through the page cache, without readahead
         :param forget: of a source: called with the start and end of each range that was read
         :raises OSError: it cannot be opened
         """

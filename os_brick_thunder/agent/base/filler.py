@@ -49,7 +49,7 @@ LOG = logging.getLogger(__name__)
 INTERVAL = 1.0
 #: Bytes that are asked for before they are read, at most: while one piece is checked and written,
 #: the next ones are on their way. They wait in the page cache of the paths, where other hosts'
-#: reads find them, too.
+#: reads find them, too. The filler looks as far ahead for misses of guests and other hosts.
 AHEAD = 4 << 20
 #: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
 #: these pieces.
