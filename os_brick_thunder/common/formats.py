@@ -171,6 +171,8 @@ Version = Annotated[int, Between(0, 1 << 31)]
 Chunk = Annotated[int, Between(1, 1 << 30)]
 #: Digests in base64: 2^18 of 16 bytes are the most.
 Digests = Annotated[str, Text("base64", r"[A-Za-z0-9+/]*={0,2}", 6 << 20)]
+#: The root of a hash tree, SHA-256 in hexadecimal; empty: there is no tree.
+Root = Annotated[str, Text("a SHA-256 or nothing", r"(?:[0-9a-f]{64})?", 64)]
 #: An encoded profile, or nothing; decoding it checks the rest.
 EncodedProfile = Annotated[str, Text("base64", r"[A-Za-z0-9+/]*={0,2}", MAX_ENCODED)]
 Kind = Annotated[str, OneOf(("compute", "storage"))]

@@ -226,6 +226,9 @@ class ImageInfo(Value):
     #: An id may be used again after a purge of Glance's database: a base of other content is not
     #: one of this image. Empty if it is not known, as from an older tracker.
     content: formats.Content = ""
+    #: Of the hash tree that masters have behind the image, :mod:`.policy.hashtree`; empty if there
+    #: is none. An older agent ignores it.
+    root: formats.Root = ""
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,8 @@ class ImageDigests(Value):
     image_id: formats.Id
     chunk: formats.Chunk
     digests: formats.Digests
+    #: Of what is behind the image, its hash tree, in the same way; an older agent ignores them.
+    tail: formats.Digests = ""
 
 
 @dataclass(frozen=True)

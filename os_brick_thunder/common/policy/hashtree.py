@@ -1,0 +1,97 @@
+"""The hash tree of an image, with which the kernel checks each block that is read (dm-verity).
+
+It is SHA-256 without a salt, in the format of version 1 without a superblock: the block of the root
+first, the leaves last. It is stored behind the image, so that one LUN has both, and a replica is a
+copy of both. Sizes and offsets are in bytes.
+
+Source: Documentation/admin-guide/device-mapper/verity.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+
+from os_brick_thunder.common.policy import manifest
+
+#: Of the image and of the tree: what one hash covers.
+BLOCK = 4096
+#: Of one hash.
+WIDTH = 32
+_PER_BLOCK = BLOCK // WIDTH
+#: A tree takes a 128th of its image, holes included, and is written as a whole.
+LARGEST_IMAGE = 64 << 30
+
+
+def length(size: int) -> int:
+    """Length of the tree of an image.
+
+    :returns: 0 if an image of this size has none: it is too large, or does not consist of whole
+        chunks of a manifest (:data:`.manifest.CHUNK`), which also covers the tree
+    """
+    return sum(_levels(size))
+
+
+def levels(size: int) -> list[tuple[int, int]]:
+    """Offset in the tree, and length, of each level: the leaves first, the root's block last."""
+    found, at = [], length(size)
+    for each in _levels(size):
+        at -= each
+        found.append((at, each))
+    return found
+
+
+def _levels(size: int) -> list[int]:
+    if not 0 < size <= LARGEST_IMAGE or size % manifest.CHUNK:
+        return []
+    found: list[int] = []
+    blocks = size // BLOCK
+    while not found or blocks > 1:
+        blocks = -(-blocks // _PER_BLOCK)
+        found.append(blocks * BLOCK)
+    return found
+
+
+def hashes(data: bytes | memoryview) -> bytes:
+    """The hash of each block of ``data``, one after the other."""
+    sha256 = hashlib.sha256
+    return b"".join(sha256(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK))
+
+
+@functools.cache
+def hash_of_zeroes() -> bytes:
+    """The hash of a hole's block."""
+    return hashes(bytes(BLOCK))
+
+
+def complete(
+    size: int, read: Callable[[int, int], bytes], write: Callable[[int, bytes], None]
+) -> str:
+    """Write all levels of a tree whose leaves are written.
+
+    :param size: of the image
+    :param read: returns so many bytes of the tree at an offset
+    :param write: writes bytes of the tree at an offset
+    :returns: the root hash, in hexadecimal
+    """
+    level, *above = levels(size)
+    for upper in above:
+        _write_level(level, upper, read, write)
+        level = upper
+    return hashes(read(*level)).hex()
+
+
+def _write_level(
+    level: tuple[int, int],
+    upper: tuple[int, int],
+    read: Callable[[int, int], bytes],
+    write: Callable[[int, bytes], None],
+) -> None:
+    """Write a level from the one below, a block at a time."""
+    (below, end), (at, _) = (level[0], sum(level)), upper
+    while below < end:
+        found = hashes(read(below, min(_PER_BLOCK * BLOCK, end - below)))
+        write(at, found.ljust(BLOCK, b"\0"))
+        below += _PER_BLOCK * BLOCK
+        at += BLOCK
