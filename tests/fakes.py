@@ -83,6 +83,7 @@ class FakeDeviceMapper:
         self.delay = 0.0  # seconds that the creation of a device takes
         self.regions: dict[str, dict[int, Region]] = {}
         self.requests: dict[str, int] = {}  # that devices have completed
+        self.corrupted: set[str] = set()  # verity devices that have met a wrong block
 
     def create(self, name: str, table: Table, readonly: bool = False) -> None:
         time.sleep(self.delay)
@@ -209,6 +210,8 @@ class FakeDeviceMapper:
             return f"thin {self.mapped.get(target.id, 0) // 512} 0"
         if isinstance(target, dmtable.Cache):
             return CACHE_STATUS
+        if isinstance(target, dmtable.Verity):
+            return f"verity {'C' if name in self.corrupted else 'V'}"
         if not isinstance(target, dmtable.Multipath):
             return f"{str(target).split()[0]} "
         words = ["multipath", "2", "0", "0", "0", "1", "1"]
@@ -222,6 +225,9 @@ class FakeDeviceMapper:
             return Table(())
         found = self.tables.get(name)
         return found[0] if found else None
+
+    def has_target(self, kind: str) -> bool:
+        return kind in ("linear", "verity")
 
     def devices(self) -> list[MappedDevice]:
         return [
@@ -469,6 +475,7 @@ class FakeTracker:
     stack_ids: dict[str, str] = field(default_factory=dict)
     admitted: set[str] = field(default_factory=set)  # exporters at which the host is
     passwords: dict[str, str] = field(default_factory=dict)  # by host, of the next export only
+    sizes: dict[str, int] = field(default_factory=dict)  # of exports by host; others are large
 
     def _check(self) -> None:
         if self.down:
@@ -532,7 +539,8 @@ class FakeTracker:
         self.admitted.add(source.exporter)
         iqn = f"iqn.2026-11.org.thunder:{source.host}:{image_id}"
         password = self.passwords.pop(source.host, "secret")
-        return wire.Export(f"{source.host}:3260", iqn, 0, "user", password)
+        size = self.sizes.get(source.host, 1 << 40)
+        return wire.Export(f"{source.host}:3260", iqn, 0, "user", password, size)
 
     def close_export(self, exporter: str, image_id: str, initiator: str) -> None:
         self._check()

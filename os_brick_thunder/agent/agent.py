@@ -100,6 +100,7 @@ class Agent:
                     "phase": base.phase,
                     "complete": base.complete,
                     "checked_only": base.checked_only,
+                    "verified": base.verified,
                     "filled": self._reporter.filled(base) if base.phase == READY else 0,
                     "sources": [path.host for path in replica_paths.in_use(base)],
                     "from_network": self._reporter.from_network(base),

@@ -22,11 +22,12 @@ from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.precache import Precacher
 from os_brick_thunder.agent.base.remote import RemoteReplicas
 from os_brick_thunder.agent.base.sources import Sources
+from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.agent.heartbeat import Heartbeat
 from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.pool.usage import PoolUsage
-from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.ports import Host, Kit
 from os_brick_thunder.agent.reaper import Reaper
 from os_brick_thunder.agent.reporter import Reporter
 from os_brick_thunder.agent.stack.admission import Admission
@@ -65,6 +66,7 @@ class Settings:
     fill_rest: bool = True
     hoard_images: int = 0
     checked_only: bool = False
+    verified: bool = False
 
     @classmethod
     def of(cls, options: Any) -> Settings:
@@ -83,6 +85,7 @@ class Settings:
             fill_rest=options.fill_rest,
             hoard_images=options.hoard_images,
             checked_only=options.unfilled_reads == "storage",
+            verified=options.unfilled_reads == "verified",
         )
 
 
@@ -208,9 +211,10 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
     reporter = Reporter(host, availability, portal)
     paths = Paths(host, availability)
     replicas = RemoteReplicas(host, settings.parent_wait)
-    sources = Sources(host, availability, paths, replicas, reporter)
+    verified = VerifiedPaths(host.kit)
+    sources = Sources(host, availability, paths, replicas, verified, reporter)
     exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
-    devices = BaseDevices(host, portal)
+    devices = BaseDevices(host, portal, verified)
     completion = Completion(host, availability, devices, sources, reporter)
     builder = BaseBuilder(availability, devices, sources, settings.parent_wait)
     bases = Bases(
@@ -224,8 +228,21 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
         reporter,
         on_ready,
         settings.checked_only,
+        settings.verified and _has_verity(host.kit),
     )
-    return BaseParts(bases, completion, sources, PathHealth(host, paths), exports, reporter)
+    health = PathHealth(host, paths, verified)
+    return BaseParts(bases, completion, sources, health, exports, reporter)
+
+
+def _has_verity(kit: Kit) -> bool:
+    """Whether the kernel can check what is read of other hosts' bases."""
+    if kit.dm.has_target("verity"):
+        return True
+    LOG.warning(
+        "The kernel has no target verity (dm-verity): what guests read of an image before it is "
+        "here is not checked. Install the module, or set unfilled_reads to storage"
+    )
+    return False
 
 
 def _build_stacks(

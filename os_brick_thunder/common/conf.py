@@ -118,15 +118,22 @@ AGENT_OPTS: list[cfg.Opt] = [
     ),
     cfg.StrOpt(
         "unfilled_reads",
-        default="nearest",
+        default="verified",
         choices=[
-            ("nearest", "the host that fills it: a compute host, if one has the image"),
+            (
+                "verified",
+                "the host that fills it, which may be a compute host; the kernel checks "
+                "each block (dm-verity), and reads a wrong one from the next source",
+            ),
+            ("nearest", "the same, unchecked"),
             ("storage", "a storage host, as without a cache"),
         ],
         help="From where guests read what a base does not hold yet. What a base is filled with is "
-        "compared with the image's digests, which is too late for a guest that reads it before: "
-        "with 'storage' nothing that another compute host sends reaches a guest unchecked, and "
-        "storage hosts are read more. Bases that are here already stay as they are.",
+        "compared with the image's digests, which is too late for a guest that reads it before. "
+        "With 'verified' it is checked then, too, if the image has a hash tree: those have one "
+        "whose first master was made with thunder_hash_trees. Of others nothing is checked, as "
+        "with 'nearest'. With 'storage' nothing that another compute host sends reaches a guest, "
+        "and storage hosts are read more. Bases that are here already stay as they are.",
     ),
     cfg.IntOpt(
         "hoard_images",

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from os_brick_thunder.common import errors, files
+from os_brick_thunder.common.policy import hashtree
 from os_brick_thunder.common.policy.content import may_be_same
 from os_brick_thunder.common.policy.extents import Extents
 
@@ -80,6 +81,8 @@ class Base:
     profile: str = ""  # the order in which boots read the image, encoded; empty if it is not known
     profiled_only: bool = False  # while no volume here uses it, only its profile is filled
     checked_only: bool = False  # what it does not hold yet is read from storage hosts alone
+    root: str = ""  # of the hash tree that is behind the image, here too; empty: there is none
+    verified: bool = False  # the kernel checks what is read through other hosts' bases
 
     def is_of(self, content: str) -> bool:
         """Whether it is a base of this content; what is not known fits all."""
@@ -90,8 +93,15 @@ class Base:
         return used or not self.profiled_only
 
     @property
+    def length(self) -> int:
+        """Bytes of the image and of the hash tree behind it."""
+        return self.size + hashtree.behind(self.size, self.root)
+
+    @property
     def extents(self) -> Extents:
-        return Extents.from_wire(self.allocated)
+        """What is to be filled: what is allocated of the image, and the tree."""
+        tree = Extents.of([(self.size, self.length)])
+        return Extents.from_wire(self.allocated).union(tree)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Base:

@@ -36,6 +36,7 @@ _KERNEL_ONLY = [
     "test_swap.py",
     "test_targets.py",
     "test_udev.py",
+    "test_verified.py",
     "test_waiting.py",
 ]
 collect_ignore = [] if KERNEL else _KERNEL_ONLY

@@ -18,6 +18,7 @@ import pytest
 from os_brick_thunder.agent import devices, ports
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD, BaseDevices
 from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
@@ -70,7 +71,7 @@ def filled(world: World, tmp_path: Path) -> Iterator[Filled]:
         os.fsync(disk.fileno())
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    built = BaseDevices(host, "127.0.0.1:3260")
+    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit))
     with UndoStack("the test") as undo:
         built.build(BASE, undo, new_thin=True)
         built.connect(BASE, {PATH: world.disk})
@@ -237,7 +238,7 @@ def unfilled(world: World, tmp_path: Path) -> Unfilled:
         world.kit.dm.create(f"thunder-{name}", layout.linear_table(world.disk, SIZE, offset))
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    built = BaseDevices(host, "127.0.0.1:3260")
+    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit))
     return Unfilled(world, host, built, *(devnames.path(f"thunder-{name}") for name in made))
 
 

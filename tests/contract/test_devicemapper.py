@@ -254,3 +254,9 @@ def test_exports_admit_by_name_and_secret(world: World) -> None:
     kit.targets.unexport(iqn)
     assert kit.targets.targets() == ()
     kit.dm.remove("thunder-e")
+
+
+def test_targets_that_the_kernel_has(world: World) -> None:
+    assert world.kit.dm.has_target("verity")  # a module, which this loads
+    assert world.kit.dm.has_target("linear")
+    assert not world.kit.dm.has_target("thunder")

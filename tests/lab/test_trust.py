@@ -29,7 +29,10 @@ def _base(journey: Journey, node: Node, image: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_host_that_lies_reaches_no_guest(journey: Journey, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unfilled_reads", ["verified", "storage"])
+def test_a_host_that_lies_reaches_no_guest(
+    journey: Journey, tmp_path: Path, unfilled_reads: str
+) -> None:
     raw = tmp_path / "image.raw"
     raw.write_bytes(random.Random(13).randbytes(SIZE))
     image = journey.upload(raw, "trust", "raw")
@@ -40,7 +43,7 @@ def test_a_host_that_lies_reaches_no_guest(journey: Journey, tmp_path: Path) -> 
     base = f"/dev/mapper/thunder-base-{image}"
     liar.run(f"dd if=/dev/urandom of={base} bs=1M count={SIZE // MIB} conv=notrunc oflag=direct")
     expected = blocks.expected_digest(raw, ())
-    with agents.options(careful, unfilled_reads="storage", fill_rate_mib=_SLOW):
+    with agents.options(careful, unfilled_reads=unfilled_reads, fill_rate_mib=_SLOW):
         path = journey.attach_cached(careful, other).path
         assert journey.digest(careful, path, SIZE) == expected
         found = _base(journey, careful, image)

@@ -44,10 +44,12 @@ class Bases:
         reporter: Reporter,
         on_ready: Callable[[], None],
         checked_only: bool = False,
+        verified: bool = False,
     ) -> None:
         """
         :param on_ready: called when a base was built or restored
         :param checked_only: of new bases: see :class:`.state.Base`
+        :param verified: of new bases of images with a hash tree: likewise
         """
         self._kit = host.kit
         self._host = host
@@ -61,6 +63,7 @@ class Bases:
         self._reporter = reporter
         self._on_ready = on_ready
         self._checked_only = checked_only
+        self._verified = verified
         #: Thin ids of bases that could not be reconciled when the agent started.
         self._unreconciled: set[int] = set()
 
@@ -163,6 +166,8 @@ class Bases:
             profile=profile,
             profiled_only=profiled_only,
             checked_only=self._checked_only,
+            root=image.root,
+            verified=self._verified and bool(image.root),
         )
         self._store.put(base)
         with UndoStack(f"base of image {image.id}") as undo:

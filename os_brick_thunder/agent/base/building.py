@@ -57,8 +57,8 @@ class BaseBuilder:
         if base.complete:
             return base
         with self._held_reads(base):
-            base, disk = self._sources.connect(base, sources)
-            self._devices.connect(base, {base.paths[0]: disk})
+            base, device = self._sources.connect(base, sources)
+            self._devices.connect(base, {base.paths[0]: device})
         return base
 
     @contextlib.contextmanager

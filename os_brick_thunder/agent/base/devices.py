@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from os_brick_thunder.agent import devices
+from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, Graph
 from os_brick_thunder.agent.ports import Host
@@ -30,9 +31,10 @@ _LAST_READS, _POLL = 1.0, 0.02
 class BaseDevices:
     """Builds and removes the devices of bases."""
 
-    def __init__(self, host: Host, portal: str) -> None:
+    def __init__(self, host: Host, portal: str, verified: VerifiedPaths) -> None:
         """:param portal: "address:port" of this host's exports"""
         self._kit = host.kit
+        self._verified = verified
         self._name = host.topology.host
         self._portal = portal
         self._reopening = Jobs("reopen")
@@ -45,6 +47,7 @@ class BaseDevices:
         :param new_thin: create its thin device, too, rather than use the one that is in the pool
         """
         inputs = BuildInputs(self._kit.pool.block, portal=self._portal)
+        undo.push(self._verified.remove_unused, base)
         devices.assemble(self._kit, self._graph(base), inputs, undo, new_thin)
         undo.push(self.fail_reads, base)
 
@@ -60,9 +63,9 @@ class BaseDevices:
         for name in layout.multipaths(base):
             self._kit.dm.unqueue(name)
 
-    def connect(self, base: Base, disks: Mapping[ReplicaPath, str]) -> None:
-        """Have a base read from these disks, nearest first, also what waits for that."""
-        for name, table in layout.multipath_tables(base, disks).items():
+    def connect(self, base: Base, devices: Mapping[ReplicaPath, str]) -> None:
+        """Have a base read from these devices, nearest first, also what waits for that."""
+        for name, table in layout.multipath_tables(base, devices).items():
             self._kit.dm.reload_noflush(name, table, readonly=True)
             self._kit.dm.unqueue(name)
         # Reads may have failed before, as those of udev do of a loop device that is new. Not waited
@@ -85,7 +88,8 @@ class BaseDevices:
     def are_left(self, base: Base) -> bool:
         """Whether any device of a base is in the kernel."""
         present = {device.name for device in self._kit.dm.devices()}
-        return any(spec.name in present for spec in self._graph(base))
+        graph = any(spec.name in present for spec in self._graph(base))
+        return graph or self._verified.are_left(base)
 
     def detach_sources(self, base: Base) -> None:
         """Free the disks of a complete base's sources: from now on, reads from there fail.
@@ -107,6 +111,7 @@ class BaseDevices:
             time.sleep(_POLL)
         for each in layout.multipaths(base):
             self._kit.dm.wipe(each)
+        self._verified.remove_unused(base)
 
     def remove(self, base: Base) -> None:
         """Remove all devices of a base that exist, and its export, but not its thin device.
@@ -119,6 +124,7 @@ class BaseDevices:
 
     def push_removal(self, base: Base, undo: UndoStack, delete_thin: bool = True) -> None:
         """Have ``undo`` remove all devices of a base that exist, its export and thin device."""
+        undo.push(self._verified.remove_unused, base)  # last: others use them
         devices.push_removal(self._kit, self._graph(base), undo, delete_thin)
         undo.push(self.fail_reads, base)  # first: an export ends when its reads have
 

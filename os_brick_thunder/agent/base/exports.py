@@ -61,7 +61,7 @@ class Exports:
             lun=LUN,
             username=credentials.username,
             password=credentials.password,
-            size=base.size,
+            size=base.length,
             location_id=base.location_id,
         )
 

@@ -199,17 +199,17 @@ class Filler:
         names = ImageNames(base.image_id)
         paths = devnames.path(names.paths)
         manifest = self._manifest(base)
-        needed = layout.fill_extents(base.size, base.extents, self._block)
+        needed = layout.fill_extents(base.length, base.extents, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
         # Through the page cache: what was read ahead is there, and what guests and others miss.
         source = Disk(
-            paths, base.size, needed, cached=True, forget=functools.partial(_forget, paths)
+            paths, base.length, needed, cached=True, forget=functools.partial(_forget, paths)
         )
         try:
             target = Disk(
                 devnames.path(names.base),
-                base.size,
+                base.length,
                 write=True,
                 present=present,
                 block=self._block,
@@ -218,7 +218,7 @@ class Filler:
             source.close()
             raise
         demand = self._demand_of(base)
-        misses = _Misses(self._host.kit, devnames.path(layout.read_through(base)), base.size)
+        misses = _Misses(self._host.kit, devnames.path(layout.read_through(base)), base.length)
         pieces = _Pieces(
             base.size,
             lambda: self._newest(base).profile,
@@ -291,7 +291,8 @@ class Filler:
         except errors.NoReplica:
             LOG.warning("image %s has no manifest: its base is not checked", base.image_id)
             return None
-        return Manifest.parse(base.size, found.chunk, found.digests)
+        tail = found.tail if base.root else ""
+        return Manifest.parse(base.length, found.chunk, found.digests, tail)
 
     def _goes_on(self, base: Base) -> bool:
         """Wait for space in the pool.

@@ -7,6 +7,7 @@ import logging
 import time
 
 from os_brick_thunder.agent.base.paths import Paths
+from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common.policy import devnames, dmstatus
@@ -24,9 +25,10 @@ _DISTRUST = 600.0
 class PathHealth:
     """Reinstates the paths of bases that answer again, and fails those that deliver wrong bytes."""
 
-    def __init__(self, host: Host, paths: Paths) -> None:
+    def __init__(self, host: Host, paths: Paths, verified: VerifiedPaths) -> None:
         self._kit = host.kit
         self._paths = paths
+        self._verified = verified
         #: By image and host: when a path was reinstated, and when bytes were found to be wrong.
         self._reinstated: dict[tuple[str, str], float] = {}
         self._distrusted: dict[tuple[str, str], float] = {}
@@ -41,19 +43,35 @@ class PathHealth:
         base = self._paths.reading(image_id)
         if base is None:
             return ()
-        flags, disks = self._paths.flags(base), self._paths.disks(base)
+        flags, devices = self._paths.flags(base), self._paths.devices(base, alive=True)
         broken = []
         for path in base.paths:
-            number = self._paths.devnum(disks.get(path))
+            number = self._paths.devnum(devices.get(path))
             works = flags.get(number)
             last = path == base.paths[-1]
+            if works is False:
+                self._find_out_why(base, path)
             if works and (last or not self._is_distrusted(image_id, path.host)):
                 continue
-            if works is not None and self._may_reinstate(base, path, disks[path]):
+            if works is not None and self._may_reinstate(base, path, devices[path]):
                 self._reinstate(base, path, number)
             else:
                 broken.append(path.host)
         return tuple(broken)
+
+    def _find_out_why(self, base: Base, path: ReplicaPath) -> None:
+        """Of a path that has failed: its host may have sent what is not the image."""
+        session = self._paths.sessions(base).get(path)
+        disk = session.device if session else None
+        if not disk or self._is_distrusted(base.image_id, path.host):
+            return
+        if self._verified.sent_wrong_blocks(base, path, disk):
+            self._blame(base.image_id, path.host)
+
+    def _blame(self, image_id: str, host: str) -> None:
+        LOG.error("image %s: the bytes read from %s are wrong", image_id, host)
+        self.wrong[host] = self.wrong.get(host, 0) + 1
+        self._distrusted[image_id, host] = time.monotonic()
 
     def _reinstate(self, base: Base, path: ReplicaPath, number: str) -> None:
         for name in layout.multipaths(base):
@@ -63,12 +81,12 @@ class PathHealth:
         self._reinstated[base.image_id, path.host] = time.monotonic()
         LOG.warning("base of image %s: the replica on %s is back", base.image_id, path.host)
 
-    def _may_reinstate(self, base: Base, path: ReplicaPath, disk: str) -> bool:
+    def _may_reinstate(self, base: Base, path: ReplicaPath, device: str) -> bool:
         if path != base.paths[-1]:  # the last one always: without it nothing is left
             since = time.monotonic() - self._reinstated.get((base.image_id, path.host), -_FLAPPING)
             if since < _FLAPPING or self._is_distrusted(base.image_id, path.host):
                 return False
-        return self._kit.blocks.answers(disk)
+        return self._kit.blocks.answers(device)
 
     def distrust(self, base: Base) -> bool:
         """What was just read for a base is not the image: fail the path that is read through, and
@@ -87,11 +105,9 @@ class PathHealth:
             LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
             self._drop_read(found)
             return False
-        path, disk = next(iter(working.items()))
-        LOG.error("image %s: the bytes read from %s are wrong", image_id, path.host)
-        self.wrong[path.host] = self.wrong.get(path.host, 0) + 1
-        self._distrusted[image_id, path.host] = time.monotonic()
-        number = self._paths.devnum(disk)
+        path, device = next(iter(working.items()))
+        self._blame(image_id, path.host)
+        number = self._paths.devnum(device)
         self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
         self._drop_read(found)
         return True
@@ -99,7 +115,7 @@ class PathHealth:
     def _drop_read(self, base: Base) -> None:
         for name in layout.multipaths(base):
             with contextlib.suppress(OSError):  # its device has just been removed
-                self._kit.blocks.drop_cache(devnames.path(name), 0, base.size)
+                self._kit.blocks.drop_cache(devnames.path(name), 0, base.length)
 
     def _is_distrusted(self, image_id: str, host: str) -> bool:
         since = self._distrusted.get((image_id, host))

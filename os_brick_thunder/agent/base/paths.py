@@ -89,15 +89,16 @@ class Paths:
         return dataclasses.replace(base, paths=paths)
 
     def working(self, base: Base) -> dict[ReplicaPath, str]:
-        """The paths that a base can read through, with their disks, in the order in which the
-        kernel tries them.
+        """The paths that a base can read through, with the devices that it reads from, in the order
+        in which the kernel tries them.
         """
-        found = {self.devnum(disk): (path, disk) for path, disk in self.disks(base).items()}
+        devices = self.devices(base, alive=True).items()
+        found = {self.devnum(device): (path, device) for path, device in devices}
         used = (number for number, used in self.flags(base).items() if used)
         return dict(found[number] for number in used if number in found)
 
     def flags(self, base: Base) -> dict[str, bool]:
-        """Whether the kernel uses a path, by the number of its disk, in the table's order.
+        """Whether the kernel uses a path, by the number of its device, in the table's order.
 
         One that two devices have is used if both use it.
         """
@@ -107,19 +108,25 @@ class Paths:
                 flags[number] = flags.get(number, True) and used
         return flags
 
-    def disks(self, base: Base) -> dict[ReplicaPath, str]:
-        """Disks of the paths whose sessions are alive."""
-        sessions = self.sessions(base).items()
-        return {path: s.device for path, s in sessions if s.alive and s.device}
+    def devices(self, base: Base, alive: bool = False) -> dict[ReplicaPath, str]:
+        """The devices from which a base is read over its paths: :func:`.layout.read_from`.
+
+        :param alive: only of paths whose sessions are alive
+        """
+        return {
+            path: layout.read_from(base, path, session.device)
+            for path, session in self.sessions(base).items()
+            if session.device and (session.alive or not alive)
+        }
 
     def sessions(self, base: Base) -> dict[ReplicaPath, Session]:
         sessions = {session.endpoint: session for session in self._kit.initiator.sessions()}
         return {path: sessions[endpoint(path)] for path in base.paths if endpoint(path) in sessions}
 
-    def devnum(self, disk: str | None) -> str:
-        """The number of a disk; empty if it has just disappeared."""
+    def devnum(self, device: str | None) -> str:
+        """The number of a device; empty if it has just disappeared."""
         try:
-            return self._kit.blocks.devnum(disk) if disk else ""
+            return self._kit.blocks.devnum(device) if device else ""
         except errors.DeviceNotFound:
             return ""
 

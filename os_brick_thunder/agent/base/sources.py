@@ -11,6 +11,7 @@ from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.base import paths as replica_paths
 from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.remote import RemoteReplicas
+from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.agent.reporter import Reporter
@@ -34,6 +35,7 @@ class Sources:
         availability: Availability,
         paths: Paths,
         replicas: RemoteReplicas,
+        verified: VerifiedPaths,
         reporter: Reporter,
     ) -> None:
         self._host = host
@@ -41,6 +43,7 @@ class Sources:
         self._availability = availability
         self._paths = paths
         self._replicas = replicas
+        self._verified = verified
         self._reporter = reporter
         #: By thin id: the sources of bases that do not read from all of these yet.
         self._planned: dict[int, tuple[wire.Source, ...]] = {}
@@ -54,7 +57,7 @@ class Sources:
         The others are for :meth:`add_spares`: nobody has to wait for them. What the base had before
         is closed there, too.
 
-        :returns: the base with that path, and its disk; :meth:`close` undoes it
+        :returns: the base with that path, and the device to read from; :meth:`close` undoes it
         :raises errors.NoReplica: none works
         """
         self._paths.log_out(base.paths)  # from before a reboot
@@ -66,16 +69,33 @@ class Sources:
             try:
                 export = self._replicas.ask(base.image_id, source)
                 base = self._with_path(base, replica_paths.opened(source, export), former)
-                disk = self._replicas.log_in(base.image_id, source, export)
+                device = self._log_in(base, base.paths[0], source, export)
             except errors.ThunderError as error:
                 LOG.warning("replica of image %s on %s: %s", base.image_id, source.host, error)
                 continue
             self._planned[base.thin_id] = tuple(sources)
-            return base, disk
+            return base, device
         raise errors.NoReplica(
             f"none of {len(readable)} replicas of image {base.image_id} could be opened: "
             "see the warnings above for each"
         )
+
+    def _log_in(
+        self, base: Base, path: ReplicaPath, source: wire.Source, export: wire.Export
+    ) -> str:
+        """Log in to a source.
+
+        :returns: the device to read from
+        :raises errors.ThunderError: it does not work, or has not all that the base is to have
+        """
+        if base.root and export.size < base.length:
+            raise errors.NoReplica("it has no hash tree behind the image")
+        disk = self._replicas.log_in(base.image_id, source, export)
+        try:
+            return self._verified.over(base, path, disk)
+        except BaseException:
+            self._paths.log_out((path,))
+            raise
 
     def _with_path(self, base: Base, path: ReplicaPath, former: Sequence[ReplicaPath]) -> Base:
         """Record that a base is about to use a path, and what it had before as stale."""
@@ -209,6 +229,8 @@ class Sources:
                     for name, table in layout.multipath_tables(base, disks).items():
                         self._host.kit.dm.reload_noflush(name, table, readonly=True)
                 undo.keep()
+        with _warned(f"former paths of the base of image {image_id}"):
+            self._verified.remove_unused(base)
         for path in every:
             if path not in disks:
                 with _warned(f"replica of image {image_id} on {path.host}"):
@@ -246,7 +268,7 @@ class Sources:
         exclude: tuple[str, ...],
         undo: UndoStack,
     ) -> dict[ReplicaPath, str]:
-        """The paths to read through, in the sources' order, with their disks.
+        """The paths to read through, in the sources' order, with the devices to read from.
 
         Those that work are taken as they are, the fresh ones are logged in to. Where one of these
         fails, paths that worked before stay, last.
@@ -262,8 +284,9 @@ class Sources:
                 self._paths.log_out((path,))
                 undo.push(self._paths.log_out, (path,))
                 with _warned(f"replica of image {image_id} on {source.host}"):
-                    export = exports[source.exporter]
-                    disks[path] = self._replicas.log_in(image_id, source, export)
+                    device = self._log_in(base, path, source, exports[source.exporter])
+                    undo.push(self._verified.remove_unused, base)
+                    disks[path] = device
         if len(disks) < len(sources):
             for path, disk in working.items():
                 if path.host not in exclude:
@@ -285,13 +308,14 @@ class Sources:
     def reconcile(self, base: Base) -> None:
         """Take the paths from the kernel's table: an agent may have died while it changed them."""
         self._paths.set_timeouts(base.paths)
-        sessions = self._paths.sessions(base).items()
-        number = {path: self._paths.devnum(session.device) for path, session in sessions}
+        devices = self._paths.devices(base)
+        number = {path: self._paths.devnum(device) for path, device in devices.items()}
         table = list(self._paths.flags(base))
         used = [path for path in base.paths if number.get(path) in table]
         used.sort(key=lambda path: table.index(number[path]))
         if not used or tuple(used) == base.paths:
             return
+        self._verified.remove_unused(base)
         self._paths.log_out(path for path in base.paths if path not in used)
         self._replicas.close(base.image_id, replica_paths.without(base.paths, used))
         self._store.put(dataclasses.replace(base, paths=tuple(used)))

@@ -19,6 +19,11 @@
                                              the base, the loops are over thunder-storage-<image>, a
                                              multipath over those on storage hosts, and the base is
                                              filled from thunder-paths
+         thunder-verified-<image>-<disk>  under thunder-paths, in place of the disk of another
+           │                         compute host, if there is a hash tree behind the image: the
+           │                         tree as it is there, and the image through
+           └─ thunder-verity-<image>-<disk>  verity: a wrong block is an I/O error, so that the
+                                             path fails and the block is read over the next one
     thunder-export-<image>    read-only linear over base
     thunder-zero              thin, never written: reads as zeroes
 
@@ -39,7 +44,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from os_brick_thunder.agent.policy import cachemap
-from os_brick_thunder.common.policy import dmtable
+from os_brick_thunder.common.policy import devnames, dmtable, hashtree
 from os_brick_thunder.common.policy.devnames import POOL, ZERO, ImageNames, VolumeNames, path
 from os_brick_thunder.common.policy.dmtable import Table, sectors
 from os_brick_thunder.common.policy.extents import Extents
@@ -108,7 +113,7 @@ def base_devices(base: Base, iqn: str) -> Graph:
 
     :param iqn: of its export
     """
-    names, size = ImageNames(base.image_id), base.size
+    names, size = ImageNames(base.image_id), base.length
     read = read_through(base)
     loops = [loop_over(read, number) for number in range(LOOPS)]
 
@@ -150,13 +155,33 @@ def read_through(base: Base) -> str:
     return multipaths(base)[-1]
 
 
+def read_from(base: Base, path: ReplicaPath, disk: str) -> str:
+    """The device from which a base is read over a path: its disk, or the one that checks it."""
+    if path.master or not base.verified:
+        return disk
+    return devnames.path(ImageNames(base.image_id).verified(disk))
+
+
+def verified_devices(base: Base, disk: str) -> dict[str, Table]:
+    """The devices that check what is read of another host's base, by name, in order."""
+    names, tree = ImageNames(base.image_id), base.length - base.size
+    verity = dmtable.Verity(disk, base.size // hashtree.BLOCK, base.root)
+    return {
+        names.verity(disk): Table.of((sectors(base.size), verity)),
+        names.verified(disk): Table.of(
+            (sectors(base.size), dmtable.Linear(path(names.verity(disk)))),
+            (sectors(tree), dmtable.Linear(disk, sectors(base.size))),
+        ),
+    }
+
+
 def multipath_tables(base: Base, disks: Mapping[ReplicaPath, str]) -> dict[str, Table]:
-    """Their tables, when a base reads from these disks, nearest first."""
+    """Their tables, when a base reads from these devices, nearest first: :func:`read_from`."""
     every = tuple(disks.values())
-    found = {ImageNames(base.image_id).paths: paths_table(every, base.size)}
+    found = {ImageNames(base.image_id).paths: paths_table(every, base.length)}
     if base.checked_only:
         masters = tuple(disk for path, disk in disks.items() if path.master)
-        found[ImageNames(base.image_id).storage] = paths_table(masters, base.size)
+        found[ImageNames(base.image_id).storage] = paths_table(masters, base.length)
     return found
 
 

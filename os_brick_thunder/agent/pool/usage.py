@@ -9,7 +9,7 @@ from os_brick_thunder.agent.policy import layout, space
 from os_brick_thunder.agent.policy.space import BaseUse, CacheUse, Marks
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy import dmstatus
+from os_brick_thunder.common.policy import dmstatus, hashtree
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
@@ -64,6 +64,7 @@ class PoolUsage:
         if image.id in bases:
             return ""
         needed = self._whole(image.size, Extents.from_wire(image.allocated), profile)
+        needed += hashtree.behind(image.size, image.root)
         busy = {volume.image_id for volume in self.volumes()}
         awaited = sum(self._awaited(base, base.image_id in busy) for base in bases.values())
         idle = sum(r.held for r in self.replicas() if r.image_id not in busy)
@@ -130,7 +131,7 @@ class PoolUsage:
         if base.complete:
             return 0
         profile = "" if base.is_for_all(used) else base.profile
-        return max(0, self._whole(base.size, base.extents, profile) - self._held(base))
+        return max(0, self._whole(base.length, base.extents, profile) - self._held(base))
 
     def _whole(self, size: int, allocated: Extents, profile: str) -> int:
         if profile:

@@ -197,6 +197,10 @@ class KernelDeviceMapper:
                 raise
             return None
 
+    def has_target(self, kind: str) -> bool:
+        """Whether the kernel has a target of this type ("verity"), built in or as a module."""
+        return dmioctl.has_target(kind)
+
     def devices(self) -> list[MappedDevice]:
         """All devices whose UUID has our prefix."""
         found = map(dmioctl.info, dmioctl.numbers())

@@ -23,7 +23,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 #: struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr,
 #: padding, dev, name, uuid, padding.
 _HEADER = struct.Struct("=3IIIIiIIIQ128s129s7x")
-_VERSION = (4, 0, 0)  # of the interface; all that is used here is in its first version
+#: Of the interface. All that is used here is in its first version, but has_target() (4.41).
+_VERSION = (4, 0, 0)
 #: struct dm_target_spec: sector_start, length, status, next, target_type.
 _SPEC = struct.Struct("=QQiI16s")
 #: struct dm_target_msg: sector; then the text.
@@ -32,6 +33,7 @@ _MESSAGE = struct.Struct("=Q")
 _NAME = struct.Struct("=QI")
 _LIST_DEVICES, _DEV_CREATE, _DEV_REMOVE, _DEV_SUSPEND, _DEV_STATUS = 2, 3, 4, 6, 7
 _TABLE_LOAD, _TABLE_CLEAR, _TABLE_STATUS, _TARGET_MSG, _DEV_ARM_POLL = 9, 10, 12, 14, 16
+_GET_TARGET_VERSION = 17
 _READONLY, _SUSPENDED = 1 << 0, 1 << 1
 _STATUS_TABLE, _BUFFER_FULL, _NOFLUSH, _DATA_OUT = 1 << 4, 1 << 8, 1 << 11, 1 << 16
 _SKIP_LOCKFS = 1 << 10
@@ -189,6 +191,20 @@ def resume(name: str, flush: bool = True) -> None:
     :raises errors.ProcessError: as dmsetup would fail
     """
     _call("resume", _DEV_SUSPEND, name, flags=_SKIP_LOCKFS | (0 if flush else _NOFLUSH))
+
+
+def has_target(kind: str) -> bool:
+    """Whether the kernel has a target of this type; it loads the module if there is one.
+
+    :raises errors.ProcessError: it does not tell
+    """
+    try:
+        _call("target-version", _GET_TARGET_VERSION, kind)
+    except errors.ProcessError as error:
+        if error.rc != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 class Events:

@@ -77,3 +77,15 @@ class ImageNames:
     @property
     def export(self) -> str:
         return f"{PREFIX}export-{self.image_id}"
+
+    def verity(self, disk: str) -> str:
+        """Checks what is read of the image on another host's disk (``/dev/sdX``)."""
+        return f"{PREFIX}verity-{self.image_id}-{_base(disk)}"
+
+    def verified(self, disk: str) -> str:
+        """The same, with the hash tree behind the image."""
+        return f"{PREFIX}verified-{self.image_id}-{_base(disk)}"
+
+
+def _base(device: str) -> str:
+    return device.rpartition("/")[2]

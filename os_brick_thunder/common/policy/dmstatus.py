@@ -1,4 +1,4 @@
-"""The status of caches, multipaths, stripes, thin pools and thin devices, as values.
+"""The status of caches, multipaths, stripes, verity, thin pools and thin devices, as values.
 
 https://docs.kernel.org/admin-guide/device-mapper/cache.html#status and
 thin-provisioning.html#status. That of multipath is not documented: see multipath_status() in
@@ -90,6 +90,11 @@ def held_root(status: str) -> str:
 def has_failed_io(status: str) -> bool:
     """Whether a device of one stripe has had failed I/O since its table was loaded."""
     return status.split()[:1] == ["striped"] and status.split()[-1] == "D"  # "striped 1 8:16 1 A"
+
+
+def is_corrupted(status: str) -> bool:
+    """Whether a verity device has met a block that has not the right hash."""
+    return status.split()[:2] == ["verity", "C"]
 
 
 def mapped(status: str) -> int:

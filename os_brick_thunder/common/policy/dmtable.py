@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.hashtree import BLOCK
 
 SECTOR = 512
 
@@ -52,6 +53,23 @@ class Striped:
 
     def __str__(self) -> str:
         return f"striped 1 {self.chunk} {self.device} {self.offset}"
+
+
+@dataclass(frozen=True)
+class Verity:
+    """The first ``blocks`` blocks of a device, each checked with the hash tree that is behind them
+    there: :mod:`.hashtree`. A block that has not the right hash is an I/O error.
+    """
+
+    device: str
+    blocks: int
+    root: str
+
+    def __str__(self) -> str:
+        return (
+            f"verity 1 {self.device} {self.device} {BLOCK} {BLOCK} {self.blocks} {self.blocks} "
+            f"sha256 {self.root} -"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ class Multipath:
         return f"multipath {features} 0 {len(self.paths)} {first} {groups}".rstrip()
 
 
-Target = Linear | Striped | Zero | Error | ThinPool | Thin | Cache | Multipath
+Target = Linear | Striped | Verity | Zero | Error | ThinPool | Thin | Cache | Multipath
 
 
 @dataclass(frozen=True)
@@ -253,9 +271,14 @@ def _parse_striped(args: list[str]) -> Striped:
     return Striped(device, int(chunk), int(offset))
 
 
+def _parse_verity(args: list[str]) -> Verity:
+    return Verity(args[1], int(args[5]), args[8])
+
+
 _PARSERS: dict[str, Callable[[list[str]], Target]] = {
     "linear": lambda a: Linear(a[0], int(a[1])),
     "striped": _parse_striped,
+    "verity": _parse_verity,
     "zero": lambda a: Zero(),
     "error": lambda a: Error(),
     "thin-pool": lambda a: ThinPool(a[0], a[1], int(a[2]), int(a[3])),

@@ -33,6 +33,14 @@ def length(size: int) -> int:
     return sum(_levels(size))
 
 
+def behind(size: int, root: str) -> int:
+    """Length of the tree behind an image.
+
+    :param root: of the tree; empty if there is none
+    """
+    return length(size) if root else 0
+
+
 def levels(size: int) -> list[tuple[int, int]]:
     """Offset in the tree, and length, of each level: the leaves first, the root's block last."""
     found, at = [], length(size)

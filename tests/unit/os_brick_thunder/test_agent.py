@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Host:
     def fill(self, base: Base) -> None:
         """The pool holds all of a base's image, as after its filling."""
         metadata: fakes.FakeMetadata = self.kit.metadata  # type: ignore[assignment]
-        metadata.filled[base.thin_id] = Extents.of([(0, base.size)])
+        metadata.filled[base.thin_id] = Extents.of([(0, base.length)])
 
     def complete(self) -> None:
         """The base of the image is filled."""
@@ -129,7 +129,8 @@ class Host:
         """What is in the kernel and belongs to nothing in the state file."""
         bases, stacks = store.bases, store.stacks
         expected = devices.expected(TOPOLOGY.host, bases.values(), stacks.values())
-        left = [f"device {name}" for name in self.dm.tables if name not in expected.names]
+        known = expected.names | self._checking(bases.values())
+        left = [f"device {name}" for name in self.dm.tables if name not in known]
         left += [f"thin {i}" for i in self.dm.thin_ids - expected.thin_ids]
         iqns = {path.iqn for base in bases.values() for path in base.paths}
         exporters = {path.exporter for base in bases.values() for path in base.paths}
@@ -138,6 +139,16 @@ class Host:
         left += [f"export {iqn}" for iqn in self.targets.exported if iqn not in expected.exports]
         left += [f"loop over {d}" for d in self.loops.loops.values() if d not in expected.loops]
         return left
+
+    def _checking(self, bases: Iterable[Base]) -> set[str]:
+        """Devices that check what these bases read of other hosts: as many as are read from."""
+        devices = {d for b in bases for n in layout.multipaths(b) for d in self._below(n)}
+        verified = {device.removeprefix(fakes.MAPPER) for device in devices if "verified" in device}
+        return verified | {name.replace("verified", "verity") for name in verified}
+
+    def _below(self, name: str) -> tuple[str, ...]:
+        table = self.dm.table(name)
+        return table.devices if table else ()
 
     def disagreements(self, store: StateFile) -> set[str]:
         """Images and volumes of which the tracker has rows and the host nothing, or vice versa."""

@@ -73,3 +73,9 @@ def test_thin_devices() -> None:
     assert dmstatus.mapped("thin 0 -") == 0
     assert dmstatus.mapped("thin Fail") == 0
     assert dmstatus.mapped("error") == 0
+
+
+def test_a_verity_device_says_that_it_has_met_a_wrong_block() -> None:
+    assert dmstatus.is_corrupted("verity C")
+    assert not dmstatus.is_corrupted("verity V")
+    assert not dmstatus.is_corrupted("linear ")

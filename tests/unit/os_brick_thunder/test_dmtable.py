@@ -21,6 +21,7 @@ KERNEL = {
     "thin-pool": "0 4063232 thin-pool 253:0 253:1 128 1587 0 ",
     "cache": "0 524288 cache 253:7 253:8 8:16 128 3 writethrough metadata2 no_discard_passdown "
     "cleaner 0 ",
+    "verity": f"0 32768 verity 1 8:16 8:16 4096 4096 4096 4096 sha256 {'0f' * 32} - ",
     "multipath": "0 2097152 multipath 2 queue_mode bio 0 2 1 "
     "round-robin 0 1 1 253:9 1 round-robin 0 1 1 8:16 1 ",
 }
@@ -31,6 +32,7 @@ TABLES = {
     "thin without origin": dmtable.Thin("253:2", 8),
     "thin-pool": dmtable.ThinPool("253:0", "253:1", 128, 1587),
     "cache": dmtable.Cache("253:7", "253:8", "8:16", 128),
+    "verity": dmtable.Verity("8:16", 4096, "0f" * 32),
     "multipath": dmtable.Multipath(("253:9", "8:16")),
 }
 

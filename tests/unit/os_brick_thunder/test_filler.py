@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
 import time
@@ -25,6 +26,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, REMOVING, Base, Stack
+from tests.unit.os_brick_thunder.test_hashtree import tree_of
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -54,6 +56,7 @@ class World:
     misses: list[tuple[int, int]] = field(default_factory=list)
     missed: set[int] = field(default_factory=set)  # numbers of pieces
     closed: int = 0  # page caches
+    length: int = SIZE  # of the base
 
     def manifest(self, image_id: str) -> wire.ImageDigests:
         self.asked += 1
@@ -78,7 +81,7 @@ class World:
 
     def page_cache(self, device: str, size: int) -> World:
         assert "/thunder-paths-" in device
-        assert size == SIZE
+        assert size == self.length
         return self
 
     def has_any(self, start: int, end: int) -> bool:
@@ -210,6 +213,30 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
         assert set(base[MIB:]) == {0xEE}
     assert world.base() == world.expected()
     assert (MIB, MIB) in world.dropped  # a retry must not find them in the page cache
+
+
+def test_the_tree_behind_an_image_is_filled_and_checked_like_the_image(world: World) -> None:
+    image = world.image[: 3 * MIB]
+    _, tree = tree_of(image)
+    both, chunk = image + tree, manifests.CHUNK
+    digests = [manifests.digest(both[at : at + chunk]) for at in range(0, len(both), chunk)]
+    text, tail = (base64.b64encode(b"".join(d)).decode() for d in (digests[:12], digests[12:]))
+    base = dataclasses.replace(world.bases["i"], size=3 * MIB, root="5a" * 32)
+    base = dataclasses.replace(base, allocated=((0, MIB),))
+    world.bases["i"], world.length = base, base.length
+    world.manifest_ = wire.ImageDigests("i", chunk, text, tail)
+    lie = bytearray(both)
+    lie[3 * MIB + 5] ^= 1
+    world.source().write_bytes(lie)
+    (world.folder / "thunder-base-i").write_bytes(b"\xee" * len(both))
+
+    def heal() -> None:
+        world.source().write_bytes(both)
+
+    world.heal = heal
+    world.fill()
+    assert world.bad == [1]
+    assert world.base() == image[:MIB] + b"\xee" * (2 * MIB) + tree
 
 
 def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -227,6 +227,9 @@ def test_a_base_that_does_not_fit_is_not_begun(world: World) -> None:
     assert "other" not in world.store.bases
     assert "other" in world.store.withdrawals
     other = wire.ImageInfo("other", 100 * MIB, ((0, 100 * MIB),))
+    assert "image other takes 100 MiB" in world.usage.refusal(other)
+    with_tree = dataclasses.replace(other, root="5a" * 32)
+    assert "image other takes 101 MiB" in world.usage.refusal(with_tree)
     profile = Profile.of(MIB, range(18)).encode()
     assert world.usage.refusal(other, profile) == ""  # what boots read of it does fit
     assert "the profile of image other takes 20 MiB" in world.usage.refusal(

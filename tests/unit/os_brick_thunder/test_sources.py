@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.base.watch import SourceWatch
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.common import errors, wire
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, hashtree
+from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import READY, StateFile
+from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import (
     IMAGE,
     LUN,
+    MIB,
     PAYLOAD,
     PLAN,
     SOURCES,
@@ -33,11 +37,13 @@ from tests.unit.os_brick_thunder.test_agent import (
     soon,
 )
 
+VERIFIED = f"{fakes.MAPPER}thunder-verified-{IMAGE}-"
 PATHS, STORAGE = f"thunder-paths-{IMAGE}", f"thunder-storage-{IMAGE}"
 OTHER = wire.Source("l4", "cmp4", "base", "cmp4")
 MASTER = SOURCES[-1]
 AGAIN = dataclasses.replace(PLAN, volume_id="", sources=(OTHER, MASTER))
 CHILD = "iqn.x:cmp9"
+ROOT = "5a" * 32
 
 
 @pytest.fixture
@@ -48,10 +54,18 @@ def host(tmp_path: Path) -> Host:
 def reading(host: Host, **options: Any) -> StateFile:
     """A host whose base reads from cmp2, then from stor1."""
     _, stacks, _, store = host.agent(**options)
+    host.tracker.plan = of_image(PLAN, options)
     stacks.attach(PAYLOAD, LUN, soon())
     host.app.base.sources.add_spares(IMAGE)
-    host.tracker.plan = AGAIN
+    host.tracker.plan = of_image(AGAIN, options)
     return store
+
+
+def of_image(plan: wire.Plan, options: Mapping[str, Any]) -> wire.Plan:
+    """A plan; of an image with a hash tree, if bases are to be verified."""
+    assert plan.image is not None
+    image = dataclasses.replace(plan.image, root=ROOT if "verified" in options else "")
+    return dataclasses.replace(plan, image=image)
 
 
 def hosts(store: StateFile) -> list[str]:
@@ -63,7 +77,15 @@ def table(host: Host, name: str = PATHS) -> list[str]:
     found = host.dm.table(name)
     assert found is not None
     portals = {device: portal for (_, portal), device in host.initiator.logged_in.items()}
-    return [portals.get(device, f"{device} is gone") for device in found.devices]
+    disks = [device.replace(VERIFIED, "/dev/") for device in found.devices]
+    return [portals.get(disk, f"{disk} is gone") for disk in disks]
+
+
+def checked(host: Host) -> list[bool]:
+    """Whether the kernel checks what is read over each path."""
+    found = host.dm.table(PATHS)
+    assert found is not None
+    return [device.startswith(VERIFIED) for device in found.devices]
 
 
 def test_if_the_last_one_cannot_be_opened_the_one_before_it_is_the_last(host: Host) -> None:
@@ -402,20 +424,19 @@ def test_a_base_that_went_while_it_waited_for_its_replicas_does_not_come_back(ho
 
 def _reparent_and_evict(host: Host, tripwire: Tripwire | None) -> None:
     _, stacks, bases, _ = host.agent(tripwire)
-    host.tracker.plan = AGAIN
     host.initiator.unreachable.add("cmp2:3260")
     host.app.base.sources.reparent(IMAGE, ("cmp2",))
     stacks.detach(VOLUME)
     bases.evict(IMAGE)
 
 
-@pytest.mark.parametrize("checked_only", [False, True])
+@pytest.mark.parametrize("options", [{}, {"checked_only": True}, {"verified": True}])
 def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
-    tmp_path: Path, checked_only: bool
+    tmp_path: Path, options: dict[str, bool]
 ) -> None:
     (tmp_path / "count").mkdir()
     host, tripwire = Host(tmp_path / "count"), Tripwire()
-    reading(host, checked_only=checked_only)
+    reading(host, **options)
     _reparent_and_evict(host, tripwire)
     steps = tripwire.steps
     assert f"dm.reload_noflush {PATHS}" in steps
@@ -423,7 +444,7 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
         folder = tmp_path / str(at)
         folder.mkdir()
         host, tripwire = Host(folder), Tripwire()
-        reading(host, checked_only=checked_only)
+        reading(host, **options)
         tripwire.at = at
         with pytest.raises(Crash):
             _reparent_and_evict(host, tripwire)
@@ -437,24 +458,30 @@ def test_wherever_an_agent_dies_that_changes_its_sources_a_restart_converges(
             assert not [line for line in table(host) if "gone" in line], (at, step)
             assert [p.portal for p in base.paths] == table(host), (at, step)
             assert len(host.initiator.logged_in) == 2, (at, step)
-            assert not checked_only or table(host, STORAGE) == ["stor1:3260"], (at, step)
+            if "checked_only" in options:
+                assert table(host, STORAGE) == ["stor1:3260"], (at, step)
+            if "verified" in options:
+                assert checked(host) == [True, False], (at, step)
         _reparent_and_evict(host, None)
         assert StateFile(host.file).bases == {}, (at, step)
         assert host.dm.thin_ids == {devnames.ZERO_ID}, (at, step)
         assert host.initiator.logged_in == {}, (at, step)
 
 
-def test_whatever_fails_while_sources_change_the_base_can_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"verified": True}])
+def test_whatever_fails_while_sources_change_the_base_can_be_read(
+    tmp_path: Path, options: dict[str, bool]
+) -> None:
     (tmp_path / "count").mkdir()
     host, tripwire = Host(tmp_path / "count"), Tripwire()
-    reading(host)
+    reading(host, **options)
     host.agent(tripwire)
     host.app.base.sources.reparent(IMAGE, ("cmp2",))
     for at, step in enumerate(tripwire.steps):
         folder = tmp_path / str(at)
         folder.mkdir()
         host, tripwire = Host(folder), Tripwire()
-        reading(host)
+        reading(host, **options)
         tripwire.at, tripwire.error = at, lambda: errors.ThunderError("injected")
         store = host.agent(tripwire)[3]
         with contextlib.suppress(errors.ThunderError):
@@ -577,3 +604,84 @@ def _devices(host: Host, name: str) -> tuple[str, ...]:
     found = host.dm.table(name)
     assert found is not None
     return found.devices
+
+
+# Bases of which the kernel checks each block
+
+
+def test_a_block_of_a_peer_is_checked_before_anybody_reads_it(host: Host) -> None:
+    agent, stacks, _, store = host.agent(verified=True)
+    host.tracker.plan = of_image(PLAN, {"verified": True})
+    stacks.attach(PAYLOAD, LUN, soon())
+    assert (table(host), checked(host)) == (["cmp2:3260"], [True])  # from the first read on
+    host.app.base.sources.add_spares(IMAGE)
+    assert (table(host), checked(host)) == (["cmp2:3260", "stor1:3260"], [True, False])
+    base, sectors = store.bases[IMAGE], 512 * MIB // 512
+    assert base.length == 512 * MIB + hashtree.length(512 * MIB)
+    assert str(host.dm.table(f"thunder-verity-{IMAGE}-sdm0")) == (
+        f"0 {sectors} verity 1 /dev/sdm0 /dev/sdm0 4096 4096 131072 131072 sha256 {ROOT} -"
+    )
+    verified = host.dm.table(f"thunder-verified-{IMAGE}-sdm0")
+    assert verified is not None
+    assert verified.mapped_to("/dev/sdm0") == Extents.of([(base.size, base.length)])
+    for device in (PATHS, f"thunder-source-{IMAGE}", f"thunder-export-{IMAGE}"):
+        found = host.dm.table(device)
+        assert found is not None
+        assert found.length == base.length // 512, device  # the tree is relayed, too
+    assert host.app.base.exports.open(IMAGE, CHILD, 0).size == base.length
+    tree = list(base.extents.within(base.size, 1 << 40))
+    assert tree == [(base.size, base.length)]  # it is filled, too
+    assert agent.status()["bases"][0]["verified"]
+    assert host.leftovers(store) == []
+    host.complete()
+    assert not [name for name in host.dm.tables if "veri" in name]
+    assert host.leftovers(store) == []
+
+
+def test_a_peer_that_sent_a_wrong_block_is_named_and_counted_and_left(host: Host) -> None:
+    store = reading(host, verified=True)
+    host.dm.failed[PATHS] = {f"{VERIFIED}sdm0"}
+    host.blocks.silent.add(f"{VERIFIED}sdm0")
+    assert host.app.base.health.repair(IMAGE) == ("cmp2",)
+    assert host.app.agent.status()["wrong_bytes"] == {}  # it may only have gone
+    host.blocks.silent.clear()
+    host.dm.corrupted.add(f"thunder-verity-{IMAGE}-sdm0")
+    for _ in range(2):
+        assert host.app.base.health.repair(IMAGE) == ("cmp2",)  # it answers, but is not taken back
+        assert host.app.agent.status()["wrong_bytes"] == {"cmp2": 1}
+    host.app.base.sources.reparent(IMAGE, ("cmp2",))
+    assert (table(host), checked(host)) == (["cmp4:3260", "stor1:3260"], [True, False])
+    assert host.leftovers(store) == []
+
+
+def test_a_source_without_the_tree_is_not_read_from(host: Host) -> None:
+    host.tracker.sizes["cmp2"] = 512 * MIB
+    store = reading(host, verified=True)
+    assert (table(host), checked(host)) == (["stor1:3260"], [False])
+    assert host.leftovers(store) == []
+
+
+def test_a_kernel_that_cannot_check_passes_the_tree_on_nevertheless(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.dm, "has_target", lambda kind: False)
+    store = reading(host, verified=True)
+    assert (table(host), checked(host)) == (["cmp2:3260", "stor1:3260"], [False, False])
+    assert store.bases[IMAGE].length > store.bases[IMAGE].size
+    assert not store.bases[IMAGE].verified
+
+
+def test_what_was_made_for_a_path_that_cannot_be_checked_is_removed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = host.dm.create
+
+    def refuse(name: str, *args: Any, **options: Any) -> None:
+        if name.startswith("thunder-verified-"):
+            raise errors.ProcessError(["dm", "load", name], 22, "Invalid argument")
+        create(name, *args, **options)
+
+    monkeypatch.setattr(host.dm, "create", refuse)
+    store = reading(host, verified=True)
+    assert (table(host), checked(host)) == (["stor1:3260"], [False])
+    assert host.leftovers(store) == []
