@@ -21,9 +21,11 @@ multicast       as "copied", but the bytes are sent once, to all hosts, by udpca
                 1.5 kB costs each node some 0.1 ms of a core, so the lab's cores are measured, too:
                 where they are no limit, it takes as long as "copied" on one host
 cold            Thunder, on hosts without a replica, of an image that never booted
-cold, checked   the same with unfilled_reads = storage, here and in the next but one
+cold, nearest   the same with unfilled_reads = nearest: unchecked before it is filled
+cold, storage   the same with unfilled_reads = storage
 cold, profile   cold, once three boots of the image were recorded
-checked, profile
+nearest, profile
+storage, profile
 warm            Thunder, on hosts that have the whole image
 warm, recorded  the same, while what is read is recorded
 local           the reads alone, from the host's own replica: the limit of what is possible
@@ -126,9 +128,11 @@ class Replays:
             "plain": lambda name: self._arm(name, nodes, plain=True),
             "nbd": lambda name: self._tried(name, lambda: self._nbd(name, nodes)),
             "cold": lambda name: self._unknown(name, nodes, self._arm),
-            "cold, checked": lambda name: self._unknown(name, nodes, self._checked),
-            "checked, profile": lambda name: self._profiled(name, nodes, self._checked),
+            "cold, nearest": lambda name: self._unknown(name, nodes, self._reading("nearest")),
+            "cold, storage": lambda name: self._unknown(name, nodes, self._reading("storage")),
             "cold, profile": lambda name: self._profiled(name, nodes, self._arm),
+            "nearest, profile": lambda name: self._profiled(name, nodes, self._reading("nearest")),
+            "storage, profile": lambda name: self._profiled(name, nodes, self._reading("storage")),
             "warm": lambda name: self._warm(name, nodes),
             "warm, recorded": lambda name: self._warm_recorded(name, nodes),
             "local": lambda name: local(),
@@ -251,12 +255,16 @@ class Replays:
         for node in nodes:
             self._journey.await_complete(node, self._image)
 
-    def _checked(self, name: str, nodes: Sequence[Node]) -> Arm:
-        """On hosts whose guests read only what was checked."""
-        with ExitStack() as stack:
-            for node in nodes:
-                stack.enter_context(agents.options(node, unfilled_reads="storage"))
-            return self._arm(name, nodes)
+    def _reading(self, unfilled_reads: str) -> _Boots:
+        """Boots on hosts with this option."""
+
+        def boots(name: str, nodes: Sequence[Node]) -> Arm:
+            with ExitStack() as stack:
+                for node in nodes:
+                    stack.enter_context(agents.options(node, unfilled_reads=unfilled_reads))
+                return self._arm(name, nodes)
+
+        return boots
 
     def _copied(self, name: str, nodes: Sequence[Node], local: Arm) -> Arm:
         """After a copy of the image's file: a volume stands in for that, which is read as far."""

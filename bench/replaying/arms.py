@@ -9,8 +9,8 @@ from typing import Any
 
 #: In the order in which they are shown.
 ARMS = (
-    "plain", "copied", "nbd", "multicast", "cold", "cold, checked", "checked, profile",
-    "cold, profile", "warm", "warm, recorded", "local",
+    "plain", "copied", "nbd", "multicast", "cold", "cold, nearest", "cold, storage",
+    "cold, profile", "nearest, profile", "storage, profile", "warm", "warm, recorded", "local",
 )  # fmt: skip
 #: Without Thunder, and without its cache.
 OTHERS = {"plain", "copied", "nbd", "multicast", "local"}

@@ -55,6 +55,7 @@ MAPPER_MODULES = {
     "dm_cache_smq": "its policy cleaner",
     "dm_multipath": "target multipath",
     "dm_round_robin": "its path selector",
+    "dm_verity": "target verity",
     "loop": "loop devices",
 }
 INITIATOR_MODULES = {"iscsi_tcp": "the iSCSI initiator"}
