@@ -97,7 +97,7 @@ class ImageTable:
             if not _content(known):
                 _set_content(known, image.content)
             if known.manifest is None and image.manifest is not None:
-                known.manifest = _json(image.manifest.to_wire())
+                known.manifest, known.root = _json(image.manifest.to_wire()), image.root
             row = location_on(session, image.id, host)
             if row is None:
                 row = new_location(session, image.id, host)
@@ -213,6 +213,7 @@ def _image(row: models.ImageRow, manifest: wire.ImageDigests | None = None) -> I
         row.deleted,
         _content(row),
         row.template,
+        row.root,
     )
 
 
@@ -229,7 +230,7 @@ def _describe(row: models.ImageRow, image: Image) -> None:
     row.size = image.size
     row.allocated = _json(image.allocated.to_wire())
     row.signature_verified = image.signature_verified
-    row.manifest = None
+    row.manifest, row.root = None, ""
     _set_content(row, image.content)
 
 

@@ -62,7 +62,7 @@ class LocationTable:
         with self._transactions.write() as session:
             # First the lock, then the first plain read: InnoDB takes its snapshot there, and so
             # sees what the last holder of the lock wrote.
-            image = _locked(session, image_id, "size", "allocated", *_HASH)
+            image = _locked(session, image_id, "size", "allocated", "root", *_HASH)
             if image is None:
                 return None
             for again in (False, True):
@@ -97,6 +97,7 @@ class LocationTable:
                 image.size,
                 _extents(image.allocated),
                 content=content_of(image.os_hash_algo, image.os_hash_value),
+                root=image.root,
             ),
             location_id,
             tuple(

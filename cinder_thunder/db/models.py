@@ -75,6 +75,8 @@ class ImageRow(TableRow):
     #: What Glance said of the data when the first master was made; None if that is not known.
     os_hash_algo: Mapped[str | None] = mapped_column(String(64))
     os_hash_value: Mapped[str | None] = mapped_column(_NAME)
+    #: Of the hash tree that the manifest includes; empty if there is none.
+    root: Mapped[str] = mapped_column(String(64), server_default="")
 
 
 class LocationRow(TableRow):

@@ -19,6 +19,7 @@ class Image:
     :ivar deleted: it was deleted in Glance, or is a template that volumes are to do without
     :ivar content: what Glance says its data is, as :data:`.formats.Content`; empty if not known
     :ivar template: it is a volume or snapshot of Cinder's rather than an image of Glance's
+    :ivar root: of its hash tree, see :mod:`.common.policy.hashtree`; empty if there is none
     """
 
     id: str
@@ -29,6 +30,7 @@ class Image:
     deleted: bool = False
     content: str = ""
     template: bool = False
+    root: str = ""
 
 
 @dataclass(frozen=True)

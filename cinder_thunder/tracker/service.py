@@ -298,6 +298,7 @@ def _plan(volume_id: str, planned: PlannedSources, unmodified: Extents) -> wire.
             planned.image.size,
             tuple((start, end - start) for start, end in planned.image.allocated),
             planned.image.content,
+            planned.image.root,
         ),
         location_id=planned.location_id,
         sources=planned.sources,

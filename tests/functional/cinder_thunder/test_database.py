@@ -78,16 +78,34 @@ def test_the_manifest_of_the_first_master_stays(database: Database, image: str) 
     assert database.images.manifest(image) is None
     assert database.images.manifest("unknown") is None
     assert database.images.get("unknown") is None
-    first, other = (ImageDigests(image, MIB, text * 100_000) for text in ("abcd", "efgh"))
-    for manifest in (first, other):
+    first, other = (ImageDigests(image, MIB, text * 100_000, text) for text in ("abcd", "efgh"))
+    for manifest, root in ((None, ""), (first, "a" * 64), (other, "b" * 64)):
         database.images.add_master(
-            Image(image, 8 * MIB, Extents(), None, manifest), "stor2@thunder"
+            Image(image, 8 * MIB, Extents(), None, manifest, root=root), "stor2@thunder"
         )
-        assert database.images.manifest(image) == first
+        assert database.images.manifest(image) == (manifest and first)
     found = database.images.get(image)
     assert found is not None
     assert (found.size, found.allocated.length, found.manifest) == (8 * MIB, 2 * MIB, first)
+    assert found.root == plan(database, image, "c1").image.root == "a" * 64
     assert [known.manifest for known in database.images.all()] == [None]  # not for lists: too long
+
+
+def test_a_root_belongs_to_a_manifest_and_a_content(database: Database, image: str) -> None:
+    """What an older version recorded gets none, and other content gets its own."""
+    old, new = (ImageDigests(image, MIB, text) for text in ("abcd", "efgh"))
+
+    def recorded(manifest: ImageDigests, content: str, root: str) -> str:
+        made = Image(image, 8 * MIB, Extents(), None, manifest, content=content, root=root)
+        database.images.add_master(made, "stor2@thunder")
+        found = database.images.get(image)
+        assert found is not None
+        return found.root
+
+    assert recorded(old, "sha512:1", "") == ""
+    assert recorded(old, "sha512:1", "a" * 64) == ""
+    assert recorded(new, "sha512:2", "b" * 64) == "b" * 64
+    assert recorded(old, "sha512:3", "") == ""
 
 
 def test_plan_records_the_edge(database: Database, image: str) -> None:

@@ -417,6 +417,22 @@ def test_relay(world: World) -> None:
     assert (plan.volume_id, plan.unmodified) == ("", ())
 
 
+def test_plans_have_the_root_of_the_hash_tree(world: World) -> None:
+    root = "5a" * 32
+    manifest = wire.ImageDigests("i", BLOCK, "digests", "tail")
+    again = Image("i", SIZE, Extents(), manifest=manifest, root=root)
+    world.database.images.add_master(again, "stor2@thunder")
+    plans = (
+        world.tracker.plan_attach("v", host("c1")),
+        world.tracker.plan_sources("i", host("c1")),
+    )
+    for plan in plans:
+        assert plan.image is not None
+        assert plan.image.root == root
+        assert wire.parse(wire.Plan, plan.to_wire()) == plan
+    assert world.tracker.manifest("i") == manifest
+
+
 # RPC
 
 

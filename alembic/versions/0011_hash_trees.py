@@ -1,0 +1,21 @@
+"""The roots of images' hash trees
+
+Revision ID: 0011
+Revises: 0010
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column(
+        "thunder_images", sa.Column("root", sa.String(64), nullable=False, server_default="")
+    )
