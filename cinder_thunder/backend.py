@@ -165,13 +165,14 @@ def build(
         options.volume_dd_blocksize,
         peers,
         lambda image_id: targets.unexport(iqn_of(host, image_id)),
+        options.thunder_hash_trees,
     )
     exporter = MasterExporter(
         host,
         portal_of(options.target_ip_address, options.target_port),
         database,
         targets,
-        masters.path,
+        masters.trees.exported,
         masters.remove,
         initialized,
     )

@@ -89,6 +89,16 @@ backend_opts = [
         "kernel; once they agree, one of twenty is. False: images are filled from their start to "
         "their end. Use the same value on every storage host.",
     ),
+    cfg.BoolOpt(
+        "thunder_hash_trees",
+        default=True,
+        help="Give new masters a hash tree (dm-verity), with which the kernels of compute hosts "
+        "check what they read of an image through other hosts before their own replica has it. It "
+        "takes a 128th of the image's size, holes included, on each storage host and in each "
+        "replica, and the image is hashed once more when a master is made. Images of more than "
+        "64 GiB, and those whose size is no multiple of 256 KiB, have none. An image whose first "
+        "master was made without one gets none later. Use the same value on every storage host.",
+    ),
 ]
 
 database_opts = [

@@ -26,9 +26,11 @@ from os_brick_thunder.common import run as gate
 from os_brick_thunder.common.copyends import GRAIN, Destination, Disk, File, Input, Nowhere
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta, thinroots
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.hashtree import HashTree
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.transport import iscsi, lio
 from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
+from os_brick_thunder.common.treewriter import TreeWriter
 
 LOG = logging.getLogger(__name__)
 
@@ -263,8 +265,8 @@ def sessions() -> list[Session]:
 POLL_INTERVAL = 0.2
 #: Seconds between two lines about a copy in the log.
 PROGRESS_LOG_INTERVAL = 15.0
-#: The copies of this process.
-_copies: dict[int, transfer.Transfer] = {}
+#: The copies of this process, and what each writes to.
+_copies: dict[int, tuple[transfer.Transfer, Destination]] = {}
 _numbers = itertools.count()
 
 
@@ -292,23 +294,27 @@ def copy(
     expected = None if manifest is None else (manifest.chunk, manifest.digests)
     number = _begin(source, device, size, block, extents, expected)
     made = _finish(number, source, device)
-    return manifest if made is None else Manifest(size, *made)
+    return manifest if made is None else Manifest(size, *made[:2])
 
 
-def manifest_of(device: str, size: int, allocated: Extents) -> Manifest:
+def manifest_of(
+    device: str, size: int, allocated: Extents, tree: str | None = None, block: int = GRAIN
+) -> tuple[Manifest, HashTree]:
     """The digests of what an image's volume has on disk.
 
     :param allocated: what is mapped of it; the rest reads as zeroes, and is not read
-    :raises errors.TransferError: it cannot be read
+    :param tree: the device of a snapshot of the volume, to which the image's hash tree is written
+    :param block: bytes of a block of that device's pool
+    :raises errors.TransferError: it cannot be read, or the tree cannot be written
     """
-    number = _begin(device, None, size, GRAIN, allocated.to_wire(), None)
-    made = _finish(number, device, "nowhere")
+    number = _begin(device, None, size, block, allocated.to_wire(), None, tree)
+    made = _finish(number, device, tree or "nowhere")
     assert made is not None  # noqa: S101 - it has nothing to be compared with
-    return Manifest(size, *made)
+    return Manifest(size, *made[:2]), HashTree(*made[2:])
 
 
-def _finish(number: int, source: str, device: str) -> tuple[int, bytes] | None:
-    """Wait for the end of a copy; returns chunk and digests of the manifest that it made."""
+def _finish(number: int, source: str, device: str) -> tuple[int, bytes, str, bytes] | None:
+    """Wait for the end of a copy; returns what :func:`_result` does."""
     try:
         began = logged = time.monotonic()
         while True:
@@ -319,7 +325,7 @@ def _finish(number: int, source: str, device: str) -> tuple[int, bytes] | None:
                 logged = time.monotonic()
                 LOG.info("%s to %s: %d of %d MiB", source, device, done >> 20, total >> 20)
             time.sleep(POLL_INTERVAL)
-        made: tuple[int, bytes] | None = _result(number)
+        made: tuple[int, bytes, str, bytes] | None = _result(number)
     finally:
         _end(number)
     seconds = time.monotonic() - began
@@ -335,11 +341,14 @@ def _begin(
     block: int,
     extents: list[list[int]] | None,
     expected: tuple[int, bytes] | None,
+    tree: str | None = None,
 ) -> int:
-    """:param device: None to read the source alone"""
+    """:param device: None to read the source alone, and write its hash tree if ``tree`` is given"""
     target: Destination = Nowhere(size)
     if device is not None:
         target = Disk(device, size, write=True, sparse=True, block=block)
+    elif tree is not None:
+        target = TreeWriter(tree, size, Extents.from_wire(extents or ()), block)
     opened: Input
     try:
         if extents is None:
@@ -350,13 +359,14 @@ def _begin(
         target.close()
         raise
     number = next(_numbers)
-    _copies[number] = transfer.copy(
+    started = transfer.copy(
         opened,
         target,
         manifest=Manifest(size, *expected) if expected else None,
         digest=expected is None and (extents is None or device is None),
         spawn=_in_a_native_thread,
     )
+    _copies[number] = started, target
     return number
 
 
@@ -371,19 +381,24 @@ def _in_a_native_thread(work: Callable[[], None]) -> None:
 
 @context.entrypoint
 def _progress(number: int) -> tuple[int, int, bool]:
-    found = _copies[number]
+    found, _ = _copies[number]
     return found.done, found.total, found.finished
 
 
 @context.entrypoint
-def _result(number: int) -> tuple[int, bytes] | None:
-    """Chunk and digests of the manifest that a finished copy computed. Raises its error."""
-    found = _copies[number]
+def _result(number: int) -> tuple[int, bytes, str, bytes] | None:
+    """Chunk and digests of the manifest that a finished copy computed, and root and digests of the
+    hash tree, which are empty if there is none. Raises its error.
+    """
+    found, target = _copies[number]
     found.wait()
-    return None if found.manifest is None else (found.manifest.chunk, found.manifest.digests)
+    if found.manifest is None:
+        return None
+    tree = (target.root, target.digests) if isinstance(target, TreeWriter) else ("", b"")
+    return found.manifest.chunk, found.manifest.digests, *tree
 
 
 @context.entrypoint
 def _end(number: int) -> None:
     """Cancel a copy if it is still running, and close its source and its target."""
-    _copies.pop(number).close()
+    _copies.pop(number)[0].close()

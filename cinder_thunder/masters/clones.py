@@ -21,20 +21,23 @@ MASTER = "thunder-master-"
 #: Of what is not complete: a restart removes it.
 FILLING = "thunder-filling-"
 SIZED = "thunder-sized-"
+#: A snapshot of a master with the hash tree behind the image.
+TREE = "thunder-tree-"
 #: The most sized snapshots that an image has: users choose the sizes of volumes.
 MOST_SIZES = 4
 
 
 def is_ours(volume: str) -> bool:
     """Whether an LV is a master or made for one, and so not for Cinder to manage."""
-    return volume.startswith((MASTER, FILLING, SIZED))
+    return volume.startswith((MASTER, FILLING, SIZED, TREE))
 
 
 def image_of(volume: str) -> str:
-    """The image of a master or sized snapshot; empty for any other LV."""
+    """The image of a master, sized snapshot or tree; empty for any other LV."""
     if volume.startswith(SIZED):
         return volume.removeprefix(SIZED).rpartition("-")[0]
-    return volume.removeprefix(MASTER) if volume.startswith(MASTER) else ""
+    prefix = next((each for each in (MASTER, TREE) if volume.startswith(each)), volume)
+    return volume.removeprefix(prefix)
 
 
 class Clones:

@@ -35,12 +35,13 @@ class MasterExporter:
         portal: str,
         database: Database,
         targets: LockedTargets,
-        device: Callable[[str], str],
+        exported: Callable[[str, int], tuple[str, int]],
         remove: Callable[[str], None],
         ready: Callable[[], bool],
     ) -> None:
         """:param portal: "address:port"
-        :param device: path of an image's master
+        :param exported: finds the device of an image's master, and how much of that is used, by the
+            image's id and its size
         :param remove: removes an image's master, row and volume
         :param ready: whether Cinder has finished this backend's start. Other backends of this host
             restore their targets only while LIO has none, so ours must not be the first
@@ -49,7 +50,7 @@ class MasterExporter:
         self._portal = portal
         self._database = database
         self._targets = targets
-        self._device = device
+        self._exported = exported
         self._remove = remove
         self._ready = ready
 
@@ -68,11 +69,10 @@ class MasterExporter:
                 raise errors.NoReplica(f"cinder-volume of {self._host} is still starting")
             time.sleep(0.1)
         iqn = iqn_of(self._host, image_id)
-        self._targets.export(self._device(image_id), iqn, self._portal)
+        device, size = self._exported(image_id, found.size)
+        self._targets.export(device, iqn, self._portal)
         credentials = self._targets.admit(iqn, initiator)
-        return wire.Export(
-            self._portal, iqn, LUN, credentials.username, credentials.password, found.size
-        )
+        return wire.Export(self._portal, iqn, LUN, credentials.username, credentials.password, size)
 
     def close_export(self, image_id: str, initiator: str) -> None:
         self._targets.revoke(iqn_of(self._host, image_id), initiator)

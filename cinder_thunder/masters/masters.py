@@ -23,10 +23,11 @@ from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import manifests
-from cinder_thunder.masters.clones import FILLING, MASTER, Clones, image_of, is_ours
+from cinder_thunder.masters.clones import FILLING, MASTER, TREE, Clones, image_of, is_ours
 from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
+from cinder_thunder.masters.trees import Trees
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from cinder_thunder.policy import ranking
 from os_brick_thunder.common import errors, wire
@@ -63,11 +64,13 @@ class Masters:
         blocksize: str,
         peers: Peers,
         unexport: Callable[[str], None] = lambda image_id: None,
+        hash_trees: bool = True,
     ) -> None:
         """:param host: the backend's name in Cinder (``stor1@thunder``)
         :param blocksize: of Cinder's copies (``volume_dd_blocksize``)
         :param peers: masters on other storage hosts
         :param unexport: removes the export of an image's master, which keeps it open
+        :param hash_trees: whether new masters get hash trees
         """
         self.host = host
         self._database = database
@@ -76,10 +79,8 @@ class Masters:
         self._blocksize = blocksize
         self._peers = peers
         self.clones = Clones(volumes)
+        self.trees = Trees(database, volumes, hash_trees)
         self._unexport = unexport
-
-    def path(self, image_id: str) -> str:
-        return self._volumes.path(MASTER + image_id)
 
     def ensure(
         self, context: Any, image_service: Any, image_meta: dict[str, Any], gibibytes: int
@@ -286,16 +287,30 @@ class Masters:
         """Make an LV with an image.
 
         :param copy: writes the image to the device of that path
-        :returns: the image, with what is allocated of it, and its manifest
+        :returns: the image, with what is allocated of it, its manifest and its tree's root
         """
         self._volumes.create(name, image.size)
-        manifest = copy(self._volumes.path(name))
+        expected = copy(self._volumes.path(name))
         self._volumes.protect(name)
-        allocated = self.allocated(name, image.size)
-        manifests.read_back(self._volumes.path(name), image.size, allocated, manifest)
-        return replace(image, allocated=allocated, manifest=manifests.to_wire(image.id, manifest))
+        if expected is None:
+            return replace(image, allocated=self._allocated(name, image.size))
+        made, found = self.described(name, image, self.trees.may_have(image))
+        manifests.check(self._volumes.path(name), found, expected)
+        return made
 
-    def allocated(self, name: str, size: int) -> Extents:
+    def described(self, name: str, image: Image, tree: bool = True) -> tuple[Image, Manifest]:
+        """Read the LV of a new master, for its manifest, and make its hash tree.
+
+        :param tree: whether it may have one
+        :returns: the image, with what is allocated of it and what was made
+        :raises errors.ThunderError: it cannot be read, or LVM refused
+        """
+        image = replace(image, allocated=self._allocated(name, image.size))
+        found, made = self.trees.manifest_of(name, image, self._pool.block(), tree)
+        manifest = manifests.to_wire(image.id, found, made.digests)
+        return replace(image, manifest=manifest, root=made.root), found
+
+    def _allocated(self, name: str, size: int) -> Extents:
         """What an LV has of an image of ``size`` bytes; the rest reads as zeroes."""
         return self._pool.allocated(name).intersection(Extents.of([(0, size)]))
 
@@ -304,16 +319,16 @@ class Masters:
 
         :param make: makes a read-only LV of that name, and says what it has
         """
-        filling, whole = FILLING + image_id, MASTER + image_id
+        filling, whole, tree = FILLING + image_id, MASTER + image_id, TREE + image_id
         with contextlib.ExitStack() as undo:
             # An earlier attempt has left these, or the image's id was that of other content.
-            for left in {filling, whole} & self._volumes.names():
+            for left in sorted({filling, whole, tree} & self._volumes.names()):
                 self._unexport(image_id)
                 self._volumes.remove(left)
             self.clones.forget(image_id)
             made = filling
-            undo.callback(lambda: self._remove_if_there(made))
-            image = make(filling)
+            undo.callback(lambda: self._remove_those_of(made, tree))
+            image = self.trees.checked(make(filling))
             # First the name, then the row: other hosts read from it as soon as there is a row.
             # A crash between them leaves a volume without a row, which a restart removes.
             self._volumes.rename(filling, whole)
@@ -336,8 +351,8 @@ class Masters:
         :raises errors.ProcessError: LVM refused
         """
         self._database.images.drop_master(image_id, self.host)
-        if MASTER + image_id in self._volumes.names():
-            self._volumes.remove(MASTER + image_id)
+        for name in sorted({MASTER + image_id, TREE + image_id} & self._volumes.names()):
+            self._volumes.remove(name)
         self.clones.forget(image_id)
 
     def forget_if_missing(self, image_id: str) -> bool:
@@ -357,11 +372,12 @@ class Masters:
         self._database.images.drop_master(image_id, self.host)
 
     def activate(self) -> None:
-        """Activate the recorded masters that are not active: after a reboot nobody else need do
-        so, and without them no map can be computed and no export opened.
+        """Activate the recorded masters that are not active, and their trees: after a reboot nobody
+        else need do so, and without them no map can be computed and no export opened.
         """
-        recorded = (MASTER + image_id for image_id in self._database.images.mastered_on(self.host))
-        inactive = sorted(name for name in recorded if not self._volumes.is_active(name))
+        recorded = self._database.images.mastered_on(self.host)
+        needed = {MASTER + image_id for image_id in recorded} | self.trees.of(recorded)
+        inactive = sorted(name for name in needed if not self._volumes.is_active(name))
         for start in range(0, len(inactive), ACTIVATED_AT_ONCE):
             names = inactive[start : start + ACTIVATED_AT_ONCE]
             LOG.info("Activating %s", ", ".join(names))
@@ -386,10 +402,11 @@ class Masters:
             LOG.warning("Removing %s, which is incomplete or unknown to the tracker", name)
             self._remove(name)
         self.clones.adopt(known)
+        self.trees.adopt(known)
         self.activate()
 
-    def _remove_if_there(self, name: str) -> None:
-        if name in self._volumes.names():
+    def _remove_those_of(self, *names: str) -> None:
+        for name in sorted(self._volumes.names().intersection(names)):
             self._remove(name)
 
     def _remove(self, name: str) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from cinder import coordination
 
-from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
-from cinder_thunder.masters import manifests
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.mechanism.lvm import ThinVolumes
 from os_brick_thunder.common import errors
+from os_brick_thunder.common.policy.extents import Extents
 
 #: Of a template's content: the algorithm, over the digests of its manifest.
 _CONTENT = "manifest-sha256"
@@ -70,14 +70,8 @@ class Templates:
     def _snapshot(self, name: str, image_id: str, origin: str, size: int) -> Image:
         self._volumes.snapshot(name, origin)
         self._volumes.protect(name)
-        allocated = self._masters.allocated(name, size)
-        manifest = privileged.manifest_of(self._volumes.path(name), size, allocated)
-        return Image(
-            image_id,
-            size,
-            allocated,
-            manifest=manifests.to_wire(image_id, manifest),
-            # Its id may be that of a template that was given up: what is left of that has old data.
-            content=f"{_CONTENT}:{hashlib.sha256(manifest.digests).hexdigest()}",
-            template=True,
-        )
+        empty = Image(image_id, size, Extents(), template=True)
+        made, manifest = self._masters.described(name, empty)
+        # Its id may be that of a template that was given up: what is left of that has old data.
+        content = f"{_CONTENT}:{hashlib.sha256(manifest.digests).hexdigest()}"
+        return replace(made, content=content)

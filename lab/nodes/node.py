@@ -27,7 +27,7 @@ BOOT = StartLimits()
 MODULES = (
     "dm-mod", "dm-thin-pool", "dm-cache", "dm-cache-smq", "dm-snapshot", "dm-multipath",
     "dm-round-robin", "dm-zero", "dm-delay", "dm-flakey", "dm-crypt", "dm-bufio",
-    "loop", "sd_mod", "sg", "iscsi_tcp", "target_core_mod", "target_core_iblock",
+    "dm-verity", "loop", "sd_mod", "sg", "iscsi_tcp", "target_core_mod", "target_core_iblock",
     "target_core_file", "iscsi_target_mod", "tcm_loop", "configfs", "sch_netem",
 )  # fmt: skip
 

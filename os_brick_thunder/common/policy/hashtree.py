@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from os_brick_thunder.common.policy import manifest
 
@@ -22,6 +23,17 @@ WIDTH = 32
 _PER_BLOCK = BLOCK // WIDTH
 #: A tree takes a 128th of its image, holes included, and is written as a whole.
 LARGEST_IMAGE = 64 << 30
+
+
+@dataclass(frozen=True)
+class HashTree:
+    """A tree that was written; empty: there is none.
+
+    :ivar digests: of the tree, in chunks as those of the image's manifest
+    """
+
+    root: str = ""
+    digests: bytes = b""
 
 
 def length(size: int) -> int:

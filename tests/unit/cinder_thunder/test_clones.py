@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cinder_thunder.masters import clones as clones_module
-from cinder_thunder.masters.clones import FILLING, MASTER, MOST_SIZES, SIZED, Clones
+from cinder_thunder.masters.clones import FILLING, MASTER, MOST_SIZES, SIZED, TREE, Clones
 from os_brick_thunder.common import errors
 from tests.fake_storage import EXTENT, FileVolumes
 
@@ -143,6 +143,7 @@ def test_sized_snapshots_end_with_their_master(clones: Clones, lvm: CountedVolum
     [
         (f"{SIZED}1-2-4096", "1-2"),
         (f"{MASTER}1-2", "1-2"),
+        (f"{TREE}1-2", "1-2"),
         (f"{FILLING}{SIZED}1-2-4096", ""),
         (f"{FILLING}1-2", ""),
         ("volume-1-2", ""),

@@ -328,7 +328,7 @@ def test_masters_cannot_be_managed(
     driver: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.images.add_master(Image("i", 1, Extents()), STORAGE)
-    lvs = [MASTER + "i", "thunder-filling-j", "mine", "other"]
+    lvs = [MASTER + "i", "thunder-filling-j", "thunder-tree-i", "mine", "other"]
     for kind in ("volumes", "snapshots"):
         monkeypatch.setattr(
             lvm.LVMVolumeDriver,
@@ -341,7 +341,7 @@ def test_masters_cannot_be_managed(
     driver.vg = SimpleNamespace(get_volume=lambda name: {"name": name, "size": "1.00"})
     for ask in (driver.manage_existing_get_size, driver.manage_existing_snapshot_get_size):
         assert ask(cinder_volume(1), {"source-name": "mine"}) == 1
-        for name in (MASTER + "i", "thunder-filling-j"):
+        for name in (MASTER + "i", "thunder-filling-j", "thunder-tree-i"):
             with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of"):
                 ask(cinder_volume(1), {"source-name": name})
     with pytest.raises(exception.ManageExistingInvalidReference, match="is the master of"):

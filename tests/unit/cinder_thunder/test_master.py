@@ -309,7 +309,7 @@ def test_an_id_that_is_used_again(
     assert found == masters.ensure(admin, glance.per_request(), new, 1)
     assert found.content == f"sha512:{new['os_hash_value']}"
     assert unexported == [meta["id"]]  # its export keeps the volume open
-    content = Path(masters.path(meta["id"])).read_bytes()
+    content = Path(volumes.path(MASTER + meta["id"])).read_bytes()
     assert content.rstrip(b"\0") == other_image.read_bytes()
     image = database.images.get(meta["id"])
     assert image is not None

@@ -29,11 +29,13 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.copyends import GRAIN
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.hashtree import HashTree
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
+from tests.unit.os_brick_thunder.test_hashtree import tree_of
 
 NEAR, FAR, HERE = "near@thunder", "far@thunder", "here@thunder"
 PLACES = {FAR: ("r9", "z9"), NEAR: ("r2", "z1"), HERE: ("r1", "z1")}
@@ -490,6 +492,16 @@ def test_values_survive_privseps_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
         privileged.copy(str(target), str(again), 1024, GRAIN, Extents.of([(0, 1024)]), made) == made
     )
     assert again.read_bytes() == b"x" * 1000 + bytes(24)
+    image, tree = b"i" * manifests.CHUNK, tmp_path / "tree"
+    tree.write_bytes(image)
+    found = privileged.manifest_of(
+        str(tree), len(image), Extents.of([(0, len(image))]), str(tree), GRAIN
+    )
+    root, whole = tree_of(image)
+    assert found == (
+        Manifest(len(image), manifests.CHUNK, manifests.digest(image)),
+        HashTree(root, manifests.digest(whole)),
+    )
     export = wire.Export("10.0.0.1:3260", iqn_of(FAR, "i"), 0, "u", "secret")
     monkeypatch.setattr(
         "os_brick_thunder.common.transport.iscsi.IscsiAdm.login",

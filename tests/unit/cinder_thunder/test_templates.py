@@ -19,7 +19,7 @@ from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image, Master
 from cinder_thunder.driver import ThunderDriver
 from cinder_thunder.masters.cleaning import Cleaner
-from cinder_thunder.masters.clones import MASTER
+from cinder_thunder.masters.clones import MASTER, TREE
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from cinder_thunder.masters.templates import Templates
@@ -63,7 +63,7 @@ def test_a_template_has_what_its_volume_has(world: World) -> None:
     made = world.templates.make("v")
     assert made.size == SIZE
     assert world.master() == (world.volumes.folder / LV).read_bytes()
-    assert world.volumes.protected == {f"{MASTER}v"}
+    assert world.volumes.protected == {f"{MASTER}v", f"{TREE}v"}
     image = world.database.images.get("v")
     assert image is not None
     assert image.template

@@ -36,6 +36,8 @@ from tests.unit.cinder_thunder.conftest import STORAGE
 
 BLOCK = 65536
 SIZE = 4 << 20
+#: Of a hash tree.
+TREE = 8192
 
 
 def host(name: str, rack: str = "r1") -> Topology:
@@ -502,9 +504,11 @@ def exporter(database: Database, targets: Targets, ready: bool = True) -> Master
     def remove(image_id: str) -> None:
         database.images.drop_master(image_id, STORAGE)
 
-    device = "/dev/{}".format
+    def exported(image_id: str, size: int) -> tuple[str, int]:
+        return f"/dev/{image_id}", size + TREE
+
     return MasterExporter(
-        STORAGE, "10.0.0.1:3260", database, targets, device, remove, lambda: ready
+        STORAGE, "10.0.0.1:3260", database, targets, exported, remove, lambda: ready
     )
 
 
@@ -515,7 +519,7 @@ def test_open_and_close(database: Database) -> None:
     answer = endpoint.open_export({}, "i", "iqn.x:c1", 0)
     export = wire.parse(wire.Export, answer)
     iqn = "iqn.2026-11.org.thunder:stor1.thunder:i"
-    assert export == wire.Export("10.0.0.1:3260", iqn, 0, "u0", "secret", SIZE)
+    assert export == wire.Export("10.0.0.1:3260", iqn, 0, "u0", "secret", SIZE + TREE)
     assert "secret" not in repr(export)
     assert endpoint.open_export({}, "i", "iqn.x:c1", 0) == answer
     assert targets.devices == {iqn: "/dev/i"}
