@@ -298,16 +298,22 @@ def copy(
 
 
 def manifest_of(
-    device: str, size: int, allocated: Extents, tree: str | None = None, block: int = GRAIN
+    device: str,
+    size: int,
+    allocated: Extents,
+    tree: str | None = None,
+    block: int = GRAIN,
+    chunk: int | None = None,
 ) -> tuple[Manifest, HashTree]:
     """The digests of what an image's volume has on disk.
 
     :param allocated: what is mapped of it; the rest reads as zeroes, and is not read
     :param tree: the device of a snapshot of the volume, to which the image's hash tree is written
     :param block: bytes of a block of that device's pool
+    :param chunk: bytes that a digest covers, unless as in new manifests
     :raises errors.TransferError: it cannot be read, or the tree cannot be written
     """
-    number = _begin(device, None, size, block, allocated.to_wire(), None, tree)
+    number = _begin(device, None, size, block, allocated.to_wire(), None, tree, chunk)
     made = _finish(number, device, tree or "nowhere")
     assert made is not None  # noqa: S101 - it has nothing to be compared with
     return Manifest(size, *made[:2]), HashTree(*made[2:])
@@ -342,6 +348,7 @@ def _begin(
     extents: list[list[int]] | None,
     expected: tuple[int, bytes] | None,
     tree: str | None = None,
+    chunk: int | None = None,
 ) -> int:
     """:param device: None to read the source alone, and write its hash tree if ``tree`` is given"""
     target: Destination = Nowhere(size)
@@ -364,6 +371,7 @@ def _begin(
         target,
         manifest=Manifest(size, *expected) if expected else None,
         digest=expected is None and (extents is None or device is None),
+        chunk=chunk,
         spawn=_in_a_native_thread,
     )
     _copies[number] = started, target

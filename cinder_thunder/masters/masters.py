@@ -294,19 +294,23 @@ class Masters:
         self._volumes.protect(name)
         if expected is None:
             return replace(image, allocated=self._allocated(name, image.size))
-        made, found = self.described(name, image, self.trees.may_have(image))
+        tree = self.trees.may_have(image)
+        made, found = self.described(name, image, tree, expected.chunk)
         manifests.check(self._volumes.path(name), found, expected)
         return made
 
-    def described(self, name: str, image: Image, tree: bool = True) -> tuple[Image, Manifest]:
+    def described(
+        self, name: str, image: Image, tree: bool = True, chunk: int | None = None
+    ) -> tuple[Image, Manifest]:
         """Read the LV of a new master, for its manifest, and make its hash tree.
 
         :param tree: whether it may have one
+        :param chunk: bytes that a digest of the manifest covers, unless as in new ones
         :returns: the image, with what is allocated of it and what was made
         :raises errors.ThunderError: it cannot be read, or LVM refused
         """
         image = replace(image, allocated=self._allocated(name, image.size))
-        found, made = self.trees.manifest_of(name, image, self._pool.block(), tree)
+        found, made = self.trees.manifest_of(name, image, self._pool.block(), tree, chunk)
         manifest = manifests.to_wire(image.id, found, made.digests)
         return replace(image, manifest=manifest, root=made.root), found
 

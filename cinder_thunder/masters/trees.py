@@ -36,13 +36,14 @@ class Trees:
         self._made: set[str] = set()
 
     def manifest_of(
-        self, name: str, image: Image, block: int, wanted: bool = True
+        self, name: str, image: Image, block: int, wanted: bool = True, chunk: int | None = None
     ) -> tuple[Manifest, HashTree]:
         """Read what the volume of a new master has on disk, and make its tree on the way.
 
         :param image: its id, its size, and what is allocated of it
         :param block: bytes of a block of the pool
         :param wanted: whether it is to have one
+        :param chunk: bytes that a digest of the manifest covers, unless as in new ones
         :raises errors.TransferError: it cannot be read
         :raises errors.ProcessError: a tree that could not be made cannot be removed
         """
@@ -64,7 +65,7 @@ class Trees:
             else:
                 self._made.add(tree)
                 return found
-        return privileged.manifest_of(device, image.size, image.allocated)
+        return privileged.manifest_of(device, image.size, image.allocated, chunk=chunk)
 
     def _make_room(self, tree: str, name: str, size: int) -> None:
         self._volumes.snapshot(tree, name)

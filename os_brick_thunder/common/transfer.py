@@ -44,6 +44,7 @@ def copy(
     *,
     manifest: Manifest | None = None,
     digest: bool = False,
+    chunk: int | None = None,
     pace: Pace | None = None,
     proceed: Callable[[], bool] = lambda: True,
     order: Order = Extents.chunks,
@@ -53,12 +54,13 @@ def copy(
 
     :param manifest: every byte is checked against it before it is written
     :param digest: make the image's manifest, see :attr:`Transfer.manifest`
+    :param chunk: bytes that each of its digests covers, unless as in new manifests
     :param pace: a limit, which other copies may share; None is no limit
     :param proceed: called before each piece, in that thread; it may wait, and False cancels
     :param order: see :data:`Order`; not with ``digest``
     :param spawn: runs a function in a native thread
     """
-    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order)
+    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order, chunk)
     spawn(transfer.run)
     return transfer
 
@@ -83,6 +85,7 @@ class Transfer:
         pace: Pace | None = None,
         proceed: Callable[[], bool] = lambda: True,
         order: Order = Extents.chunks,
+        chunk: int | None = None,
     ) -> None:
         self._source = source
         self._destination = destination
@@ -91,7 +94,7 @@ class Transfer:
         self._pace = pace or Pace()
         self._proceed = proceed
         self._order = order
-        self._chunk = manifest.chunk if manifest else manifests.chunk_for(source.size)
+        self._chunk = manifest.chunk if manifest else chunk or manifests.chunk_for(source.size)
         self._size = source.size
         needed = source.extents
         if destination.sparse:  # what is written is written in whole blocks

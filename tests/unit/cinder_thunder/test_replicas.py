@@ -32,7 +32,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.hashtree import HashTree
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.policy.manifest import Manifest
-from os_brick_thunder.common.wire import Topology
+from os_brick_thunder.common.wire import ImageDigests, Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
 from tests.unit.os_brick_thunder.test_hashtree import tree_of
@@ -117,6 +117,22 @@ def test_a_second_host_copies_from_the_nearest(cloud: Cloud, meta: Any, raw_imag
     assert volumes.protected == {MASTER + meta["id"]}
     # Holes are neither read nor written.
     assert (volumes.folder / (MASTER + meta["id"])).stat().st_blocks * 512 <= 400 << 10
+
+
+def test_a_master_with_a_manifest_of_longer_chunks_is_copied(
+    cloud: Cloud, meta: Any, raw_image: Path
+) -> None:
+    """Older versions made them of 1 MiB."""
+    cloud.ensure(NEAR, meta)
+    data, chunk = raw_image.read_bytes(), 1 << 20
+    digests = [manifests.digest(data[at : at + chunk]) for at in range(0, len(data), chunk)]
+    text = Manifest(len(data), chunk, b"".join(digests)).text
+    recorded = json.dumps(ImageDigests(meta["id"], chunk, text).to_wire())
+    with cloud.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE thunder_images SET root = '', manifest = ?", (recorded,))
+    found = cloud.ensure(HERE, meta)
+    assert cloud.content(HERE, meta["id"])[: found.size] == data
+    assert cloud.glance.downloads == [meta["id"]]
 
 
 def test_an_image_that_is_larger_than_the_volume_is_not_copied(
