@@ -120,6 +120,7 @@ class ImageShow(ImageCommand, ShowOne):
             size=view.image.size,
             allocated=view.image.allocated.length,
             signature={None: "not asked for", True: "verified"}.get(verified, "not verified"),
+            hash_tree=view.image.root or "none",
             masters=", ".join(view.masters),
             volumes=view.volumes,
             bases=view.bases,

@@ -18,6 +18,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 
 STORAGE = "stor1@thunder"
+ROOT = "5a" * 32
 MIB = 1 << 20
 VOLUME = "11111111-2222-3333-4444-555555555555"
 ENTRY = {
@@ -39,7 +40,9 @@ def option(tmp_path: Path) -> list[str]:
     database = Database(url)
     migration.upgrade(database.engine)
     database.hosts.heartbeat(wire.Topology(STORAGE, "10.0.0.1", "r0", "z1", "", "storage"))
-    database.images.add_master(Image("i", 8 * MIB, Extents.of([(0, 4 * MIB)])), STORAGE)
+    digests = wire.ImageDigests("i", 256 << 10, "")
+    image = Image("i", 8 * MIB, Extents.of([(0, 4 * MIB)]), manifest=digests, root=ROOT)
+    database.images.add_master(image, STORAGE)
     for host in ("c1", "c2"):
         topology = wire.Topology(host, "10.0.0.2", "r1", "z1", f"iqn.2026-11.org.example:{host}")
         database.hosts.heartbeat(topology)
@@ -126,6 +129,7 @@ def test_an_image(option: list[str], capsys: pytest.CaptureFixture[str]) -> None
         "size": 8 * MIB,
         "allocated": 4 * MIB,
         "signature": "not asked for",
+        "hash_tree": ROOT,
         "masters": STORAGE,
         "volumes": 1,
         "bases": 2,
