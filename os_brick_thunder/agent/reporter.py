@@ -40,7 +40,7 @@ class Reporter:
     def filled(self, base: Base) -> int:
         """Bytes of its image that a base holds. No disk is read: heartbeats must not hang."""
         kit = self._host.kit
-        needed = layout.fill_extents(base.length, base.extents, kit.pool.block).length
+        needed = layout.fill_extents(base.size, base.extents, kit.pool.block).length
         if base.complete:
             return needed
         try:

@@ -99,9 +99,13 @@ class Base:
 
     @property
     def extents(self) -> Extents:
-        """What is to be filled: what is allocated of the image, and the tree."""
-        tree = Extents.of([(self.size, self.length)])
-        return Extents.from_wire(self.allocated).union(tree)
+        """What is allocated of the image."""
+        return Extents.from_wire(self.allocated)
+
+    @property
+    def needed(self) -> Extents:
+        """What a complete one has: that, and the tree."""
+        return self.extents.union(Extents.of([(self.size, self.length)]))
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Base:

@@ -154,7 +154,7 @@ def test_a_base_that_was_filled_has_the_tree_for_others(sources: Sources) -> Non
         filler.start()
         assert completed.wait(60)
         filler.stop()
-        needed = layout.fill_extents(BASE.length, BASE.extents, kit.pool.block)
+        needed = layout.fill_extents(BASE.length, BASE.needed, kit.pool.block)
         held = kit.metadata.mapped(BASE.thin_id).intersection(needed)
         assert held == needed
         sources.devices.detach_sources(dataclasses.replace(BASE, complete=True))

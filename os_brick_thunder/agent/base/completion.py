@@ -59,7 +59,7 @@ class Completion:
     def is_full(self, base: Base) -> bool:
         """Whether the pool holds all of a base's image: only its mapping proves it."""
         kit = self._kit
-        needed = layout.fill_extents(base.length, base.extents, kit.pool.block)
+        needed = layout.fill_extents(base.length, base.needed, kit.pool.block)
         held = kit.metadata.mapped(base.thin_id).intersection(needed)
         return held.length == needed.length
 

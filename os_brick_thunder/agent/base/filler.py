@@ -199,7 +199,7 @@ class Filler:
         names = ImageNames(base.image_id)
         paths = devnames.path(names.paths)
         manifest = self._manifest(base)
-        needed = layout.fill_extents(base.length, base.extents, self._block)
+        needed = layout.fill_extents(base.length, base.needed, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
         # Through the page cache: what was read ahead is there, and what guests and others miss.

@@ -129,7 +129,7 @@ def base_devices(base: Base, iqn: str) -> Graph:
         *map(multipath, multipaths(base)),
         DeviceSpec(
             names.source,
-            lambda inputs: source_table(loops, size, base.extents, inputs.block),
+            lambda inputs: source_table(loops, size, base.needed, inputs.block),
             readonly=True,
         ),
         _thin(names.base, base.thin_id, lambda _: size, path(names.source)),

@@ -131,7 +131,7 @@ class PoolUsage:
         if base.complete:
             return 0
         profile = "" if base.is_for_all(used) else base.profile
-        return max(0, self._whole(base.length, base.extents, profile) - self._held(base))
+        return max(0, self._whole(base.length, base.needed, profile) - self._held(base))
 
     def _whole(self, size: int, allocated: Extents, profile: str) -> int:
         if profile:
