@@ -60,7 +60,7 @@ from lab.guests import bootdisk, guest
 from lab.inside.heldagent import HOLD
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
-from lab.play import agents
+from lab.play import agents, backends
 from lab.play.journey import Journey, cached_after
 from lab.shell import wait_for
 from os_brick_thunder.common.policy import devnames
@@ -362,11 +362,13 @@ class Found:
 
     :ivar bytes: distinct ones that a boot reads
     :ivar head: seconds between the first byte that is filled and the first that is read
+    :ivar chain: each host read from the one before it
     """
 
     link: str
     bytes: int
     head: float = 0.0
+    chain: bool = False
     profile: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
 
@@ -403,6 +405,8 @@ def main() -> None:
     parser.add_argument("--link", default="200mbit", help="of each host, in both directions")
     parser.add_argument("--head", type=float, default=0.0, metavar="SECONDS",
                         help="hosts begin to fill so long before the first reads")  # fmt: skip
+    parser.add_argument("--chain", action="store_true",
+                        help="each host reads from the one before it: fan-outs of 1")  # fmt: skip
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
@@ -420,9 +424,11 @@ def main() -> None:
         existing_or_new(options.lab, "replay", topology) as cluster,
         _noted(console) as note,
     ):
+        for node in cluster.of_kind("storage") if options.chain else ():
+            backends.restart_with(node, thunder_fanout=1, thunder_storage_fanout=1)
         replays = Replays(Journey(cluster), reads, note, options.head)
         replays.prepare(image)
-        found = Found(options.link, size, options.head)
+        found = Found(options.link, size, options.head, options.chain)
         for hosts in options.hosts:
             for arm in replays.run(hosts, options.arms):
                 found = replace(found, arms=(*found.arms, arm))
