@@ -234,7 +234,7 @@ class FakeDeviceMapper:
             MappedDevice(
                 name,
                 devnames.UUID_PREFIX + name,
-                "253:0",
+                NUMBER + MAPPER + name,
                 self._opened(name),
                 readonly,
                 name in self.suspended,

@@ -7,12 +7,13 @@ multipath device above repeats the read over the next one. No page cache ever ha
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Kit
 from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.policy import devnames, dmstatus
+from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.state import Base, ReplicaPath
 
@@ -65,11 +66,11 @@ class VerifiedPaths:
         """
         if not base.verified:
             return
-        used = self._used(base)
+        used, names = self._used(base), ImageNames(base.image_id)
+        numbers = {device.name: device.number for device in self._kit.dm.devices()}
         with UndoStack(f"paths of the base of image {base.image_id}") as undo:
-            for disk in self._disks(base):
-                device = devnames.path(ImageNames(base.image_id).verified(disk))
-                if self._number(device) not in used:
+            for disk in _disks(names, numbers):
+                if numbers.get(names.verified(disk)) not in used:
                     undo.push(self.remove, base, disk)
             undo.run()
 
@@ -80,22 +81,17 @@ class VerifiedPaths:
                 used |= dmstatus.paths(self._kit.dm.status(name)).keys()
         return used
 
-    def _number(self, device: str) -> str:
-        try:
-            return self._kit.blocks.devnum(device)
-        except errors.DeviceNotFound:  # an agent died before it was made
-            return ""
-
     def are_left(self, base: Base) -> bool:
         """Whether there is any of a base."""
-        return bool(self._disks(base))
+        present = [device.name for device in self._kit.dm.devices()]
+        return bool(_disks(ImageNames(base.image_id), present))
 
-    def _disks(self, base: Base) -> set[str]:
-        """Names of the disks under them, which may be gone."""
-        prefixes = ImageNames(base.image_id).verified(""), ImageNames(base.image_id).verity("")
-        return {
-            device.name.removeprefix(prefix)
-            for device in self._kit.dm.devices()
-            for prefix in prefixes
-            if device.name.startswith(prefix)
-        }
+
+def _disks(names: ImageNames, devices: Iterable[str]) -> set[str]:
+    """Names of the disks under those of these devices that check, which may be gone."""
+    return {
+        device.removeprefix(prefix)
+        for device in devices
+        for prefix in (names.verified(""), names.verity(""))
+        if device.startswith(prefix)
+    }
