@@ -60,7 +60,7 @@ from lab.guests import bootdisk, guest
 from lab.inside.heldagent import HOLD
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
-from lab.play import agents, backends
+from lab.play import agents, daemons
 from lab.play.journey import Journey, cached_after
 from lab.shell import wait_for
 from os_brick_thunder.common.policy import devnames
@@ -425,7 +425,7 @@ def main() -> None:
         _noted(console) as note,
     ):
         for node in cluster.of_kind("storage") if options.chain else ():
-            backends.restart_with(node, thunder_fanout=1, thunder_storage_fanout=1)
+            daemons.restart_backend(node, thunder_fanout=1, thunder_storage_fanout=1)
         replays = Replays(Journey(cluster), reads, note, options.head)
         replays.prepare(image)
         found = Found(options.link, size, options.head, options.chain)

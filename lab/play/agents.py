@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from lab.cloud import config
 from lab.nodes.node import Node
-from lab.nodes.services import Service
+from lab.play.daemons import restart
 
 
 def restart_as(node: Node, module: str) -> None:
     """Restart the agent of a compute host as another program, from now on."""
     service = node.catalog["thunder-agent"]
     python, _, _, *arguments = service.argv
-    _restart(node, dataclasses.replace(service, argv=(python, "-m", module, *arguments)))
+    restart(node, dataclasses.replace(service, argv=(python, "-m", module, *arguments)))
 
 
 @contextlib.contextmanager
@@ -25,14 +25,8 @@ def options(node: Node, **changed: object) -> Iterator[None]:
     """
     service = node.catalog["thunder-agent"]
     files = {**service.files, "/etc/thunder/thunder.conf": config.agent(node.spec, **changed)}
-    _restart(node, dataclasses.replace(service, files=files))
+    restart(node, dataclasses.replace(service, files=files))
     try:
         yield
     finally:
-        _restart(node, service)
-
-
-def _restart(node: Node, service: Service) -> None:
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = service
-    node.service_start("thunder-agent")
+        restart(node, service)

@@ -4,22 +4,18 @@ another one it is pre-cached alone.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import itertools
 import json
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cinder_thunder.db.api import Database
-from lab.cloud.config import agent as agent_options
 from lab.cloud.config import database_url
 from lab.inside import blocks
 from lab.nodes.node import Node
-from lab.nodes.services import Service
+from lab.play import agents
 from lab.play.journey import Journey
 from lab.shell import wait_for
 from os_brick_thunder.common.policy.devnames import ImageNames, VolumeNames
@@ -46,24 +42,6 @@ _STOP = "/run/filled"
 _SAMPLES = (
     "rm -f {stop}; while [ ! -e {stop} ]; do dmsetup status {base} 2> /dev/null; sleep 0.2; done"
 )
-
-
-@contextlib.contextmanager
-def agent_with(node: Node, **options: int) -> Iterator[None]:
-    """During the body the node's agent has these options."""
-    usual = node.catalog["thunder-agent"]
-    files = {**usual.files, "/etc/thunder/thunder.conf": agent_options(node.spec, **options)}
-    restart(node, dataclasses.replace(usual, files=files))
-    try:
-        yield
-    finally:
-        restart(node, usual)
-
-
-def restart(node: Node, agent: Service) -> None:
-    node.service_stop("thunder-agent")
-    node.catalog["thunder-agent"] = agent
-    node.service_start("thunder-agent")
 
 
 def profile_of(journey: Journey, image: str) -> Profile | None:
@@ -139,7 +117,7 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     shown = json.loads(journey.cluster.thunder("image", "profile", "show", image, "-f", "json"))
     assert (shown["boots"], shown["hosts"], shown["state"]) == (1, first.name, "open")
 
-    with agent_with(second, hoard_images=16):
+    with agents.options(second, hoard_images=16):
         wait_for("a base", lambda: image in bases(journey, second), timeout=120)
         wait_for(
             "what boots read",
@@ -153,7 +131,7 @@ def test_what_a_boot_reads_is_filled_first_elsewhere(journey: Journey, tmp_path:
     time.sleep(3)  # the filler looks for work each second
     assert base_of(journey, third, image) == (booted, False)
 
-    with agent_with(second, fill_rate_mib=1):
+    with agents.options(second, fill_rate_mib=1):
         held = booted + 4 * MIB + filled(journey, second)
         path, samples = attach_and_watch(journey, second, image, volumes[1], held)
         digest = journey.digest(second, path, SIZE)

@@ -70,7 +70,7 @@ def without_trees(masters: Masters) -> Masters:
 
 @pytest.mark.parametrize("size", [SIZE, SIZE - CHUNK])
 def test_masters_have_trees(cloud: Cloud, image: Path, size: int) -> None:
-    """One that needs more extents than its image, and one that needs no more."""
+    """Of an image that fills its extents, so that the tree needs another, and of one with room."""
     os.truncate(image, size)
     meta = cloud.glance.add(image, "raw")
     root, tree = tree_of(image.read_bytes())

@@ -86,7 +86,7 @@ def test_zeroes_are_cleared_to_the_end_of_the_device_at_most(tmp_path: Path) -> 
 
 
 def test_a_hole_is_not_looked_at(tmp_path: Path) -> None:
-    """The tree of a large image has no more hashes that are computed than the image has data."""
+    """A hash is computed for each block of data, however large the image is."""
     path, size, at = tmp_path / "device", 4 * GIB, 3 * GIB
     with path.open("wb") as file:
         file.truncate(size + hashtree.length(size))
