@@ -2,7 +2,8 @@
 
 One compute host and one storage host. First the host pre-caches a large image; then it gets many
 small ones, each with several volumes attached at the same time. The figures are the agent's
-own, of /proc: in a virtual node a system call costs more than on a host.
+own, of /proc. In a virtual node a system call costs more than on a host, and what the kernel does
+for the network is counted as the agent's; :mod:`bench.fill` measures the filler without that.
 """
 
 from __future__ import annotations
