@@ -34,6 +34,7 @@ from bench.replaying import trace
 from bench.simulating.wave import Links, Tree, arrivals, boot, needs
 from cinder_thunder.policy.ranking import MASTER, Limits
 from lab.guests import bootdisk, guest
+from lab.nodes.topology import Link
 from os_brick_thunder.agent.policy import fillorder
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
@@ -92,11 +93,10 @@ def recorded(scale: float) -> Workload:
 
 
 @functools.cache
-def planned(hosts: int) -> Tree:
+def planned(hosts: int, limits: Limits) -> Tree:
     """The tree that trackers make of so many hosts, with two masters: numbers -1 and -2."""
     with tempfile.TemporaryDirectory(prefix="simulate", dir="/dev/shm") as folder:
         database = plans.prepare(f"sqlite:///{folder}/tables")
-        limits = Limits()
         for number in range(hosts):
             host = plans.compute(number)
             database.hosts.heartbeat(host)
@@ -172,7 +172,7 @@ class Found:
 
 def find(setting: Setting, work: Workload) -> Found:
     began = time.monotonic()
-    tree = planned(setting.hosts)
+    tree = planned(setting.hosts, Limits())
     more = sorted(added(setting, work, tree))
     depths = tree.depths()
     return Found(
@@ -207,7 +207,7 @@ def show(found: Found) -> None:
     )
 
 
-def compare(measured: Any, work: Workload, rate: float) -> None:
+def compare(measured: Any, work: Workload) -> None:
     """Print the predicted seconds of a boot's reads beside those that bench.replay measured.
 
     There, reads begin at the same moment everywhere, as does what is filled, with or without a head
@@ -215,6 +215,8 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
     from what was measured on one and two hosts, and checked on more.
     """
     head = measured.get("head", 0.0)
+    limits = Limits(fanout=1, storage_fanout=1) if measured.get("chain") else Limits()
+    rate = Link(rate=measured["link"]).bits_per_second / 8
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
     seen = {hosts: _median(arm, "reads") for (name, hosts), arm in arms.items() if name == PROFILED}
     calibrated = [hosts for hosts in seen if hosts in CALIBRATED]
@@ -222,7 +224,14 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
 
     def errors(hosts: Iterable[int], share: float) -> dict[int, float]:
         local = {n: _median(arms["local", n], "reads") for n in hosts}
-        return {n: _predicted(n, local[n], work, rate * share, head) / seen[n] - 1 for n in hosts}
+        return {
+            n: _predicted(
+                Setting("", n, rate * share, 0.001, 0.0, head, 0.0, 1.0), limits, local[n], work
+            )
+            / seen[n]
+            - 1
+            for n in hosts
+        }
 
     share = min(
         SHARES, key=lambda share: sum(each**2 for each in errors(calibrated, share).values())
@@ -240,11 +249,10 @@ def compare(measured: Any, work: Workload, rate: float) -> None:
         print(f"median error on {checked} hosts: {median:.0%}")
 
 
-def _predicted(hosts: int, alone: float, work: Workload, rate: float, head: float) -> float:
-    """Seconds of a boot's reads on so many hosts; ``alone``: from the host's own disk."""
+def _predicted(setting: Setting, limits: Limits, alone: float, work: Workload) -> float:
+    """Seconds of a boot's reads with one storage host; ``alone``: from the host's own disk."""
     thinking = sum(read[0] for read in work.reads)
-    setting = Setting("", hosts, rate, 0.001, 0.0, head, 0.0, 1.0)
-    tree = Tree(tuple(max(parent, -1) for parent in planned(hosts).parents))
+    tree = Tree(tuple(max(parent, -1) for parent in planned(setting.hosts, limits).parents))
     more = added(setting, work, tree, (alone - thinking) / len(work.reads))
     return alone + statistics.median(more)
 
@@ -270,13 +278,12 @@ def main() -> None:
     parser.add_argument("--head", type=float, nargs="+", default=[3.0, 0.0], metavar="SECONDS")
     parser.add_argument("--coverage", type=float, nargs="+", default=[1.0, 0.95], metavar="SHARE")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="of bench.replay --json")
-    parser.add_argument("--rate", type=float, default=200.0, help="its links, in Mbit/s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
     work = recorded(THINKING)
     print(f"a boot: {len(work.reads)} reads of {work.touched.length / MIB:.1f} MiB")
     if options.measured:
-        compare(json.loads(options.measured.read_text()), work, options.rate * 10**6 / 8)
+        compare(json.loads(options.measured.read_text()), work)
         return
     settings = list(SETTINGS.values())
     settings += [
