@@ -27,7 +27,7 @@ from os_brick_thunder.common.copyends import GRAIN, Destination, Disk, File, Inp
 from os_brick_thunder.common.mechanism import dmioctl, thinmeta, thinroots
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.hashtree import HashTree
-from os_brick_thunder.common.policy.manifest import Manifest
+from os_brick_thunder.common.policy.manifest import Manifest, chunk_for
 from os_brick_thunder.common.transport import iscsi, lio
 from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
 from os_brick_thunder.common.treewriter import TreeWriter
@@ -355,7 +355,8 @@ def _begin(
     if device is not None:
         target = Disk(device, size, write=True, sparse=True, block=block)
     elif tree is not None:
-        target = TreeWriter(tree, size, Extents.from_wire(extents or ()), block)
+        data = Extents.from_wire(extents or ())
+        target = TreeWriter(tree, size, data, block, chunk or chunk_for(size))
     opened: Input
     try:
         if extents is None:
@@ -372,6 +373,7 @@ def _begin(
         manifest=Manifest(size, *expected) if expected else None,
         digest=expected is None and (extents is None or device is None),
         chunk=chunk,
+        piece=transfer.PIECE,
         spawn=_in_a_native_thread,
     )
     _copies[number] = started, target

@@ -317,9 +317,11 @@ def _end(
 
 
 def _decoded(body: str, size: int, chunk: int) -> Profile | None:
-    """None if it is empty, or has chunks of another size: an image may get other content."""
+    """Cut into chunks of this size; None if it is empty, or has smaller ones: an image may get
+    other content.
+    """
     try:
         found = Profile.decode(body, size)
     except ValueError:
         return None
-    return found if found.chunk == chunk else None
+    return found.cut(chunk, size) if found.chunk >= chunk else None

@@ -53,7 +53,9 @@ class Trees:
             try:
                 self._make_room(tree, name, image.size)
                 path = self._volumes.path(tree)
-                found = privileged.manifest_of(device, image.size, image.allocated, path, block)
+                found = privileged.manifest_of(
+                    device, image.size, image.allocated, path, block, chunk
+                )
                 self._volumes.protect(tree)
             except (errors.ThunderError, OSError) as error:
                 LOG.warning(

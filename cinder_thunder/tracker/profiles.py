@@ -125,10 +125,12 @@ class BootProfiles:
             raise errors.InvalidRequest(
                 f"recording of image {recording.image_id}: {error}"
             ) from error
-        if read.chunk != chunk_size(recorder.size):  # boots are merged chunk by chunk
+        chunk = chunk_size(recorder.size)  # boots are merged chunk by chunk
+        if read.chunk < chunk:
             raise errors.InvalidRequest(
                 f"recording of image {recording.image_id}: chunks of {read.chunk} bytes"
             )
+        read = read.cut(chunk, recorder.size)
         learned = self._table.report(recording, read, recorder.size, EXPIRES)
         if learned is not None:
             LOG.info(

@@ -25,13 +25,19 @@ from os_brick_thunder.common.policy.manifest import Manifest
 
 #: Longest piece that is held in memory to write whole blocks of a destination.
 LONGEST_PIECE = 64 << 20
+#: Length of a piece where digests cover less: each piece has its cost.
+PIECE = 256 << 10
 #: Interval, in seconds, at which a transfer in another thread is polled.
 _POLL = 0.05
 
 #: The pieces of a copy in the order in which they are copied, of what is to be copied, in whole
-#: pieces, and the bytes of a piece. They are asked for one by one, in the transfer's thread. Those
-#: that are left out are not copied.
-Order = Callable[[Extents, int], Iterator[tuple[int, int]]]
+#: units, the bytes of a unit, and those of the longest piece. A piece is of whole units. They are
+#: asked for one by one, in the transfer's thread. Those that are left out are not copied.
+Order = Callable[[Extents, int, int], Iterator[tuple[int, int]]]
+
+
+def _ascending(extents: Extents, _unit: int, longest: int) -> Iterator[tuple[int, int]]:
+    return extents.chunks(longest)
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:
@@ -47,7 +53,8 @@ def copy(
     chunk: int | None = None,
     pace: Pace | None = None,
     proceed: Callable[[], bool] = lambda: True,
-    order: Order = Extents.chunks,
+    order: Order = _ascending,
+    piece: int = 0,
     spawn: Callable[[Callable[[], None]], object] = _in_a_thread,
 ) -> Transfer:
     """Start to copy an image; both ends are closed when the copy ends.
@@ -58,9 +65,10 @@ def copy(
     :param pace: a limit, which other copies may share; None is no limit
     :param proceed: called before each piece, in that thread; it may wait, and False cancels
     :param order: see :data:`Order`; not with ``digest``
+    :param piece: length of the longest piece, if that is more than a unit
     :param spawn: runs a function in a native thread
     """
-    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order, chunk)
+    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order, chunk, piece)
     spawn(transfer.run)
     return transfer
 
@@ -84,8 +92,9 @@ class Transfer:
         digest: bool = False,
         pace: Pace | None = None,
         proceed: Callable[[], bool] = lambda: True,
-        order: Order = Extents.chunks,
+        order: Order = _ascending,
         chunk: int | None = None,
+        piece: int = 0,
     ) -> None:
         self._source = source
         self._destination = destination
@@ -95,6 +104,8 @@ class Transfer:
         self._proceed = proceed
         self._order = order
         self._chunk = manifest.chunk if manifest else chunk or manifests.chunk_for(source.size)
+        self._unit = _unit_of(self._chunk, destination.block)
+        self._longest = max(1, piece // self._unit) * self._unit
         self._size = source.size
         needed = source.extents
         if destination.sparse:  # what is written is written in whole blocks
@@ -166,11 +177,10 @@ class Transfer:
             self.finished = True
 
     def _copy(self) -> None:
-        piece = self._piece()
-        buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT requires
+        buffer = mmap.mmap(-1, self._longest)  # page-aligned, as O_DIRECT requires
         view = memoryview(buffer)
         written = 0  # up to here
-        for start, end in self._pieces(piece):
+        for start, end in self._pieces():
             self._check_cancelled()
             self._digest_holes(start)
             try:
@@ -193,19 +203,12 @@ class Transfer:
         if self._digests is not None:
             self._manifest = Manifest(self._size, self._chunk, b"".join(self._digests))
 
-    def _piece(self) -> int:
-        """Length of a piece: whole chunks, which can be checked, of whole blocks.
-
-        The thin pool would fill the rest of a partially written block from the origin.
-        """
-        piece = math.lcm(self._chunk, self._destination.block)
-        return piece if piece <= LONGEST_PIECE else self._chunk
-
-    def _pieces(self, piece: int) -> Iterator[tuple[int, int]]:
+    def _pieces(self) -> Iterator[tuple[int, int]]:
         touched = self._wanted
         if self._digests is not None:
             touched = touched.union(self._read)
-        return self._order(touched.touched_blocks(piece, self._size), piece)
+        touched = touched.touched_blocks(self._unit, self._size)
+        return self._order(touched, self._unit, self._longest)
 
     def _check_cancelled(self) -> None:
         if self._cancelled or not self._proceed():
@@ -226,7 +229,8 @@ class Transfer:
                     raise errors.TransferError(f"{self._source.name} ends at {a}, not at {b}")
                 a += got
             at = b
-        _zero(view, at - start, len(view))
+        upto = _rounded(end - start, math.lcm(self._unit, self._destination.align))
+        _zero(view, at - start, min(upto, len(view)))
 
     def _verify(self, view: memoryview, start: int, end: int) -> None:
         for at in range(start, end, self._chunk):
@@ -285,6 +289,15 @@ class Transfer:
             if ahead <= 0:
                 return
             time.sleep(min(ahead, _POLL))
+
+
+def _unit_of(chunk: int, block: int) -> int:
+    """Whole chunks, which can be checked, of whole blocks.
+
+    The thin pool would fill the rest of a partially written block from the origin.
+    """
+    unit = math.lcm(chunk, block)
+    return unit if unit <= LONGEST_PIECE else chunk
 
 
 def _rounded(offset: int, align: int) -> int:

@@ -29,11 +29,12 @@ class TreeWriter:
     sparse = True
     present = Extents()
 
-    def __init__(self, path: str, size: int, data: Extents, block: int) -> None:
+    def __init__(self, path: str, size: int, data: Extents, block: int, chunk: int) -> None:
         """
         :param size: of the image
         :param data: what is not a hole of it
         :param block: bytes of a block of the device's pool
+        :param chunk: bytes that a digest covers
         :raises OSError: it cannot be opened
         """
         self.name = path
@@ -42,6 +43,7 @@ class TreeWriter:
         self.digests = b""
         self._data = data
         self._block = block
+        self._chunk = chunk
         self._leaves = size + hashtree.levels(size)[0][0]
         self._hashed = 0  # of the image, up to here
         self._file = open(path, "r+b", buffering=_PIECE)  # noqa: SIM115 - see close()
@@ -73,8 +75,8 @@ class TreeWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.digests = b"".join(
-            manifest.digest(self._read(at, min(manifest.CHUNK, length - at)))
-            for at in range(0, length, manifest.CHUNK)
+            manifest.digest(self._read(at, min(self._chunk, length - at)))
+            for at in range(0, length, self._chunk)
         )
 
     def _read(self, at: int, length: int) -> bytes:

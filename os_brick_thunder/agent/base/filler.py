@@ -41,7 +41,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transfer import copy
+from os_brick_thunder.common.transfer import PIECE, copy
 
 LOG = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ LOG = logging.getLogger(__name__)
 INTERVAL = 1.0
 #: Bytes that are asked for before they are read, at most: while one piece is checked and written,
 #: the next ones are on their way. They wait in the page cache of the paths, where other hosts'
-#: reads find them, too. The filler looks as far ahead for misses of guests and other hosts.
+#: reads find them, too.
 AHEAD = 4 << 20
+#: Pieces that are looked at, before one is filled, for misses of guests and other hosts.
+_LOOKED = 32
 #: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
 #: these pieces.
 AHEAD_SECONDS, LEAST_AHEAD = 0.1, 2
@@ -234,6 +236,7 @@ class Filler:
             pace=self._pace,
             proceed=functools.partial(self._goes_on, base),
             order=pieces,
+            piece=PIECE,
             spawn=lambda work: work(),  # this thread has nothing else to do
         )
         try:
@@ -387,16 +390,16 @@ class _Pieces:
         self.all = False
         self.unread: set[tuple[int, int]] = set()
 
-    def __call__(self, missing: Extents, length: int) -> Iterator[tuple[int, int]]:
+    def __call__(self, missing: Extents, unit: int, longest: int) -> Iterator[tuple[int, int]]:
         """See :data:`.transfer.Order`."""
-        done: set[int] = set()
+        done: list[tuple[int, int]] = []
         returns = False  # to what was passed over
         while not self.all:
             profile = self._newest()
-            ordered = fillorder.ordered(missing, length, _ranges(profile, self._size))
-            left = (piece for piece in ordered if piece.start not in done)
+            left = missing.difference(Extents.of(done))
+            ordered = fillorder.ordered(left, unit, _ranges(profile, self._size), longest)
             passed = False
-            for piece, following in _with_next(left, AHEAD // length):
+            for piece, following in _with_next(ordered, AHEAD // unit):
                 if piece.profiled and not returns and self._is_missed(following):
                     passed = True
                     continue
@@ -408,7 +411,7 @@ class _Pieces:
                 if self._newest() != profile:
                     break
                 self._read_next(piece, following, bool(profile))
-                done.add(piece.start)
+                done.append((piece.start, piece.end))
                 self.unread.discard((piece.start, piece.end))
                 began = time.monotonic()
                 yield piece.start, piece.end
@@ -425,7 +428,7 @@ class _Pieces:
             piece.profiled
             and (piece.start, piece.end) not in self.unread
             and self._misses.has_any(piece)
-            for piece in pieces
+            for piece in itertools.islice(pieces, _LOOKED)
         )
 
     def _wait_after(self, piece: Piece, seconds: float, known: bool) -> None:

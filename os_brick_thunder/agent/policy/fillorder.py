@@ -17,25 +17,37 @@ class Piece(NamedTuple):
 
 
 def ordered(
-    missing: Extents, length: int, profile: Iterable[tuple[int, int]] = ()
+    missing: Extents, unit: int, profile: Iterable[tuple[int, int]] = (), longest: int = 0
 ) -> Iterator[Piece]:
     """The pieces of what is missing, each once.
 
-    :param missing: whole pieces; the last one may end with the image
-    :param length: bytes of a piece, which begins at a multiple of it
+    :param missing: whole units; the last one may end with the image
+    :param unit: bytes of which a piece is a multiple, and that it begins at a multiple of
     :param profile: ranges of bytes in the order in which boots read them; the rest is ascending
+    :param longest: bytes of the longest piece, if that is more than a unit; of what boots read
+        nothing is added to make one longer
     """
     if not missing:
         return
     size = missing.ranges[-1][1]
-    left = bytearray(-(-size // length))
-    for start, _ in missing.chunks(length):
-        left[start // length] = 1
-    for start, end in profile:
-        for number in range(start // length, min(-(-end // length), len(left))):
-            if left[number]:
-                left[number] = 0
-                yield Piece(number * length, min((number + 1) * length, size), True)
-    for start, end in missing.chunks(length):
-        if left[start // length]:
-            yield Piece(start, end, False)
+    left = bytearray(-(-size // unit))
+    for start, _ in missing.chunks(unit):
+        left[start // unit] = 1
+    most = max(1, longest // unit)
+    for ranges, profiled in ((profile, True), (missing.ranges, False)):
+        for start, end in ranges:
+            for first, last in _taken(left, start // unit, -(-end // unit), most):
+                yield Piece(first * unit, min(last * unit, size), profiled)
+
+
+def _taken(left: bytearray, first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
+    """Take the runs of what is left from ``first`` to ``last``, cut at multiples of ``most``."""
+    last = min(last, len(left))
+    while first < last:
+        end, limit = first, min(last, (first // most + 1) * most)
+        while end < limit and left[end]:
+            left[end] = 0
+            end += 1
+        if first < end:
+            yield first, end
+        first = max(end, first + 1)

@@ -10,7 +10,7 @@ from os_brick_thunder.common.policy.profile import Profile, chunk_size
 
 #: Areas that may have been read although no boot has begun: whoever opens a disk looks for
 #: partition tables and file systems, at its start and at its end.
-PROBED = 4
+PROBED = 16
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ MAX_AREAS = 4096
 #: bytes of kernel memory: 14 MB at most, and of reads 28.
 _MAX_COUNTERS = 1 << 17
 _MAX_READ_COUNTERS = 1 << 18
+#: A region of reads has at most so many areas: the counters of all are printed at each look.
+_MAX_READ_AREAS = 1 << 14
 
 #: "<first sector>+<sectors> <4 counters of reads> <writes> …"
 _WRITTEN = re.compile(r"^(\d+)\+(\d+) (?:\d+ ){4}[1-9]", re.MULTILINE)
@@ -52,7 +54,7 @@ def read_area(length: int, chunk: int, cpus: int) -> int:
 
     :param cpus: as for :func:`area_size`
     """
-    return _area(length, chunk, _MAX_READ_COUNTERS // cpus)
+    return _area(length, chunk, min(_MAX_READ_AREAS, _MAX_READ_COUNTERS // cpus))
 
 
 def _area(length: int, unit: int, most: int) -> int:

@@ -14,13 +14,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from os_brick_thunder.common.policy import manifest
-
 #: Of the image and of the tree: what one hash covers.
 BLOCK = 4096
 #: Of one hash.
 WIDTH = 32
 _PER_BLOCK = BLOCK // WIDTH
+#: The longest chunk of a manifest of such an image.
+_UNIT = 256 << 10
 #: A tree takes a 128th of its image, holes included, and is written as a whole.
 LARGEST_IMAGE = 64 << 30
 
@@ -40,7 +40,7 @@ def length(size: int) -> int:
     """Length of the tree of an image.
 
     :returns: 0 if an image of this size has none: it is too large, or does not consist of whole
-        chunks of a manifest (:data:`.manifest.CHUNK`), which also covers the tree
+        chunks of a manifest, which also covers the tree
     """
     return sum(_levels(size))
 
@@ -63,7 +63,7 @@ def levels(size: int) -> list[tuple[int, int]]:
 
 
 def _levels(size: int) -> list[int]:
-    if not 0 < size <= LARGEST_IMAGE or size % manifest.CHUNK:
+    if not 0 < size <= LARGEST_IMAGE or size % _UNIT:
         return []
     found: list[int] = []
     blocks = size // BLOCK

@@ -12,8 +12,8 @@ import functools
 import hashlib
 from dataclasses import dataclass
 
-#: Short: of a piece that a boot reads all is fetched, and sent on only when it was checked.
-CHUNK = 256 << 10
+#: Short: of a chunk that a boot reads all is fetched, and sent on only when it was checked.
+CHUNK = 64 << 10
 #: Bytes of one digest.
 WIDTH = 16
 #: A manifest has to fit into a column and into a message: larger images have longer chunks.

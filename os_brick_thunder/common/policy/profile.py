@@ -18,18 +18,17 @@ from os_brick_thunder.common.policy.extents import Extents
 #: Characters of an encoded profile at most. 1 GiB in 3,000 runs takes some 15,000.
 MAX_ENCODED = 1 << 16
 LEAST_CHUNK = 64 << 10
+#: Of an image at most; larger ones have larger chunks.
+_MOST_CHUNKS = 1 << 17
 _VERSION = 1
 _LARGEST = 2**63 - 1
 #: Bytes of a number of up to 64 bits.
 _LONGEST_NUMBER = 10
-#: What a recording distinguishes: the kernel has counters for each of these areas.
-_LEAST_AREA = 256 << 10
-_MOST_AREAS = 8192
 
 
 def chunk_size(size: int) -> int:
-    """Bytes of the areas in which the boot of an image of ``size`` bytes is recorded."""
-    return max(_LEAST_AREA, 1 << (max(1, -(-size // _MOST_AREAS)) - 1).bit_length())
+    """Bytes of a chunk of the profile of an image of ``size`` bytes."""
+    return max(LEAST_CHUNK, 1 << (max(1, -(-size // _MOST_CHUNKS)) - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,19 @@ class Profile:
             else:
                 runs.append((number, 1))
         return cls(chunk, tuple(runs))
+
+    def cut(self, chunk: int, size: int) -> Profile:
+        """The same in smaller chunks, as of an older host.
+
+        :param chunk: a divisor of its own
+        :param size: of the image
+        """
+        ratio, chunks = self.chunk // chunk, -(-size // chunk)
+        runs = (
+            (first * ratio, min((first + count) * ratio, chunks) - first * ratio)
+            for first, count in self.runs
+        )
+        return Profile(chunk, tuple(runs))
 
     def chunks(self) -> Iterator[int]:
         """The numbers of its chunks, in order."""

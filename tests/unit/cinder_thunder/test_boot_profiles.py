@@ -23,7 +23,7 @@ from os_brick_thunder.common.policy.profile import Profile, chunk_size
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE
 
-SIZE = 4 << 20
+SIZE = 1 << 20
 CONTENT = "sha512:0f"
 BOOT = Profile.of(chunk_size(SIZE), (9, 10, 3))
 BLOCK = 65536
@@ -232,7 +232,6 @@ def test_hostile_reports(cloud: Cloud) -> None:
     for wrong, message in (
         ("%", "not base64"),
         (Profile(BOOT.chunk, ((15, 2),)).encode(), "not within an image"),
-        (Profile(64 << 10, ((0, 1),)).encode(), "chunks of 65536 bytes"),
     ):
         with pytest.raises(errors.InvalidRequest, match=message):
             cloud.tracker.profile_report(dataclasses.replace(good, part=wrong))
@@ -246,3 +245,20 @@ def test_hostile_reports(cloud: Cloud) -> None:
     assert cloud.attach("c2").profile == ""
     cloud.tracker.profile_report(good)
     assert cloud.attach("c2").profile == BOOT.encode()
+
+
+def test_recordings_in_larger_chunks_are_cut(cloud: Cloud) -> None:
+    """As those of older agents; smaller ones cannot be merged."""
+    plan = cloud.attach("c1")
+    part = Profile(2 * BOOT.chunk, ((3, 2), (0, 1))).encode()
+    cloud.tracker.profile_report(dataclasses.replace(recording(plan, "c1"), part=part))
+    assert cloud.attach("c2").profile == Profile(BOOT.chunk, ((6, 4), (0, 2))).encode()
+
+
+def test_recordings_in_smaller_chunks_are_refused(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = cloud.attach("c1")
+    monkeypatch.setattr(profiles_module, "chunk_size", lambda size: 2 * BOOT.chunk)
+    with pytest.raises(errors.InvalidRequest, match="chunks of 65536 bytes"):
+        cloud.tracker.profile_report(recording(plan, "c1"))

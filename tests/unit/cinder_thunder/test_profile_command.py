@@ -19,7 +19,7 @@ from os_brick_thunder.common.policy.profile import Profile, chunk_size
 
 STORAGE = "stor1@thunder"
 MIB = 1 << 20
-SIZE = 16 * MIB - 512
+SIZE = 4 * MIB - 512
 CHUNK = chunk_size(SIZE)  # 64 chunks
 BOOT = Profile.of(CHUNK, (*range(40, 48), 63, 0))
 

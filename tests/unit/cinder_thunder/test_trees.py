@@ -16,9 +16,9 @@ from cinder_thunder.masters.clones import FILLING, MASTER, TREE
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.templates import Templates
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.policy import hashtree
+from os_brick_thunder.common.policy import hashtree, manifest
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.manifest import CHUNK, Manifest
+from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.treewriter import TreeWriter
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.test_replicas import HERE, NEAR, Cloud, cloud
@@ -27,6 +27,7 @@ from tests.unit.os_brick_thunder.test_hashtree import tree_of
 __all__ = ["cloud"]
 
 MIB = 1 << 20
+CHUNK = 256 << 10
 SIZE = 8 * MIB
 LENGTH = hashtree.length(SIZE)
 LV = "volume-v"
@@ -88,8 +89,24 @@ def test_masters_have_trees(cloud: Cloud, image: Path, size: int) -> None:
         assert found.manifest is not None
         raw = found.manifest
         manifest = Manifest.parse(length, raw.chunk, raw.digests, raw.tail)
-        for at in range(0, length, CHUNK):
-            assert manifest.fits(at, exported[at : min(at + CHUNK, length)])
+        for at in range(0, length, raw.chunk):
+            assert manifest.fits(at, exported[at : min(at + raw.chunk, length)])
+    assert cloud.glance.downloads == [meta["id"]]
+
+
+def test_a_further_master_of_an_image_with_longer_chunks(
+    cloud: Cloud, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older versions have made its first one."""
+    with monkeypatch.context() as older:
+        older.setattr(manifest, "CHUNK", CHUNK)
+        cloud.ensure(NEAR, meta)
+    first = recorded(cloud, meta["id"])
+    cloud.ensure(HERE, meta)
+    assert lvs(cloud, HERE).names() == {MASTER + meta["id"], TREE + meta["id"]}
+    assert recorded(cloud, meta["id"]) == first
+    assert first.manifest is not None
+    assert first.manifest.chunk == CHUNK
     assert cloud.glance.downloads == [meta["id"]]
 
 
@@ -292,4 +309,4 @@ def test_templates_have_trees(cloud: Cloud) -> None:
         assert made.size == SIZE
         tail = recorded(cloud, "v").manifest
         assert tail is not None
-        assert len(base64.b64decode(tail.tail)) == -(-LENGTH // CHUNK) * 16
+        assert len(base64.b64decode(tail.tail)) == -(-LENGTH // tail.chunk) * 16

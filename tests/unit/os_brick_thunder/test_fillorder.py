@@ -47,3 +47,29 @@ def test_every_piece_that_is_missing_is_there_once(
     assert sorted(pieces, key=lambda piece: not piece.profiled) == pieces
     rest = [piece.start for piece in pieces if not piece.profiled]
     assert rest == sorted(rest)
+
+
+def test_a_piece_of_a_boot_has_what_it_reads_in_a_row_and_no_more() -> None:
+    whole = Extents.of([(0, SIZE)])
+    pieces = list(fillorder.ordered(whole, PIECE, ((40, 60), (8, 16)), 4 * PIECE))
+    assert pieces == [
+        Piece(40, 64, True),  # up to a multiple of the longest
+        Piece(8, 16, True),
+        Piece(0, 8, False),
+        Piece(16, 32, False),
+        Piece(32, 40, False),
+        Piece(64, 96, False),
+        Piece(96, 100, False),
+    ]
+
+
+@given(missing, profiles, st.integers(1, 5))
+def test_longer_pieces_are_the_same_bytes_in_the_same_order(
+    wanted: Extents, profile: tuple[tuple[int, int], ...], most: int
+) -> None:
+    units = [
+        Piece(start, end, piece.profiled)
+        for piece in fillorder.ordered(wanted, PIECE, profile, most * PIECE)
+        for start, end in Extents.of([(piece.start, piece.end)]).chunks(PIECE)
+    ]
+    assert units == list(fillorder.ordered(wanted, PIECE, profile))

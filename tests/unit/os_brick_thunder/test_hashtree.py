@@ -9,7 +9,8 @@ import pytest
 
 from os_brick_thunder.common.policy import hashtree
 from os_brick_thunder.common.policy.hashtree import BLOCK
-from os_brick_thunder.common.policy.manifest import CHUNK
+
+CHUNK = 256 << 10
 
 
 def tree_of(image: bytes) -> tuple[str, bytes]:

@@ -106,14 +106,14 @@ def test_refused_values() -> None:
 
 
 def test_areas_of_a_recording() -> None:
-    assert profile.chunk_size(0) == profile.chunk_size(1) == 256 * KIB
-    assert profile.chunk_size(2 << 30) == 256 * KIB
-    assert profile.chunk_size((2 << 30) + 1) == 512 * KIB
-    assert profile.chunk_size(100 << 30) == 16 << 20
+    assert profile.chunk_size(0) == profile.chunk_size(1) == 64 * KIB
+    assert profile.chunk_size(8 << 30) == 64 * KIB
+    assert profile.chunk_size((8 << 30) + 1) == 128 * KIB
+    assert profile.chunk_size(100 << 30) == 1 << 20
 
 
 @given(st.integers(0, 1 << 50))
 def test_areas_are_bounded(size: int) -> None:
     chunk = profile.chunk_size(size)
-    assert -(-size // chunk) <= 8192
+    assert -(-size // chunk) <= 1 << 17
     assert Profile(chunk, ()).runs == ()

@@ -6,6 +6,7 @@ and another transfer completes it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -433,8 +434,9 @@ def test_pieces_arrive_in_the_order_that_is_asked_for(
     data, extents = image
     asked: list[tuple[int, int]] = []
 
-    def shuffled(missing: Extents, length: int) -> Iterator[tuple[int, int]]:
-        pieces = list(missing.chunks(length))
+    def shuffled(missing: Extents, unit: int, longest: int) -> Iterator[tuple[int, int]]:
+        assert unit == longest
+        pieces = list(missing.chunks(unit))
         random.shuffle(pieces)
         for piece in pieces:
             asked.append(piece)
@@ -448,6 +450,37 @@ def test_pieces_arrive_in_the_order_that_is_asked_for(
     assert source.forgotten == asked
     for start, end in extents:
         assert made.data[start:end] == data[start:end]
+
+
+@given(images(), st.randoms(use_true_random=False), st.integers(1, 5), st.booleans())
+def test_a_piece_may_be_of_several_units(
+    image: tuple[bytes, Extents], random: Random, most: int, checked: bool
+) -> None:
+    data, extents = image
+    asked: list[tuple[int, int]] = []
+
+    def shuffled(missing: Extents, unit: int, longest: int) -> Iterator[tuple[int, int]]:
+        assert longest == most * unit
+        pieces = []
+        for start, end in missing.ranges:
+            while start < end:
+                upto = min(start + random.randint(1, most) * unit, end)
+                pieces.append((start, upto))
+                start = upto
+        random.shuffle(pieces)
+        asked.extend(pieces)
+        return iter(pieces)
+
+    made = destination(data)
+    source = Memory(bytearray(data), extents)
+    manifest = manifest_of(data) if checked else None
+    unit = math.lcm(manifest.chunk if manifest else manifests.CHUNK, made.block)
+    piece = most * unit + 1  # cut to whole units
+    assert run(Transfer(source, made, manifest, order=shuffled, piece=piece)).wait(0)
+    assert source.forgotten == asked
+    for start, end in extents:
+        assert made.data[start:end] == data[start:end]
+    assert len(made.data) == len(destination(data).data)
 
 
 def test_pieces_that_the_order_leaves_out_are_not_copied() -> None:

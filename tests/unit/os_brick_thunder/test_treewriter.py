@@ -10,7 +10,7 @@ import pytest
 from os_brick_thunder.common.copyends import GRAIN, Disk
 from os_brick_thunder.common.policy import hashtree, manifest
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.manifest import CHUNK, Manifest
+from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.transfer import Transfer
 from os_brick_thunder.common.treewriter import TreeWriter
 from tests.unit.os_brick_thunder.test_hashtree import tree_of
@@ -18,6 +18,7 @@ from tests.unit.os_brick_thunder.test_hashtree import tree_of
 #: What a pool that does not zero its blocks may have had in them.
 OLD = b"\xaa"
 GIB = 1 << 30
+CHUNK = 256 << 10
 
 
 def written(
@@ -33,8 +34,8 @@ def written(
     for start, end in data.touched_blocks(block, room).complement(room):
         content[start:end] = OLD * (end - start)
     device.write_bytes(content)
-    writer = TreeWriter(str(device), len(image), data, block)
-    transfer = Transfer(Disk(str(source), len(image), data), writer, digest=True)
+    writer = TreeWriter(str(device), len(image), data, block, CHUNK)
+    transfer = Transfer(Disk(str(source), len(image), data), writer, digest=True, chunk=CHUNK)
     transfer.run()
     assert transfer.wait(0)
     assert transfer.manifest is not None
@@ -95,7 +96,8 @@ def test_a_hole_is_not_looked_at(tmp_path: Path) -> None:
     read: list[tuple[int, int]] = []
     data = Extents.of([(at, at + GRAIN)])
     source = Disk(str(path), size, data, forget=lambda a, b: read.append((a, b)))
-    transfer = Transfer(source, TreeWriter(str(path), size, data, GRAIN), digest=True)
+    writer = TreeWriter(str(path), size, data, GRAIN, CHUNK)
+    transfer = Transfer(source, writer, digest=True, chunk=CHUNK)
     transfer.run()
     assert transfer.wait(0)
     assert read == [(at, at + CHUNK)]
