@@ -21,7 +21,6 @@ from os_brick_thunder.common.mechanism import dmioctl
 from os_brick_thunder.common.mechanism.thinmeta import Reservation
 from os_brick_thunder.common.policy import dmstatus, hashtree
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.manifest import CHUNK
 from os_brick_thunder.common.run import run
 from tests.contract.conftest import read_direct
 from tests.contract.test_storage import BLOCK, MIB, SIZE, Storage, storage
@@ -127,7 +126,7 @@ def test_a_master_has_nothing_of_deleted_volumes(
 )
 def test_the_kernel_checks_a_master_with_its_hash_tree(storage: Storage, tmp_path: Path) -> None:
     """The image ends with a hole within a block, and in the middle of an extent."""
-    volumes, block, size = storage.volumes, storage.pool.block(), 33 * CHUNK
+    volumes, block, size = storage.volumes, storage.pool.block(), 8 * MIB + (256 << 10)
     leave_old_bytes(storage)
     data = bytearray(size)
     for at in range(0, size - 2 * MIB, MIB):
