@@ -52,7 +52,7 @@ INTERVAL = 1.0
 #: reads find them, too.
 AHEAD = 4 << 20
 #: Pieces that are looked at, before one is filled, for misses of guests and other hosts.
-_LOOKED = 32
+_LOOKED = 16
 #: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
 #: these pieces.
 AHEAD_SECONDS, LEAST_AHEAD = 0.1, 2
