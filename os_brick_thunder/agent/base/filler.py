@@ -51,11 +51,11 @@ INTERVAL = 1.0
 #: the next ones are on their way. They wait in the page cache of the paths, where other hosts'
 #: reads find them, too.
 AHEAD = 4 << 20
-#: Pieces that are looked at, before one is filled, for misses of guests and other hosts.
-_LOOKED = 16
 #: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
 #: these pieces.
 AHEAD_SECONDS, LEAST_AHEAD = 0.1, 2
+#: Pieces that are looked at, before one is filled, for misses of guests and other hosts.
+_LOOKED = 16
 #: What counts of a piece's speed when the next one is measured.
 _DECAY = 0.9
 #: Seconds between two polls of a pool that has no space.

@@ -9,7 +9,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile, chunk_size
 
 #: Areas that may have been read although no boot has begun: whoever opens a disk looks for
-#: partition tables and file systems, at its start and at its end.
+#: partition tables and file systems, at its start and at its end. 1 MiB in the smallest areas.
 PROBED = 16
 
 
