@@ -25,13 +25,14 @@ from lab.shell import run
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import wire
-from os_brick_thunder.common.copyends import GRAIN
+from os_brick_thunder.common.copyends import GRAIN, Disk
 from os_brick_thunder.common.mechanism import blockdev
-from os_brick_thunder.common.policy import devnames
+from os_brick_thunder.common.policy import devnames, hashtree
 from os_brick_thunder.common.policy.devnames import ImageNames
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.policy.manifest import CHUNK, Manifest, digest
 from os_brick_thunder.common.state import READY, Base, StateFile
+from os_brick_thunder.common.transfer import PIECE, copy
+from os_brick_thunder.common.treewriter import TreeWriter
 
 GIB = 1 << 30
 IMAGE = "fill"
@@ -54,15 +55,16 @@ class Costs:
         )
 
 
-def make(image: Path, size: int) -> bytes:
-    """Write random bytes; returns their digests."""
-    digests = []
+def make(image: Path, size: int) -> str:
+    """Write random bytes, and their hash tree behind them; returns its root."""
     with image.open("wb") as file:
-        for _ in range(0, size, CHUNK):
-            data = os.urandom(CHUNK)
-            file.write(data)
-            digests.append(digest(data))
-    return b"".join(digests)
+        for _ in range(0, size, PIECE):
+            file.write(os.urandom(PIECE))
+        file.truncate(size + hashtree.length(size))
+    whole = Extents.of([(0, size)])
+    tree = TreeWriter(str(image), size, whole, GRAIN, PIECE)
+    copy(Disk(str(image), size, whole), tree).wait()
+    return tree.root
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def loop(file: Path) -> Iterator[str]:
         run(["losetup", "--detach", device])
 
 
-def fill(store: StateFile, manifest: Manifest) -> None:
+def fill(store: StateFile) -> None:
     """Fill the base that is in ``store``."""
     filled = threading.Event()
     kit: Any = SimpleNamespace(
@@ -83,9 +85,6 @@ def fill(store: StateFile, manifest: Manifest) -> None:
         loops=SimpleNamespace(reopen=lambda device, read_ahead: None),
         metadata=SimpleNamespace(mapped=lambda thin_id: Extents()),
         pool=SimpleNamespace(block=GRAIN),
-    )
-    tracker: Any = SimpleNamespace(
-        manifest=lambda image: wire.ImageDigests(image, manifest.chunk, manifest.text)
     )
 
     def complete(_base: Base) -> None:
@@ -95,6 +94,7 @@ def fill(store: StateFile, manifest: Manifest) -> None:
     def on_wrong_bytes(_base: Base) -> None:
         raise AssertionError("the source has other bytes than were written to it")
 
+    tracker: Any = None  # the filler needs none for an image that has a tree
     here = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     filler = Filler(Host(kit, store, tracker, here), complete, on_wrong_bytes, lambda: True, 1)
     filler.start()
@@ -111,9 +111,9 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
         source, target = folder / "source", folder / "target"
-        manifest = Manifest(size, CHUNK, make(source, size))
+        root = make(source, size)
         with target.open("wb") as file:
-            file.truncate(size)
+            file.truncate(source.stat().st_size)
         devices = {
             NAMES.paths: stack.enter_context(loop(source)),
             NAMES.base: stack.enter_context(loop(target)),
@@ -121,14 +121,14 @@ def main() -> None:
         stack.enter_context(mock.patch.object(devnames, "path", devices.__getitem__))
         store = StateFile(folder / "state")
         for _ in range(options.turns):
-            store.put(Base(IMAGE, size, ((0, size),), "l", thin_id=1, phase=READY))
+            store.put(Base(IMAGE, size, ((0, size),), "l", thin_id=1, phase=READY, root=root))
             costs = Costs()
-            fill(store, manifest)
+            fill(store)
             print(f"filled {options.gib} GiB: {costs.text(options.gib)}", flush=True)
-        costs, data = Costs(), bytes(CHUNK)
-        for _ in range(0, size, CHUNK):
-            digest(data)
-        print(f"of that, its digests: {costs.text(options.gib)}")
+        costs, data = Costs(), bytes(PIECE)
+        for _ in range(0, size, PIECE):
+            hashtree.hashes(data)
+        print(f"of that, its hashes: {costs.text(options.gib)}")
 
 
 if __name__ == "__main__":

@@ -370,7 +370,7 @@ def _begin(
     started = transfer.copy(
         opened,
         target,
-        manifest=Manifest(size, *expected) if expected else None,
+        check=Manifest(size, *expected) if expected else None,
         digest=expected is None and (extents is None or device is None),
         chunk=chunk,
         piece=transfer.PIECE,

@@ -10,16 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
 from os_brick_thunder.agent import app, main
 from os_brick_thunder.agent.base import filler
-from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import Base
 
 HOLD = Path("/run/lab/hold")
 _POLL = 0.02
 
-ReadAhead = Callable[[str, Extents, int, int], None]
+_P = ParamSpec("_P")
 
 
 class HeldFiller(filler.Filler):
@@ -31,13 +31,13 @@ class HeldFiller(filler.Filler):
         return super()._goes_on(base)
 
 
-def _held(read_ahead: ReadAhead) -> ReadAhead:
+def _held(read_ahead: Callable[_P, None]) -> Callable[_P, None]:
     """What is read ahead of the first piece, which is before that may be copied."""
 
-    def held(device: str, needed: Extents, start: int, end: int) -> None:
+    def held(*args: _P.args, **kwargs: _P.kwargs) -> None:
         while HOLD.exists():
             time.sleep(_POLL)
-        read_ahead(device, needed, start, end)
+        read_ahead(*args, **kwargs)
 
     return held
 

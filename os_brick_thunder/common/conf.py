@@ -129,7 +129,7 @@ AGENT_OPTS: list[cfg.Opt] = [
             ("storage", "a storage host, as without a cache"),
         ],
         help="From where guests read what a base does not hold yet. What a base is filled with is "
-        "compared with the image's digests, which is too late for a guest that reads it before. "
+        "checked in any case, which is too late for a guest that reads it before. "
         "With 'verified' it is checked then, too, if the image has a hash tree: those have one "
         "whose first master was made with thunder_hash_trees. Of others nothing is checked, as "
         "with 'nearest'. With 'storage' nothing that another compute host sends reaches a guest, "

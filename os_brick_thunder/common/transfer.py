@@ -1,9 +1,9 @@
 """Copies of image data.
 
 :func:`copy` takes a source and a destination and returns a :class:`Transfer`, which runs in a
-native thread: one pass over the source, in pieces, each checked against the image's manifest
-before any of it is written. What the destination has already is not copied again, so an
-interrupted copy resumes where it was. Sources and destinations are in :mod:`.copyends`.
+native thread: one pass over the source, in pieces, each checked before any of it is written. What
+the destination has already is not copied again, so an interrupted copy resumes where it was.
+Sources and destinations are in :mod:`.copyends`.
 
 Sizes and offsets are in bytes.
 """
@@ -15,6 +15,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.copyends import Destination, Input
@@ -36,6 +37,22 @@ _POLL = 0.05
 Order = Callable[[Extents, int, int], Iterator[tuple[int, int]]]
 
 
+class Check(Protocol):
+    """What the bytes of an image are compared with: its manifest, or its hash tree.
+
+    ``chunk``: bytes that are checked at once, at a multiple of it; the last ones may be fewer.
+    """
+
+    @property
+    def chunk(self) -> int: ...
+
+    def fits(self, start: int, data: memoryview) -> bool:
+        """Whether ``data`` are the image's bytes at ``start``.
+
+        :raises errors.TransferError: that cannot be found out
+        """
+
+
 def _ascending(extents: Extents, _unit: int, longest: int) -> Iterator[tuple[int, int]]:
     return extents.chunks(longest)
 
@@ -48,7 +65,7 @@ def copy(
     source: Input,
     destination: Destination,
     *,
-    manifest: Manifest | None = None,
+    check: Check | None = None,
     digest: bool = False,
     chunk: int | None = None,
     pace: Pace | None = None,
@@ -59,7 +76,7 @@ def copy(
 ) -> Transfer:
     """Start to copy an image; both ends are closed when the copy ends.
 
-    :param manifest: every byte is checked against it before it is written
+    :param check: every byte is compared with it before it is written
     :param digest: make the image's manifest, see :attr:`Transfer.manifest`
     :param chunk: bytes that each of its digests covers, unless as in new manifests
     :param pace: a limit, which other copies may share; None is no limit
@@ -68,7 +85,7 @@ def copy(
     :param piece: length of the longest piece, if that is more than a unit
     :param spawn: runs a function in a native thread
     """
-    transfer = Transfer(source, destination, manifest, digest, pace, proceed, order, chunk, piece)
+    transfer = Transfer(source, destination, check, digest, pace, proceed, order, chunk, piece)
     spawn(transfer.run)
     return transfer
 
@@ -88,7 +105,7 @@ class Transfer:
         self,
         source: Input,
         destination: Destination,
-        manifest: Manifest | None = None,
+        check: Check | None = None,
         digest: bool = False,
         pace: Pace | None = None,
         proceed: Callable[[], bool] = lambda: True,
@@ -98,12 +115,12 @@ class Transfer:
     ) -> None:
         self._source = source
         self._destination = destination
-        self._expected = manifest
+        self._check = check
         self._digests: list[bytes] | None = [] if digest else None
         self._pace = pace or Pace()
         self._proceed = proceed
         self._order = order
-        self._chunk = manifest.chunk if manifest else chunk or manifests.chunk_for(source.size)
+        self._chunk = check.chunk if check else chunk or manifests.chunk_for(source.size)
         self._unit = _unit_of(self._chunk, destination.block)
         self._longest = max(1, piece // self._unit) * self._unit
         self._size = source.size
@@ -113,7 +130,7 @@ class Transfer:
         self._wanted = needed.difference(destination.present)
         #: What is read of a piece: to check a chunk, all of it.
         self._read = source.extents
-        if not (manifest or digest):
+        if not (check or digest):
             self._read = source.extents.intersection(self._wanted)
         self._cancelled = False
         self._error: BaseException | None = None
@@ -235,7 +252,7 @@ class Transfer:
     def _verify(self, view: memoryview, start: int, end: int) -> None:
         for at in range(start, end, self._chunk):
             chunk = view[at - start : min(at + self._chunk, end) - start]
-            if self._expected is not None and not self._expected.fits(at, chunk):
+            if self._check is not None and not self._check.fits(at, chunk):
                 raise errors.WrongDigest(
                     f"{self._source.name}: the {len(chunk)} bytes at {at} are not the image's: "
                     "they were not written"

@@ -317,7 +317,8 @@ class ImageDigests(Value):
     image_id: formats.Id
     chunk: formats.Chunk
     digests: formats.Digests
-    #: Of what is behind the image, its hash tree, in the same way; an older agent ignores them.
+    #: Of what is behind the image, its hash tree, in the same way. For older agents: newer ones
+    #: check an image that has a tree with that, and do not ask.
     tail: formats.Digests = ""
 
 

@@ -1,8 +1,8 @@
 """Filling bases in the background: read the source, write the same bytes to the base.
 
-Each chunk is checked against the image's manifest before it is written. The base has no other
-writer, so this is safe at any time and may be interrupted at any point: what is mapped in the pool
-is filled, and a restart goes on from there.
+Each chunk is checked with the image's hash tree, or its manifest, before it is written. The base
+has no other writer, so this is safe at any time and may be interrupted at any point: what is mapped
+in the pool is filled, and a restart goes on from there.
 
 What boots of the image read comes first: as far as guests of this host or other hosts are ahead of
 that, what they miss now and what boots read next, then what they have passed. The rest waits while
@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
+from os_brick_thunder.agent.base.treecheck import TreeCheck
 from os_brick_thunder.agent.policy import fillorder, layout
 from os_brick_thunder.agent.policy.fillorder import Piece
 from os_brick_thunder.agent.ports import Host, Kit, PageCache
@@ -41,7 +42,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Base
-from os_brick_thunder.common.transfer import PIECE, copy
+from os_brick_thunder.common.transfer import PIECE, Check, copy
 
 LOG = logging.getLogger(__name__)
 
@@ -200,7 +201,6 @@ class Filler:
         """
         names = ImageNames(base.image_id)
         paths = devnames.path(names.paths)
-        manifest = self._manifest(base)
         needed = layout.fill_extents(base.length, base.needed, self._block)
         present = self._host.kit.metadata.mapped(base.thin_id)
         began = time.monotonic()
@@ -209,6 +209,7 @@ class Filler:
             paths, base.length, needed, cached=True, forget=functools.partial(_forget, paths)
         )
         try:
+            check = self._check(base, source)
             target = Disk(
                 devnames.path(names.base),
                 base.length,
@@ -226,13 +227,13 @@ class Filler:
             lambda: self._newest(base).profile,
             functools.partial(self._may_go_on, base, demand),
             demand,
-            functools.partial(_read_ahead, paths, needed),
+            functools.partial(_read_ahead, paths, needed, check),
             misses,
         )
         filling = copy(
             source,
             target,
-            manifest=manifest,
+            check=check,
             pace=self._pace,
             proceed=functools.partial(self._goes_on, base),
             order=pieces,
@@ -283,19 +284,23 @@ class Filler:
             time.sleep(pause)
         return False
 
-    def _manifest(self, base: Base) -> Manifest | None:
-        """What the base is checked against; None for an image without a manifest.
+    def _check(self, base: Base, source: Disk) -> Check | None:
+        """What the base is checked with; None for an image that has nothing.
+
+        Not the manifest where there is a tree: of a large image it is megabytes, which all hosts of
+        a storm would ask the trackers for at once.
 
         :raises errors.ThunderError: no tracker answers
         :raises ValueError: the manifest is not of this image
         """
+        if base.root:
+            return TreeCheck(base.size, base.root, source)
         try:
             found = self._host.tracker.manifest(base.image_id)
         except errors.NoReplica:
             LOG.warning("image %s has no manifest: its base is not checked", base.image_id)
             return None
-        tail = found.tail if base.root else ""
-        return Manifest.parse(base.length, found.chunk, found.digests, tail)
+        return Manifest.parse(base.size, found.chunk, found.digests)
 
     def _goes_on(self, base: Base) -> bool:
         """Wait for space in the pool.
@@ -492,9 +497,12 @@ def _ranges(profile: str, size: int) -> tuple[tuple[int, int], ...]:
         return ()
 
 
-def _read_ahead(device: str, needed: Extents, start: int, end: int) -> None:
+def _read_ahead(device: str, needed: Extents, check: Check | None, start: int, end: int) -> None:
     with contextlib.suppress(OSError):  # the read itself will tell
         for first, last in needed.within(start, end):
+            read_ahead(device, first, last - first)
+        if isinstance(check, TreeCheck):
+            first, last = check.leaves(start, end)
             read_ahead(device, first, last - first)
 
 

@@ -58,15 +58,13 @@ class Manifest:
             )
 
     @classmethod
-    def parse(cls, size: int, chunk: int, text: str, tail: str = "") -> Manifest:
+    def parse(cls, size: int, chunk: int, text: str) -> Manifest:
         """From the base64 of ``wire.ImageDigests``.
 
-        :param tail: of what is behind the image, if that is part of ``size``
         :raises ValueError: not base64, or not of an image of ``size`` bytes
         """
         try:
-            digests = [base64.b64decode(each, validate=True) for each in (text, tail)]
-            return cls(size, chunk, b"".join(digests))
+            return cls(size, chunk, base64.b64decode(text, validate=True))
         except binascii.Error as error:
             raise ValueError(f"digests are not base64: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import os
 import time
@@ -215,28 +214,32 @@ def test_wrong_bytes_are_evidence_and_never_written(world: World) -> None:
     assert (MIB, MIB) in world.dropped  # a retry must not find them in the page cache
 
 
-def test_the_tree_behind_an_image_is_filled_and_checked_like_the_image(world: World) -> None:
+@pytest.mark.parametrize("wrong", [5, 3 * MIB + 5], ids=["image", "tree"])
+def test_an_image_with_a_tree_is_checked_without_a_tracker(world: World, wrong: int) -> None:
+    """The tree, which is filled, too, is checked from its root."""
     image = world.image[: 3 * MIB]
-    _, tree = tree_of(image)
-    both, chunk = image + tree, manifests.CHUNK
-    digests = [manifests.digest(both[at : at + chunk]) for at in range(0, len(both), chunk)]
-    text, tail = (base64.b64encode(b"".join(d)).decode() for d in (digests[:12], digests[12:]))
-    base = dataclasses.replace(world.bases["i"], size=3 * MIB, root="5a" * 32)
-    base = dataclasses.replace(base, allocated=((0, MIB),))
+    root, tree = tree_of(image)
+    both = image + tree
+    base = dataclasses.replace(world.bases["i"], size=3 * MIB, root=root)
+    base = dataclasses.replace(base, allocated=((0, MIB), (2 * MIB, MIB)))
     world.bases["i"], world.length = base, base.length
-    world.manifest_ = wire.ImageDigests("i", chunk, text, tail)
+    world.manifest_ = errors.TrackerUnavailable("not asked")
     lie = bytearray(both)
-    lie[3 * MIB + 5] ^= 1
+    lie[wrong] ^= 1
     world.source().write_bytes(lie)
     (world.folder / "thunder-base-i").write_bytes(b"\xee" * len(both))
+    left: list[bytes] = []
 
     def heal() -> None:
+        left.append(world.base())
         world.source().write_bytes(both)
 
     world.heal = heal
     world.fill()
     assert world.bad == [1]
-    assert world.base() == image[:MIB] + b"\xee" * (2 * MIB) + tree
+    assert left == [b"\xee" * len(both)]
+    assert world.base() == image[:MIB] + b"\xee" * MIB + image[2 * MIB :] + tree
+    assert world.asked == 0
 
 
 def test_without_a_tracker_it_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:

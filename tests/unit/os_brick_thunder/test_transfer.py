@@ -299,7 +299,7 @@ def test_a_file_onto_an_empty_volume(image: Path, empty: Path) -> None:
     again = copy(
         Disk(str(empty), size, Extents.of([(0, size)])),
         Disk(str(image), size, write=True),
-        manifest=manifest,
+        check=manifest,
     )
     assert again.wait(30)
     assert image.read_bytes() == data
@@ -349,7 +349,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_progress_and_cancel_in_the_middle() -> None:
     data = bytes(range(1, 9)) * (CHUNK // 8) * 6
     source, target = Gate(data), destination(data)
-    transfer = copy(source, target, manifest=manifest_of(data))
+    transfer = copy(source, target, check=manifest_of(data))
     assert not transfer.wait(0.05)
     source.room.release(2)
     wait_until(lambda: transfer.done == 2 * CHUNK)
@@ -364,7 +364,7 @@ def test_progress_and_cancel_in_the_middle() -> None:
     rest = copy(
         Memory(bytearray(data), Extents.of([(0, len(data))])),
         Memory(target.data, present=held(target)),
-        manifest=manifest_of(data),
+        check=manifest_of(data),
     )
     assert rest.wait(30)
     assert bytes(target.data) == data
