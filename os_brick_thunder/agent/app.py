@@ -51,7 +51,7 @@ class Settings:
     """The options that the agent's services depend on; see :mod:`os_brick_thunder.common.conf`.
 
     :ivar portal: "address:port" of this host's exports
-    :ivar fill_rate: bytes a second; 0 is unlimited
+    :ivar fill_rate: bytes a second, as ``fill_link_rate``; 0 is unlimited
     """
 
     portal: str
@@ -63,6 +63,7 @@ class Settings:
     fill_rate: int
     heartbeat_interval: float
     attach_budget: float
+    fill_link_rate: int = 0
     fill_rest: bool = True
     hoard_images: int = 0
     checked_only: bool = False
@@ -80,6 +81,7 @@ class Settings:
             pool_high_percent=options.pool_high_percent,
             fill_workers=options.fill_workers,
             fill_rate=options.fill_rate_mib << 20,
+            fill_link_rate=options.fill_link_rate_mib << 20,
             heartbeat_interval=options.heartbeat_interval,
             attach_budget=options.attach_budget,
             fill_rest=options.fill_rest,
@@ -166,6 +168,7 @@ def build(host: Host, settings: Settings) -> App:
         usage.may_fill,
         settings.fill_workers,
         settings.fill_rate,
+        settings.fill_link_rate,
         settings.fill_rest,
     )
     stack = _build_stacks(host, settings, bases, usage, on_removed=lambda: heartbeat.release_soon())

@@ -107,6 +107,13 @@ AGENT_OPTS: list[cfg.Opt] = [
         help="Limit for the background filling of all bases of this host together, in MiB/s; 0 is "
         "no limit. It does not limit reads of guests.",
     ),
+    cfg.IntOpt(
+        "fill_link_rate_mib",
+        default=0,
+        min=0,
+        help="Limit for the background filling from any one other host, in MiB/s; 0 is no limit. "
+        "That host's guests or volumes need its network, too.",
+    ),
     cfg.IntOpt("fill_workers", default=2, min=1, help="Number of bases that are filled at a time."),
     cfg.BoolOpt(
         "fill_rest",

@@ -68,7 +68,7 @@ def copy(
     check: Check | None = None,
     digest: bool = False,
     chunk: int | None = None,
-    pace: Pace | None = None,
+    pace: Callable[[int], float] | None = None,
     proceed: Callable[[], bool] = lambda: True,
     order: Order = _ascending,
     piece: int = 0,
@@ -79,7 +79,8 @@ def copy(
     :param check: every byte is compared with it before it is written
     :param digest: make the image's manifest, see :attr:`Transfer.manifest`
     :param chunk: bytes that each of its digests covers, unless as in new manifests
-    :param pace: a limit, which other copies may share; None is no limit
+    :param pace: called with the bytes of each piece, tells when to go on: :meth:`.Pace.after` of a
+        limit, which other copies may share; None is no limit
     :param proceed: called before each piece, in that thread; it may wait, and False cancels
     :param order: see :data:`Order`; not with ``digest``
     :param piece: length of the longest piece, if that is more than a unit
@@ -107,7 +108,7 @@ class Transfer:
         destination: Destination,
         check: Check | None = None,
         digest: bool = False,
-        pace: Pace | None = None,
+        pace: Callable[[int], float] | None = None,
         proceed: Callable[[], bool] = lambda: True,
         order: Order = _ascending,
         chunk: int | None = None,
@@ -117,7 +118,7 @@ class Transfer:
         self._destination = destination
         self._check = check
         self._digests: list[bytes] | None = [] if digest else None
-        self._pace = pace or Pace()
+        self._pace = pace or Pace().after
         self._proceed = proceed
         self._order = order
         self._chunk = check.chunk if check else chunk or manifests.chunk_for(source.size)
@@ -212,7 +213,7 @@ class Transfer:
                     written = max(written, start + last)
                 copied += b - a
             self.done += copied
-            self._wait_until(self._pace.after(copied))
+            self._wait_until(self._pace(copied))
         if self._destination.sparse and written == self._size:
             self._complete_last_block(view)
         self._destination.flush()

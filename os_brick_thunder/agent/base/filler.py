@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 
+from os_brick_thunder.agent.base import paths as replica_paths
 from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
 from os_brick_thunder.agent.base.treecheck import TreeCheck
@@ -34,7 +35,7 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.copyends import Disk
 from os_brick_thunder.common.mechanism.blockdev import drop_cache, read_ahead
-from os_brick_thunder.common.pace import Pace
+from os_brick_thunder.common.pace import LinkPaces, Pace
 from os_brick_thunder.common.periodic import PeriodicThread, Task
 from os_brick_thunder.common.policy import devnames
 from os_brick_thunder.common.policy.devnames import ImageNames
@@ -79,6 +80,7 @@ class Filler:
         may_fill: Callable[[], bool],
         workers: int,
         rate: int = 0,
+        link_rate: int = 0,
         rest: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class Filler:
         :param workers: how many bases are filled at one time; with 0 none is: what they do not hold
             is read through from their sources
         :param rate: bytes a second, of all bases together; 0 is unlimited
+        :param link_rate: the same of those together that are filled from one host
         :param rest: whether what no boot of the image reads is filled, too
         """
         self._host = host
@@ -97,7 +100,7 @@ class Filler:
         self._complete = complete
         self._on_wrong_bytes = on_wrong_bytes
         self._may_fill = may_fill
-        self._pace = Pace(rate)
+        self._pace, self._links = Pace(rate), LinkPaces(link_rate)
         self._rest = rest
         self._clock = clock
         self._most = workers
@@ -234,7 +237,7 @@ class Filler:
             source,
             target,
             check=check,
-            pace=self._pace,
+            pace=functools.partial(self._after, base),
             proceed=functools.partial(self._goes_on, base),
             order=pieces,
             piece=PIECE,
@@ -254,6 +257,12 @@ class Filler:
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all
+
+    def _after(self, base: Base, count: int) -> float:
+        """When to go on after so many bytes of a base: see :meth:`Pace.after`."""
+        found = self._newest(base)
+        nearest = next((path.host for path in replica_paths.in_use(found)), "")
+        return max(self._pace.after(count), self._links.after(nearest, count))
 
     def _newest(self, base: Base) -> Base:
         """A base as it is recorded now."""

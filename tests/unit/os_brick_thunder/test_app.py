@@ -26,14 +26,14 @@ def test_settings_come_from_the_options(tmp_path: Path) -> None:
     file = tmp_path / "thunder.conf"
     file.write_text(
         "[thunder]\naddress = fd00::1\nexport_port = 3261\nfill_rate_mib = 3\nrpc_timeout = 10\n"
-        "pool_low_percent = 95\npool_high_percent = 90\n"
+        "fill_link_rate_mib = 2\npool_low_percent = 95\npool_high_percent = 90\n"
     )
     options = cfg.ConfigOpts()
     conf.register(options, agent=True)
     options([], default_config_files=[str(file)], project="thunder")
     settings = Settings.of(options.thunder)
     assert settings.portal == "[fd00::1]:3261"
-    assert settings.fill_rate == 3 << 20
+    assert (settings.fill_rate, settings.fill_link_rate) == (3 << 20, 2 << 20)
     with pytest.raises(errors.InvalidRequest, match="pool_low_percent 95 is not below"):
         built(tmp_path, settings)
 

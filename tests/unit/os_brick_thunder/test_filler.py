@@ -24,7 +24,7 @@ from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.policy.profile import Profile
-from os_brick_thunder.common.state import READY, REMOVING, Base, Stack
+from os_brick_thunder.common.state import READY, REMOVING, STALE, Base, ReplicaPath, Stack
 from tests.unit.os_brick_thunder.test_hashtree import tree_of
 
 MIB = 1 << 20
@@ -112,14 +112,18 @@ class World:
         return bytes(data)
 
     def filler(
-        self, may_fill: Callable[[], bool] = lambda: True, rate: int = 0, rest: bool = True
+        self,
+        may_fill: Callable[[], bool] = lambda: True,
+        rate: int = 0,
+        link_rate: int = 0,
+        rest: bool = True,
     ) -> Filler:
         """It sees this world as its host: state file, tracker, pool and devices."""
         world: Any = self
         pool = SimpleNamespace(block=BLOCK)
         kit: Any = SimpleNamespace(metadata=world, pool=pool, blocks=world, loops=world)
         host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
-        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, rest)
+        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, link_rate, rest)
 
     def fill(self, may_fill: Callable[[], bool] = lambda: True) -> None:
         """Until a base is complete."""
@@ -269,6 +273,25 @@ def test_a_manifest_of_another_size_fills_nothing(world: World) -> None:
     filler.stop()
     assert set(world.base()) == {0xEE}
     assert world.completed == []
+
+
+def test_what_is_filled_from_one_host_keeps_a_rate_together(world: World) -> None:
+    """Of a host that is left for another one nothing is copied any more."""
+    filler, began = world.filler(rate=5 * MIB, link_rate=MIB), time.monotonic()
+
+    def after(host: str, thin_id: int) -> float:
+        paths = (ReplicaPath("gone", "l", "gone", state=STALE), ReplicaPath(host, "l", host, "iqn"))
+        base = dataclasses.replace(world.bases["i"], thin_id=thin_id)
+        world.bases["i"] = dataclasses.replace(base, paths=paths)
+        return filler._after(base, 10 * MIB) - began
+
+    assert after("a", 1) == pytest.approx(10, abs=1.5)
+    assert after("a", 2) == pytest.approx(20, abs=1.5)
+    assert after("b", 2) == pytest.approx(10, abs=1.5)
+    assert after("c", 2) == pytest.approx(10, abs=1.5)
+    # The host's own rate holds for all that came before, too.
+    assert after("d", 2) == pytest.approx(10, abs=1.5)
+    assert after("e", 2) == pytest.approx(12, abs=1.5)
 
 
 @pytest.mark.parametrize("how", ["removed", "stopped"])

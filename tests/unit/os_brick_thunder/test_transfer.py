@@ -392,7 +392,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_rate_is_kept(clock: list[float]) -> None:
     data = b"x" * 8 * CHUNK
     source = Memory(bytearray(data), Extents.of([(0, len(data))]))
-    transfer = run(Transfer(source, destination(data), manifest_of(data), pace=Pace(CHUNK // 2)))
+    transfer = run(
+        Transfer(source, destination(data), manifest_of(data), pace=Pace(CHUNK // 2).after)
+    )
     assert transfer.wait(0)
     assert clock[0] - 100.0 == pytest.approx(16.0, abs=0.2)
 
@@ -402,7 +404,7 @@ def test_copies_that_share_a_pace_keep_its_rate_together(clock: list[float]) -> 
     pace, data, ends = Pace(CHUNK), b"x" * 4 * CHUNK, []
     for _ in range(2):
         source = Memory(bytearray(data), Extents.of([(0, len(data))]))
-        transfer = Transfer(source, destination(data), manifest_of(data), pace=pace)
+        transfer = Transfer(source, destination(data), manifest_of(data), pace=pace.after)
         run(transfer)
         ends.append(clock[0] - 100.0)
     assert ends == pytest.approx([4.0, 8.0], abs=1.1)
@@ -421,7 +423,9 @@ def test_after_a_pause_the_rate_is_kept_as_before(clock: list[float]) -> None:
         return True
 
     source = Memory(bytearray(data), Extents.of([(0, len(data))]))
-    transfer = Transfer(source, made, manifest_of(data), pace=Pace(2 * CHUNK), proceed=proceed)
+    transfer = Transfer(
+        source, made, manifest_of(data), pace=Pace(2 * CHUNK).after, proceed=proceed
+    )
     assert run(transfer).wait(0)
     assert made.data == data
     assert clock[0] - 160.0 == pytest.approx(5.0, abs=1.5)
