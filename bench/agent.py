@@ -12,6 +12,7 @@ import argparse
 import re
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.cluster import existing_or_new
@@ -21,6 +22,8 @@ from lab.nodes.topology import Topology
 from lab.play.journey import Journey
 from lab.progress import Steps
 
+#: Requests of the cloud, of which each waits for several processes.
+_AT_ONCE = 4
 MIB, GIB = 1 << 20, 1 << 30
 _PROCESS = "/proc/$(pgrep -f os_brick_thunder.agent.main | head -1)"
 
@@ -65,21 +68,28 @@ def fill(journey: Journey, node: Node, gib: int) -> None:
 
 def crowd(journey: Journey, node: Node, bases: int, stacks: int) -> None:
     """Print the memory with so many bases and stacks."""
-    images = [upload(journey, f"agent-{n}", 8 * MIB) for n in range(bases)]
-    volumes = [
-        journey.create_volume(f"agent-{n}", 1, "--image", images[n % bases]) for n in range(stacks)
-    ]
-    with Steps().step(f"{stacks} attaches"):
-        for volume in volumes:
-            journey.attach_cached(node, volume)
+
+    def image(number: int) -> str:
+        return upload(journey, f"agent-{number}", 8 * MIB)
+
+    def volume(number: int) -> str:
+        return journey.create_volume(f"agent-{number}", 1, "--image", images[number % bases])
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        with Steps().step(f"{bases} images"):
+            images = list(threads.map(image, range(bases)))
+        with Steps().step(f"{stacks} volumes"):
+            volumes = list(threads.map(volume, range(stacks)))
+        with Steps().step(f"{stacks} attaches"):
+            list(threads.map(lambda each: journey.attach_cached(node, each), volumes))
     status = journey.agent(node)
     cached = sum(stack["mode"] == "cached" for stack in status["stacks"])
     print(
         f"{len(status['bases'])} bases, {cached} cached stacks: resident "
         f"{memory(node, 'VmRSS'):.0f} MiB, at most {memory(node, 'VmHWM'):.0f} MiB"
     )
-    for volume in volumes:
-        journey.detach(node, volume)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(lambda each: journey.detach(node, each), volumes))
     journey.delete_volumes(volumes)
 
 

@@ -52,10 +52,11 @@ from os_brick_thunder.common.state import Base, ReplicaPath, Stack
 
 #: A source has at most this many allocated ranges: smaller holes are then read like data.
 MAX_SOURCE_RANGES = 2000
-#: Loop devices through which a base reads what it does not hold: each serves one request at a time.
-#: They share the page cache of the device under them. An odd number, as what a file system reads at
-#: the same time may be powers of two apart.
-LOOPS = 5
+#: Loop devices through which a base reads what it does not hold: each serves one request at a time,
+#: so a guest with many in flight waits less the more there are. They share the page cache of the
+#: device under them. An odd number, as what a file system reads at the same time may be powers of
+#: two apart.
+LOOPS = 17
 #: An area of an image is read through one of them: its least size in bytes, as readahead begins
 #: anew in each, and how many areas an image has at most.
 LEAST_AREA, MOST_AREAS = 1 << 20, 1024
