@@ -21,7 +21,8 @@ class ReadMap:
         :param chunk: bytes of which an area is a multiple: one, unless there are many
         :raises errors.ProcessError: there is no such device, or not enough memory
         """
-        area = dmstats.read_area(length, chunk, os.sysconf("SC_NPROCESSORS_CONF"))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        area = dmstats.read_area(length, chunk, os.sysconf("SC_NPROCESSORS_CONF"), memory)
         self._region = Region(dm, name, dmstats.READS, length, area)
 
     @property

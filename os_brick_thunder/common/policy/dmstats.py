@@ -21,10 +21,14 @@ WRITES = "thunder"
 READS = "thunder-reads"
 #: A region of writes has at most so many areas: they are read while a guest waits.
 MAX_AREAS = 4096
-#: Counters of all areas together, one set for each CPU that the host may ever have. A set takes 104
-#: bytes of kernel memory: 14 MB at most, and of reads 28.
+#: Bytes of kernel memory that a set of counters takes: an area has one for each CPU that the host
+#: may ever have.
+_SET = 104
+#: Such sets of all areas together: 14 MB at most, and of reads 28, or this share of the host's
+#: memory. A host with many CPUs has much of it, and in large areas more is found than a boot reads.
 _MAX_COUNTERS = 1 << 17
 _MAX_READ_COUNTERS = 1 << 18
+_READ_SHARE = 1 / 1024
 #: A region of reads has at most so many areas: the counters of all are printed at each look.
 _MAX_READ_AREAS = 1 << 14
 
@@ -49,12 +53,14 @@ def area_size(length: int, block: int, cpus: int) -> int:
     return _area(length, block, min(MAX_AREAS, _MAX_COUNTERS // cpus))
 
 
-def read_area(length: int, chunk: int, cpus: int) -> int:
+def read_area(length: int, chunk: int, cpus: int, memory: int) -> int:
     """Bytes of an area of a region of reads over ``length`` bytes: a multiple of ``chunk``.
 
     :param cpus: as for :func:`area_size`
+    :param memory: bytes of the host's memory
     """
-    return _area(length, chunk, min(_MAX_READ_AREAS, _MAX_READ_COUNTERS // cpus))
+    most = max(_MAX_READ_COUNTERS, int(memory * _READ_SHARE) // _SET)
+    return _area(length, chunk, min(_MAX_READ_AREAS, most // cpus))
 
 
 def _area(length: int, unit: int, most: int) -> int:

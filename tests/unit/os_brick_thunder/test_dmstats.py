@@ -9,7 +9,7 @@ from os_brick_thunder.common.policy import dmstats
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import chunk_size
 
-BLOCK = 64 << 10
+BLOCK = CHUNK = 64 << 10
 #: Four areas of 128 sectors: read; nothing; written; written and in flight. The last one is cut off
 #: by the end of the region, and yet told as a whole one.
 COUNTERS = (
@@ -30,16 +30,25 @@ def test_areas_are_known_by_their_number() -> None:
     assert dmstats.touched("") == dmstats.Touched(frozenset(), frozenset())
 
 
-@given(st.integers(1, 1 << 44), st.integers(1, 8192))
-def test_areas_of_reads_are_whole_chunks_in_bounded_memory(length: int, cpus: int) -> None:
+@given(st.integers(1, 1 << 44), st.integers(1, 8192), st.integers(1 << 29, 1 << 44))
+def test_areas_of_reads_are_whole_chunks_in_bounded_memory(
+    length: int, cpus: int, memory: int
+) -> None:
     chunk = chunk_size(length)
-    area = dmstats.read_area(length, chunk, cpus)
+    area = dmstats.read_area(length, chunk, cpus, memory)
     areas = -(-length // area)
     assert area % chunk == 0
-    assert areas * cpus * 104 <= 28 << 20
-    most = min(1 << 14, (1 << 18) // cpus)
+    assert areas * cpus * 104 <= max(28 << 20, memory / 1024)
+    most = min(1 << 14, max(1 << 18, memory // 1024 // 104) // cpus)
     assert areas <= most
     assert area == chunk or (area - chunk) * most < length
+
+
+def test_areas_of_reads_on_a_large_host() -> None:
+    """They are as small as on a host with two CPUs."""
+    small = dmstats.read_area(2 << 30, CHUNK, 2, 4 << 30)
+    assert dmstats.read_area(2 << 30, CHUNK, 64, 256 << 30) == small == 2 * CHUNK
+    assert dmstats.read_area(2 << 30, CHUNK, 64, 4 << 30) == 8 * CHUNK
 
 
 @given(st.integers(1, 1 << 44), st.integers(1, 8192))
