@@ -200,7 +200,7 @@ class FakeCloud:
             return name
 
     def _there(self, kind: str) -> dict[str, _Thing]:
-        return {n: t for n, t in self.made.items() if t.kind == kind and not t.deleted}
+        return {n: t for n, t in list(self.made.items()) if t.kind == kind and not t.deleted}
 
     def volumes(self, run: str) -> dict[str, Seen]:
         found = {}
