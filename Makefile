@@ -48,9 +48,9 @@ server-tests:
 long-tests:
 	@$(PYTHON) -m pytest -m long --ignore tests/lab/test_servers.py tests/lab
 
-# Nothing else needs matplotlib, which therefore is beside the environment, or boots a guest on this
-# machine itself.
-bench: PACKAGES = qemu-system-x86
+# Nothing else needs matplotlib, which therefore is beside the environment, boots a guest on this
+# machine itself, or runs Ceph.
+bench: PACKAGES = qemu-system-x86 ceph-mon ceph-osd ceph-common
 bench:
 	@$(PYTHON) -m pip install --quiet --upgrade --target "$$venv-plots" "matplotlib>=3.8,<4" && \
 		PYTHONPATH="$$PYTHONPATH:$$venv-plots" python -W ignore -m bench.results --run doc/results

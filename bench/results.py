@@ -24,6 +24,7 @@ ARMS = {
     "copied": "whole image copied first",
     "multicast": "the same by multicast",
     "nbd": "qcow2 above NBD",
+    "ceph": "Ceph RBD clone",
     "cold": "unknown image",
     "cold, profile": "with a boot profile",
     "warm": "image is here",

@@ -9,11 +9,11 @@ from typing import Any
 
 #: In the order in which they are shown.
 ARMS = (
-    "plain", "copied", "nbd", "multicast", "cold", "cold, nearest", "cold, storage",
+    "plain", "copied", "nbd", "ceph", "multicast", "cold", "cold, nearest", "cold, storage",
     "cold, profile", "nearest, profile", "storage, profile", "warm", "warm, recorded", "local",
 )  # fmt: skip
 #: Without Thunder, and without its cache.
-OTHERS = {"plain", "copied", "nbd", "multicast", "local"}
+OTHERS = {"plain", "copied", "nbd", "ceph", "multicast", "local"}
 #: Of :meth:`Arm.row`.
 HEADINGS = (
     "hosts", "boots", "attach s", "reads s", "median s", "last s", "longest read s", "cached",
