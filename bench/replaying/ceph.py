@@ -66,7 +66,9 @@ ceph-mon -i a --mkfs --monmap {folder}/monmap
 """
 
 # An OSD without cephx cannot say where it is: its attempt is refused ("wrong fsid").
+# A monitor that listens may still refuse all commands.
 _MAKE_OSD = """\
+until ceph mon stat > /dev/null; do sleep 1; done
 ceph osd new {osd}
 ceph-osd -i 0 --mkfs --osd-uuid {osd}
 ceph osd crush add osd.0 1.0 root=default host=storage
