@@ -35,19 +35,18 @@ class TreeCheck:
         :param source: image and tree; it takes buffers of any alignment
         :raises ValueError: an image of this size has no tree, or the root is no hash
         """
-        self._size = size
         self._root = bytes.fromhex(root)
         levels = hashtree.levels(size)
         if not levels or len(self._root) != WIDTH:
             raise ValueError(f"an image of {size} bytes has no hash tree with root {root!r}")
         self._source = source
-        #: Start and length of the image and of each level of its tree, each with the next one's
-        #: start, which has its hashes. In the order in which they lie one behind the other, the
-        #: highest level, which is one block, comes after the image.
         spans = [(0, size), *((size + at, length) for at, length in levels)]
-        above: list[int | None] = [at for at, _ in spans[1:]]
+        self._leaves = spans[1][0]
+        above = [*(at for at, _ in spans[1:]), None]
+        #: Start and end of the image and of each level of the tree, in the order in which they lie,
+        #: and where their hashes begin: in the next level. The hash of the last one is the root.
         self._spans = sorted(
-            (at, at + length, up) for (at, length), up in zip(spans, [*above, None], strict=True)
+            (at, at + length, hashes) for (at, length), hashes in zip(spans, above, strict=True)
         )
         self._checked: OrderedDict[int, bytes] = OrderedDict()
 
@@ -61,8 +60,7 @@ class TreeCheck:
 
     def leaves(self, start: int, end: int) -> tuple[int, int]:
         """Which bytes of the tree are needed to check these of the image."""
-        at = self._spans[0][2] or 0
-        first, last = at + start // _RATIO, at + -(-end // _RATIO)
+        first, last = self._leaves + start // _RATIO, self._leaves + -(-end // _RATIO)
         return first - first % BLOCK, last + -last % BLOCK
 
     def _hashes(self, start: int, end: int) -> bytes:
