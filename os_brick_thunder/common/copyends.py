@@ -44,6 +44,20 @@ class Input(Protocol):
     def close(self) -> None: ...
 
 
+def read_all(source: Input, buffer: memoryview, offset: int) -> None:
+    """Fill all of ``buffer``.
+
+    :raises errors.TransferError: the source ends before that
+    """
+    done = 0
+    while done < len(buffer):
+        if (got := source.read(buffer[done:], offset + done)) <= 0:
+            raise errors.TransferError(
+                f"{source.name} ends at {offset + done}, not at {offset + len(buffer)}"
+            )
+        done += got
+
+
 class Destination(Protocol):
     """Where an image is written to.
 

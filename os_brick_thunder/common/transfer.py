@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.copyends import Destination, Input
+from os_brick_thunder.common.copyends import Destination, Input, read_all
 from os_brick_thunder.common.pace import Pace
 from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
@@ -51,6 +51,9 @@ class Check(Protocol):
 
         :raises errors.TransferError: that cannot be found out
         """
+
+    def beside(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """What else of the source, from where to where, is read to check these bytes."""
 
 
 def _ascending(extents: Extents, _unit: int, longest: int) -> Iterator[tuple[int, int]]:
@@ -241,11 +244,7 @@ class Transfer:
         for a, b in self._read.within(start, end):
             _zero(view, at - start, a - start)
             upto = _rounded(b, self._source.align)
-            while a < upto:
-                got = self._source.read(view[a - start : upto - start], a)
-                if got <= 0:
-                    raise errors.TransferError(f"{self._source.name} ends at {a}, not at {b}")
-                a += got
+            read_all(self._source, view[a - start : upto - start], a)
             at = b
         upto = _rounded(end - start, math.lcm(self._unit, self._destination.align))
         _zero(view, at - start, min(upto, len(view)))

@@ -510,8 +510,7 @@ def _read_ahead(device: str, needed: Extents, check: Check | None, start: int, e
     with contextlib.suppress(OSError):  # the read itself will tell
         for first, last in needed.within(start, end):
             read_ahead(device, first, last - first)
-        if isinstance(check, TreeCheck):
-            first, last = check.leaves(start, end)
+        for first, last in check.beside(start, end) if check else ():
             read_ahead(device, first, last - first)
 
 

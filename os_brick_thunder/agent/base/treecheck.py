@@ -6,17 +6,15 @@ checked in the same way, up to the root. Sizes and offsets are in bytes.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import functools
 from collections.abc import Iterator
 
 from os_brick_thunder.common import errors
-from os_brick_thunder.common.copyends import GRAIN, Input
+from os_brick_thunder.common.copyends import GRAIN, Input, read_all
 from os_brick_thunder.common.policy import hashtree
-from os_brick_thunder.common.policy.hashtree import BLOCK, WIDTH
+from os_brick_thunder.common.policy.hashtree import BLOCK, PER_BLOCK, WIDTH
 
-#: Bytes of the tree whose block has the hashes of one byte of the tree for each so many of it.
-_RATIO = BLOCK // WIDTH
-#: Checked blocks that are kept, those used last: leaves of 128 MiB of image, and all above them.
+#: Checked blocks of the tree that are kept, those used last: leaves of 128 MiB of image.
 _KEPT = 256
 
 
@@ -41,14 +39,13 @@ class TreeCheck:
             raise ValueError(f"an image of {size} bytes has no hash tree with root {root!r}")
         self._source = source
         spans = [(0, size), *((size + at, length) for at, length in levels)]
-        self._leaves = spans[1][0]
         above = [*(at for at, _ in spans[1:]), None]
         #: Start and end of the image and of each level of the tree, in the order in which they lie,
         #: and where their hashes begin: in the next level. The hash of the last one is the root.
         self._spans = sorted(
             (at, at + length, hashes) for (at, length), hashes in zip(spans, above, strict=True)
         )
-        self._checked: OrderedDict[int, bytes] = OrderedDict()
+        self._block = functools.lru_cache(maxsize=_KEPT)(self._checked)
 
     def fits(self, start: int, data: bytes | memoryview) -> bool:
         """Whether ``data``, whole blocks, are the bytes at ``start``.
@@ -58,51 +55,42 @@ class TreeCheck:
         """
         return hashtree.hashes(data) == self._hashes(start, start + len(data))
 
-    def leaves(self, start: int, end: int) -> tuple[int, int]:
-        """Which bytes of the tree are needed to check these of the image."""
-        first, last = self._leaves + start // _RATIO, self._leaves + -(-end // _RATIO)
-        return first - first % BLOCK, last + -last % BLOCK
+    def beside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Which blocks of the tree have the hashes of these bytes; see :class:`.transfer.Check`."""
+        for place in self._places(start, end):
+            if place is not None:
+                first, last = place
+                yield first - first % BLOCK, last + -last % BLOCK
+
+    def _places(self, start: int, end: int) -> Iterator[tuple[int, int] | None]:
+        """From where to where in the tree the hashes of these bytes are; None: it is the root."""
+        for first, last, hashes in self._spans:
+            at, upto = max(start, first) - first, min(end, last) - first
+            if at < upto:
+                if hashes is None:
+                    yield None
+                else:
+                    yield hashes + at // PER_BLOCK, hashes + upto // PER_BLOCK
 
     def _hashes(self, start: int, end: int) -> bytes:
         """What the hashes of these bytes have to be."""
-        return b"".join(self._parts(start, end))
+        places = self._places(start, end)
+        return b"".join(self._root if place is None else self._tree(*place) for place in places)
 
-    def _parts(self, start: int, end: int) -> Iterator[bytes]:
-        for first, last, above in self._spans:
-            at, upto = max(start, first), min(end, last)
-            if at >= upto:
-                continue
-            if above is None:
-                yield self._root
-                continue
-            at, upto = above + (at - first) // _RATIO, above + (upto - first) // _RATIO
-            while at < upto:
-                block = at - at % BLOCK
-                yield self._block(block)[at - block : upto - block]
-                at = block + BLOCK
+    def _tree(self, start: int, end: int) -> bytes:
+        """Bytes of the tree, checked."""
+        first = start - start % BLOCK
+        blocks = b"".join(map(self._block, range(first, end, BLOCK)))
+        return blocks[start - first : end - first]
 
-    def _block(self, at: int) -> bytes:
-        """A block of the tree, checked."""
-        if at not in self._checked:
-            data = self._read(at)
-            if hashtree.hashes(data) != self._hashes(at, at + BLOCK):
-                self._source.forget(at, at + BLOCK)  # not to be found in the page cache again
-                raise errors.WrongDigest(
-                    f"{self._source.name}: the block at {at} is not of the image's hash tree: "
-                    "nothing was written"
-                )
-            self._checked[at] = data
-            while len(self._checked) > _KEPT:
-                self._checked.popitem(last=False)
-        self._checked.move_to_end(at)
-        return self._checked[at]
-
-    def _read(self, at: int) -> bytes:
-        data = bytearray(BLOCK)
-        with memoryview(data) as view:
-            done = 0
-            while done < BLOCK:
-                if (got := self._source.read(view[done:], at + done)) <= 0:
-                    raise errors.TransferError(f"{self._source.name} ends at {at + done}")
-                done += got
+    def _checked(self, at: int) -> bytes:
+        """A block of the tree, checked with those above it."""
+        data = memoryview(bytearray(BLOCK))
+        read_all(self._source, data, at)
+        if hashtree.hashes(data) != self._hashes(at, at + BLOCK):
+            self._source.forget(at, at + BLOCK)  # not to be found in the page cache again
+            raise errors.WrongDigest(
+                f"{self._source.name}: the block at {at} is not of the image's hash tree: "
+                "nothing was written"
+            )
         return bytes(data)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 BLOCK = 4096
 #: Of one hash.
 WIDTH = 32
-_PER_BLOCK = BLOCK // WIDTH
+#: Hashes in a block of the tree.
+PER_BLOCK = BLOCK // WIDTH
 #: The longest chunk of a manifest of such an image.
 _UNIT = 256 << 10
 #: A tree takes a 128th of its image, holes included, and is written as a whole.
@@ -68,7 +69,7 @@ def _levels(size: int) -> list[int]:
     found: list[int] = []
     blocks = size // BLOCK
     while not found or blocks > 1:
-        blocks = -(-blocks // _PER_BLOCK)
+        blocks = -(-blocks // PER_BLOCK)
         found.append(blocks * BLOCK)
     return found
 
@@ -111,7 +112,7 @@ def _write_level(
     """Write a level from the one below, a block at a time."""
     (below, end), (at, _) = (level[0], sum(level)), upper
     while below < end:
-        found = hashes(read(below, min(_PER_BLOCK * BLOCK, end - below)))
+        found = hashes(read(below, min(PER_BLOCK * BLOCK, end - below)))
         write(at, found.ljust(BLOCK, b"\0"))
-        below += _PER_BLOCK * BLOCK
+        below += PER_BLOCK * BLOCK
         at += BLOCK

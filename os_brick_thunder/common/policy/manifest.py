@@ -77,3 +77,7 @@ class Manifest:
         """Whether ``data`` are the bytes of the chunk at ``start``."""
         at = start // self.chunk * WIDTH
         return self.digests[at : at + WIDTH] == digest(data)
+
+    def beside(self, _start: int, _end: int) -> tuple[tuple[int, int], ...]:
+        """What else of the source is read to check these bytes: nothing."""
+        return ()

@@ -106,9 +106,18 @@ def test_what_has_no_tree_is_refused(file: Path, size: int, root: str) -> None:
 def test_only_these_leaves_are_needed(file: Path) -> None:
     """With nothing else of the tree but what is above them, all fits."""
     start = SIZE // 2
-    first, last = check_of(file).leaves(start, start + CHUNK)
+    ((first, last),) = check_of(file).beside(start, start + CHUNK)
     assert (first % BLOCK, last - first) == (0, BLOCK)
     for at in range(SIZE + BLOCK, len(BOTH), BLOCK):
         if not first <= at < last:
             change(file, at)
     assert check_of(file).fits(start, IMAGE[start : start + CHUNK])
+
+
+def test_what_is_read_beside_a_piece_is_in_the_tree(file: Path) -> None:
+    """Of a piece of the tree, too; the root's block needs none."""
+    check = check_of(file)
+    for at in range(0, len(BOTH), BLOCK):
+        places = list(check.beside(at, at + BLOCK))
+        assert all(SIZE <= first < last <= len(BOTH) for first, last in places)
+        assert len(places) == (at != SIZE)
