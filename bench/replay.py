@@ -198,8 +198,7 @@ class Replays:
         self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool
     ) -> list[Boot]:
         """Attach volumes to their nodes; then read from all at the same moment."""
-        list(threads.map(lambda node: node.run(["touch", str(HOLD), _HOLD]), pairs))
-        try:
+        with _held(threads, pairs):
             attached = list(
                 threads.map(lambda node: self._journey.attach(node, pairs[node], plain), pairs)
             )
@@ -210,9 +209,6 @@ class Replays:
             if self._head:
                 list(threads.map(lambda node: node.run(["rm", str(HOLD)]), pairs))
                 time.sleep(self._head)
-        finally:
-            held = [str(HOLD), _HOLD, _READY]
-            list(threads.map(lambda node: node.run(["rm", "-f", *held]), pairs))
         return [boot.result() for boot in boots]
 
     def _waiting(
@@ -341,11 +337,8 @@ class Replays:
             ThreadPoolExecutor(2 * len(nodes)) as threads,
         ):
             devices = [(clone.device, clone.seconds) for clone in clones]
-            try:
-                list(threads.map(lambda node: node.run(["touch", _HOLD]), nodes))
+            with _held(threads, nodes):
                 boots = self._waiting(threads, dict(zip(nodes, devices, strict=True)))
-            finally:
-                list(threads.map(lambda node: node.run(["rm", "-f", _HOLD, _READY]), nodes))
             done = tuple(boot.result() for boot in boots)
         return self._told(Arm(name, len(nodes), done, self._sent() - before, 0))
 
@@ -383,6 +376,17 @@ class Replays:
             f"reads {arm.reads:.1f} s"
         )
         return arm
+
+
+@contextmanager
+def _held(threads: ThreadPoolExecutor, nodes: Collection[Node]) -> Iterator[None]:
+    """While the body runs, nothing is read or filled on these nodes."""
+    files = [str(HOLD), _HOLD]
+    try:
+        list(threads.map(lambda node: node.run(["touch", *files]), nodes))
+        yield
+    finally:
+        list(threads.map(lambda node: node.run(["rm", "-f", *files, _READY]), nodes))
 
 
 def _is_ready(node: Node) -> bool:
