@@ -63,12 +63,6 @@ Defaults secure_path="{_PATH}"
 Defaults env_keep += "{" ".join(ENVIRONMENT)}"
 """
 
-# Otherwise LVM's defaults: without a global_filter it scans the LUNs of volumes, too. Unlike on a
-# host, it starts no dmeventd, which watches pools there.
-_LVMLOCAL = """\
-activation { monitoring = 0 }
-"""
-
 
 class Node:
     """One host of a lab. Get it from :attr:`lab.cluster.Cluster.nodes`."""
@@ -108,7 +102,6 @@ class Node:
             "node.env": _assignments(values),
             "hosts": "\n".join(hosts) + "\n",
             "sshd_config": _SSHD_CONFIG.format(environment=_assignments(environment, " ")),
-            "lvmlocal.conf": _LVMLOCAL,
             "sudoers": _SUDOERS,
             "authorized_keys": (self._keys / "user_key.pub").read_text(),
             "init": (Path(__file__).parent / "rootfs" / "init").read_text(),
