@@ -44,8 +44,9 @@ from os_brick_thunder.common.policy.profile import Profile, chunk_size
 MIB = 1 << 20
 _DRAW = random.Random
 GBIT = 10**9 / 8
-#: The arm of bench.replay that is predicted, and the numbers of hosts that calibrate.
-PROFILED, CALIBRATED = "cold, profile", (1, 2)
+#: The arms of bench.replay that are predicted, and compared with; the numbers of hosts that
+#: calibrate.
+PROFILED, LOCAL, CALIBRATED = "cold, profile", "local", (1, 2)
 #: Shares of a link's rate that pieces may have: protocol headers and readahead take the rest.
 SHARES = tuple(share / 50 for share in range(20, 51))
 
@@ -213,17 +214,29 @@ def compare(measured: Any, work: Workload) -> None:
     There, reads begin at the same moment everywhere, as does what is filled, with or without a head
     start, and there is one storage host. Which share of their rate links have for pieces is taken
     from what was measured on one and two hosts, and checked on more.
+
+    :raises ValueError: arms that this needs were not measured
     """
     head = measured.get("head", 0.0)
     limits = Limits(fanout=1, storage_fanout=1) if measured.get("chain") else Limits()
     rate = Link(rate=measured["link"]).bits_per_second / 8
     arms = {(arm["name"], arm["hosts"]): arm for arm in measured["arms"]}
     seen = {hosts: _median(arm, "reads") for (name, hosts), arm in arms.items() if name == PROFILED}
+    if unknown := [hosts for hosts in seen if (LOCAL, hosts) not in arms]:
+        raise ValueError(
+            f"boots on {unknown} hosts have nothing to be compared with: run bench.replay with the "
+            f'arms "{PROFILED}" and "{LOCAL}"'
+        )
+    if not any(hosts in CALIBRATED for hosts in seen):
+        raise ValueError(
+            f"no boots on {CALIBRATED[0]} or {CALIBRATED[1]} hosts: run bench.replay with the arms "
+            f'"{PROFILED}" and "{LOCAL}" on these, too'
+        )
     calibrated = [hosts for hosts in seen if hosts in CALIBRATED]
     checked = [hosts for hosts in seen if hosts not in CALIBRATED]
 
     def errors(hosts: Iterable[int], share: float) -> dict[int, float]:
-        local = {n: _median(arms["local", n], "reads") for n in hosts}
+        local = {n: _median(arms[LOCAL, n], "reads") for n in hosts}
         return {
             n: _predicted(
                 Setting("", n, rate * share, 0.001, 0.0, head, 0.0, 1.0), limits, local[n], work
@@ -283,7 +296,10 @@ def main() -> None:
     work = recorded(THINKING)
     print(f"a boot: {len(work.reads)} reads of {work.touched.length / MIB:.1f} MiB")
     if options.measured:
-        compare(json.loads(options.measured.read_text()), work)
+        try:
+            compare(json.loads(options.measured.read_text()), work)
+        except ValueError as error:  # of json, too
+            parser.error(f"{options.measured}: {error}")
         return
     settings = list(SETTINGS.values())
     settings += [
