@@ -31,6 +31,8 @@ cold, storage   the same with unfilled_reads = storage
 cold, profile   cold, once three boots of the image were recorded
 nearest, profile
 storage, profile
+late, profile   cold, profile, of volumes that have no caches when they are attached, and get them
+                while they are read: no boot may be slower than a plain one
 warm            Thunder, on hosts that have the whole image
 warm, recorded  the same, while what is read is recorded
 local           the reads alone, from the host's own replica: the limit of what is possible
@@ -62,7 +64,7 @@ from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import existing_or_new
 from lab.errors import LabError
 from lab.guests import bootdisk, guest
-from lab.inside.heldagent import HOLD
+from lab.inside.heldagent import HOLD, HOLD_CACHES
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
 from lab.play import agents, daemons
@@ -128,17 +130,20 @@ class Replays:
         """These arms on this many hosts, without those that failed, as they are made."""
         nodes = self._cluster.of_kind("compute")[:hosts]
         local = functools.cache(lambda: self._local(nodes))
+        nearest, storage = (self._with(unfilled_reads=each) for each in ("nearest", "storage"))
+        late = self._with(late=True, attach_budget=0.0)
         # In this order, what an arm needs is there already, and nothing is filled beside it.
         ways: dict[str, Callable[[str], Arm | None]] = {
             "plain": lambda name: self._arm(name, nodes, plain=True),
             "nbd": lambda name: self._tried(name, lambda: self._nbd(name, nodes)),
             "ceph": lambda name: self._tried(name, lambda: self._ceph(name, nodes)),
             "cold": lambda name: self._unknown(name, nodes, self._arm),
-            "cold, nearest": lambda name: self._unknown(name, nodes, self._reading("nearest")),
-            "cold, storage": lambda name: self._unknown(name, nodes, self._reading("storage")),
+            "cold, nearest": lambda name: self._unknown(name, nodes, nearest),
+            "cold, storage": lambda name: self._unknown(name, nodes, storage),
             "cold, profile": lambda name: self._profiled(name, nodes, self._arm),
-            "nearest, profile": lambda name: self._profiled(name, nodes, self._reading("nearest")),
-            "storage, profile": lambda name: self._profiled(name, nodes, self._reading("storage")),
+            "nearest, profile": lambda name: self._profiled(name, nodes, nearest),
+            "storage, profile": lambda name: self._profiled(name, nodes, storage),
+            "late, profile": lambda name: self._profiled(name, nodes, late),
             "warm": lambda name: self._warm(name, nodes),
             "warm, recorded": lambda name: self._warm_recorded(name, nodes),
             "local": lambda name: local(),
@@ -174,13 +179,23 @@ class Replays:
     def _has_base(self, node: Node) -> bool:
         return any(b["image_id"] == self._image for b in self._journey.agent(node)["bases"])
 
-    def _arm(self, name: str, nodes: Sequence[Node], plain: bool = False, held: bool = True) -> Arm:
-        """:param held: reads begin at the same moment; a recording may have ended by then"""
+    def _arm(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        plain: bool = False,
+        held: bool = True,
+        late: bool = False,
+    ) -> Arm:
+        """
+        :param held: reads begin at the same moment; a recording may have ended by then
+        :param late: volumes get no caches before that
+        """
         pairs = dict(zip(nodes, self._volumes, strict=False))
         before = self._sent()
         with ThreadPoolExecutor(2 * len(nodes)) as threads:
             if held:
-                done = self._boots(threads, pairs, plain)
+                done = self._boots(threads, pairs, plain, late)
             else:
                 done = list(threads.map(lambda node: self._boot(node, pairs[node]), nodes))
             egress = self._sent() - before
@@ -195,14 +210,14 @@ class Replays:
         return self._replay(node, attached.path, attached.attach_s)
 
     def _boots(
-        self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool
+        self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool, late: bool
     ) -> list[Boot]:
         """Attach volumes to their nodes; then read from all at the same moment."""
-        with _held(threads, pairs):
+        with _held(threads, pairs, late):
             attached = list(
                 threads.map(lambda node: self._journey.attach(node, pairs[node], plain), pairs)
             )
-            if not plain:
+            if not (plain or late):
                 self._journey.await_caches({pairs[node]: node for node in pairs}, self._note)
             devices = [(each.path, each.attach_s) for each in attached]
             boots = self._waiting(threads, dict(zip(pairs, devices, strict=True)))
@@ -268,14 +283,14 @@ class Replays:
         for node in nodes:
             self._journey.await_complete(node, self._image)
 
-    def _reading(self, unfilled_reads: str) -> _Boots:
-        """Boots on hosts with this option."""
+    def _with(self, late: bool = False, **options: object) -> _Boots:
+        """Boots on hosts with these options of the agent."""
 
         def boots(name: str, nodes: Sequence[Node]) -> Arm:
             with ExitStack() as stack:
                 for node in nodes:
-                    stack.enter_context(agents.options(node, unfilled_reads=unfilled_reads))
-                return self._arm(name, nodes)
+                    stack.enter_context(agents.options(node, **options))
+                return self._arm(name, nodes, late=late)
 
         return boots
 
@@ -379,9 +394,14 @@ class Replays:
 
 
 @contextmanager
-def _held(threads: ThreadPoolExecutor, nodes: Collection[Node]) -> Iterator[None]:
-    """While the body runs, nothing is read or filled on these nodes."""
-    files = [str(HOLD), _HOLD]
+def _held(
+    threads: ThreadPoolExecutor, nodes: Collection[Node], late: bool = False
+) -> Iterator[None]:
+    """While the body runs, nothing is read or filled on these nodes.
+
+    :param late: and no attached volume gets a cache
+    """
+    files = [str(HOLD), _HOLD, *([str(HOLD_CACHES)] if late else [])]
     try:
         list(threads.map(lambda node: node.run(["touch", *files]), nodes))
         yield

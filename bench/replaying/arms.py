@@ -10,7 +10,8 @@ from typing import Any
 #: In the order in which they are shown.
 ARMS = (
     "plain", "copied", "nbd", "ceph", "multicast", "cold", "cold, nearest", "cold, storage",
-    "cold, profile", "nearest, profile", "storage, profile", "warm", "warm, recorded", "local",
+    "cold, profile", "nearest, profile", "storage, profile", "late, profile", "warm",
+    "warm, recorded", "local",
 )  # fmt: skip
 #: Without Thunder, and without its cache.
 OTHERS = {"plain", "copied", "nbd", "ceph", "multicast", "local"}
