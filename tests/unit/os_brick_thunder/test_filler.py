@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from os_brick_thunder.agent.base import demand
+from os_brick_thunder.agent.base import demand, pieces
 from os_brick_thunder.agent.base import filler as filler_module
 from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
-from os_brick_thunder.agent.base.filler import Filler, _Pieces
+from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.pieces import Pieces
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.backoff import Backoff
@@ -404,7 +405,7 @@ def test_the_next_pieces_are_on_their_way_while_one_is_written(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But what no boot reads only once it is its turn."""
-    monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
+    monkeypatch.setattr(pieces, "AHEAD", 2 * MIB)
     world.follow(THIRD, SECOND)
     world.fill()
     assert world.order() == [2, 1, 0, 3]
@@ -418,7 +419,7 @@ def test_what_is_read_ahead_takes_a_tenth_of_a_second(
     """Misses of guests wait behind it. As long as the rate is not known, it is little."""
     nothing: Any = None
     demand = world.filler()._demand_of(world.bases["i"])
-    filling = _Pieces(SIZE, nothing, nothing, demand, nothing, nothing)
+    filling = Pieces(SIZE, nothing, nothing, demand, nothing, nothing)
     if mib_per_second:
         filling._bytes, filling._seconds = 8.0 * MIB, 8 / mib_per_second
     assert filling._most_ahead(MIB // 2) == pieces
@@ -427,7 +428,7 @@ def test_what_is_read_ahead_takes_a_tenth_of_a_second(
 def test_what_was_read_ahead_in_vain_is_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filler_module, "AHEAD", 2 * MIB)
+    monkeypatch.setattr(pieces, "AHEAD", 2 * MIB)
     world.source().write_bytes(b"\0" * MIB + world.image[MIB:])  # the first piece is wrong
     filler = world.filler()
     filler.start()
