@@ -7,7 +7,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
@@ -51,8 +52,8 @@ class CacheBuilder:
         self._bases = bases
         self._admission = admission
         self._remover = remover
-        #: Volumes that were attached and whose caches are being built, and its end.
-        self._adding: set[str] = set()
+        #: How many attaches of a volume go on, or still build its cache, and their ends.
+        self._attaching: Counter[str] = Counter()
         self._ended = threading.Condition()
 
     def start(self) -> None:
@@ -61,7 +62,18 @@ class CacheBuilder:
     def stop(self) -> None:
         """What is being built ends first: a guest may be suspended."""
         with self._ended:
-            self._ended.wait_for(lambda: not self._adding, _LAST)
+            self._ended.wait_for(lambda: not self._attaching, _LAST)
+
+    @contextlib.contextmanager
+    def attaching(self, volume_id: str) -> Iterator[None]:
+        """While a volume is attached, nobody else gives it a cache: two attempts at a time would
+        watch what is written in each other's place, and both fail.
+        """
+        self._begin(volume_id)
+        try:
+            yield
+        finally:
+            self._end(volume_id)
 
     def add(self, user: Stack, plan: wire.Plan, seconds: float) -> None:
         """Give a volume that was just attached the cache of its plan; what fails is logged.
@@ -71,8 +83,7 @@ class CacheBuilder:
         :param user: its entry, which names the base
         :param seconds: to wait for; after that it gets its cache under its guest
         """
-        with self._ended:
-            self._adding.add(user.volume_id)
+        self._begin(user.volume_id)
         watching = contextlib.ExitStack()
         try:
             length = self._admission.cached_length(user, plan)
@@ -89,9 +100,13 @@ class CacheBuilder:
             self._failed(user, error)
             self._end(user.volume_id)
 
+    def _begin(self, volume_id: str) -> None:
+        with self._ended:
+            self._attaching[volume_id] += 1
+
     def _end(self, volume_id: str) -> None:
         with self._ended:
-            self._adding.discard(volume_id)
+            self._attaching -= Counter([volume_id])  # without what is zero then
             self._ended.notify_all()
 
     def _add(
@@ -142,7 +157,7 @@ class CacheBuilder:
             and stack.mode == "direct"
             and stack.local_id is None
             and stack.origin_image_id  # old agents did not record it
-            and stack.volume_id not in self._adding
+            and stack.volume_id not in self._attaching
         }
 
     def to_cached(self, volume_id: str) -> Stack:

@@ -88,19 +88,23 @@ class Stacks:
         """
         if payload.version != wire.PAYLOAD_VERSION:
             raise errors.UnknownVersion(payload.version, wire.PAYLOAD_VERSION)
+        with self._builder.attaching(payload.volume_id):
+            stack = self._attach(payload, device, deadline)
+        LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
+        return _answer(stack)
+
+    def _attach(self, payload: wire.Payload, device: str, deadline: float) -> Stack:
+        """:returns: the entry of the volume's stack as it is now"""
         with self._registry.held(payload.volume_id, deadline):
             _check_time(payload.volume_id, deadline)
             old = self._store.stacks.get(payload.volume_id)
             if old and old.phase == READY and self._devices.are_open(old.volume_id):
                 again = dataclasses.replace(old, device=device, attached_at=time.time())
-                return _answer(self._without_cache(again))
+                return self._without_cache(again)
             if old:
                 self._remove(old)
             stack, plan = self._attach_new(payload, device, deadline)
-        if plan is not None:
-            stack = self._with_cache(stack, plan, deadline)
-        LOG.info("volume %s is attached, %s %s", stack.volume_id, stack.mode, stack.reason)
-        return _answer(stack)
+        return stack if plan is None else self._with_cache(stack, plan, deadline)
 
     def _attach_new(
         self, payload: wire.Payload, device: str, deadline: float

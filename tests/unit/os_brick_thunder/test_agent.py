@@ -461,6 +461,24 @@ def test_a_detach_drops_what_is_still_being_prepared(host: Host) -> None:
     assert host.leftovers(store) == []
 
 
+def test_while_a_volume_is_attached_nobody_else_gives_it_a_cache(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before its own begins to be built: each would watch writes in the other's place."""
+    _, stacks, _, store = host.agent()
+    builder, others = host.app.stack.builder, []
+    add = builder.add
+
+    def added(user: Stack, plan: wire.Plan, seconds: float) -> None:
+        others.append(builder.candidates({VOLUME}))
+        add(user, plan, seconds)
+
+    monkeypatch.setattr(builder, "add", added)
+    assert stacks.attach(PAYLOAD, LUN, soon()).mode == "cached"
+    assert others == [set()]
+    assert store.stacks[VOLUME].mode == "cached"
+
+
 def test_an_attach_that_comes_too_late_is_undone(host: Host) -> None:
     _, stacks, _, store = host.agent()
     with pytest.raises(errors.AgentUnavailable, match="too late"):
