@@ -48,6 +48,7 @@ CACHE_STATUS = (
 class Region:
     """Statistics of a device: its areas, and those that were read or written; in sectors."""
 
+    start: int
     length: int
     step: int
     program: str
@@ -56,12 +57,13 @@ class Region:
     written: set[int] = field(default_factory=set)
 
     def touched(self, start: int, length: int) -> set[int]:
-        return set(range(start // self.step, -(-(start + length) // self.step)))
+        first, last = max(start - self.start, 0), min(start - self.start + length, self.length)
+        return set(range(first // self.step, -(-last // self.step)))
 
     def counters(self) -> str:
         areas = range(-(-self.length // self.step))
         return "".join(
-            f"{each * self.step}+{self.step} {int(each in self.read)} 0 0 0 "
+            f"{self.start + each * self.step}+{self.step} {int(each in self.read)} 0 0 0 "
             f"{int(each in self.written)} 0 0 0 0 0 0 0 0\n"
             for each in areas
         )
@@ -182,14 +184,15 @@ class FakeDeviceMapper:
         regions = self.regions.setdefault(name, {})
         if verb == "@stats_list":
             return "".join(
-                f"{i}: 0+{r.length} {r.step} {r.program} {r.word or '-'}\n"
+                f"{i}: {r.start}+{r.length} {r.step} {r.program} {r.word or '-'}\n"
                 for i, r in regions.items()
                 if args in ([], [r.program])
             )
         if verb == "@stats_create":
             new = next(i for i in range(99) if i not in regions)
-            length, step, program, word = (*args, "")[:4]
-            regions[new] = Region(int(length.removeprefix("0+")), int(step), program, word)
+            place, step, program, word = (*args, "")[:4]
+            start, length = map(int, place.split("+"))
+            regions[new] = Region(start, length, int(step), program, word)
             return str(new)
         found = regions.get(int(args[0]))
         if found is None:

@@ -39,23 +39,42 @@ def access(world: World, offset: int, length: int, write: bool = False) -> None:
     os.close(fd)
 
 
-def watch(world: World) -> ReadMap:
-    return ReadMap(world.kit.dm, NAME, LENGTH, CHUNK)
+def watch(world: World, *data: tuple[int, int]) -> ReadMap:
+    return ReadMap(world.kit.dm, NAME, Extents.of(data or [(0, LENGTH)]), CHUNK)
+
+
+def area(number: int) -> tuple[int, int]:
+    return number * CHUNK, (number + 1) * CHUNK
+
+
+def areas(*numbers: int) -> frozenset[tuple[int, int]]:
+    return frozenset(map(area, numbers))
 
 
 def test_what_was_read_is_known_in_its_order(volume: World) -> None:
     access(volume, 0, 4096)  # before
     reads = watch(volume)
-    order: list[int] = []
-    assert reads.area == CHUNK
+    order: list[tuple[int, int]] = []
     for chunk in (100, 3, 191, 42):
         access(volume, chunk * CHUNK + 8192, 4096)
         order += sorted(reads.touched().read.difference(order))
     access(volume, 8 * CHUNK - 4096, 8192)  # two areas
     access(volume, LENGTH + MIB, 4096)  # is not watched
     order += sorted(reads.touched().read.difference(order))
-    assert order == [100, 3, 191, 42, 7, 8]
+    assert order == [area(each) for each in (100, 3, 191, 42, 7, 8)]
     assert not reads.touched().written
+
+
+def test_holes_are_not_watched(volume: World) -> None:
+    """Neighbours of a region do not count in it; its last area may be a part of one."""
+    end = 100 * CHUNK + 4096
+    reads = watch(volume, (2 * CHUNK + 512, 4 * CHUNK), (9 * CHUNK, 10 * CHUNK), (98 * CHUNK, end))
+    for chunk in (1, 2, 3, 4, 8, 9, 10, 97, 99, 100):
+        access(volume, chunk * CHUNK, 4096)
+    access(volume, end, 4096)
+    assert reads.touched().read == areas(2, 3, 9, 99) | {(100 * CHUNK, end)}
+    reads.remove()
+    assert volume.kit.dm.message(NAME, "@stats_list") == ""
 
 
 def test_what_was_written_is_known_too(volume: World) -> None:
@@ -63,7 +82,7 @@ def test_what_was_written_is_known_too(volume: World) -> None:
     access(volume, 5 * CHUNK, 4096, write=True)
     access(volume, 6 * CHUNK, 4096, write=True)
     access(volume, 6 * CHUNK, 4096)
-    assert reads.touched() == Touched(frozenset({6}), frozenset({5, 6}))
+    assert reads.touched() == Touched(areas(6), areas(5, 6))
 
 
 def test_a_device_tells_whether_there_was_any_request(volume: World) -> None:
@@ -82,7 +101,7 @@ def test_it_goes_on_over_a_new_table(volume: World) -> None:
     volume.kit.dm.suspend(NAME)
     volume.kit.dm.swap(NAME, Table.of((64 * MIB // 512, dmtable.Linear(volume.disk))))
     access(volume, CHUNK, 4096)
-    assert reads.touched().read == {0, 1}
+    assert reads.touched().read == areas(0, 1)
 
 
 def test_it_and_a_map_of_writes_leave_each_other_alone(volume: World) -> None:
@@ -93,12 +112,12 @@ def test_it_and_a_map_of_writes_leave_each_other_alone(volume: World) -> None:
     again = watch(volume)  # that of an agent that was killed is removed
     access(volume, CHUNK, 4096)
     access(volume, MIB, 4096, write=True)
-    assert again.touched() == Touched(frozenset({1}), frozenset({4}))
+    assert again.touched() == Touched(areas(1), areas(4))
     assert writes.unwritten() == Extents.of([(0, MIB), (MIB + CHUNK, LENGTH)])
     with pytest.raises(errors.ProcessError):
         reads.touched()
     writes.remove()
-    assert again.touched() == Touched(frozenset({1}), frozenset({4}))
+    assert again.touched() == Touched(areas(1), areas(4))
     again.remove()
     assert dm.message(NAME, "@stats_list") == ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from os_brick_thunder.common.policy.dmstats import Touched
+from os_brick_thunder.common.policy.dmstats import Area, Touched
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile, chunk_size
 
@@ -19,12 +19,11 @@ class Reads:
 
     What was written before it was first read is not the image's, and left out.
 
-    :ivar order: numbers of areas
     :ivar replaced: areas that were written before they were read
     """
 
-    order: tuple[int, ...] = ()
-    replaced: frozenset[int] = field(default_factory=frozenset)
+    order: tuple[Area, ...] = ()
+    replaced: frozenset[Area] = field(default_factory=frozenset)
 
     def after(self, touched: Touched) -> Reads:
         """After another look. What was read since the last one counts as read in ascending order;
@@ -38,20 +37,17 @@ class Reads:
         """Whether that is a boot, rather than a look at a disk."""
         return len(self.order) > PROBED
 
-    def extents(self, area: int) -> Extents:
-        """:param area: bytes of an area"""
-        return Extents.of((number * area, (number + 1) * area) for number in self.order)
+    @property
+    def extents(self) -> Extents:
+        return Extents.of(self.order)
 
-    def profile(self, size: int, area: int) -> Profile:
+    def profile(self, size: int) -> Profile:
         """As it is reported; of no chunks unless a boot has begun.
 
-        :param size: of the image
-        :param area: bytes of an area, a multiple of the image's chunks
+        :param size: of the image, of whose chunks areas are multiples
         """
         chunk = chunk_size(size)
-        last, ratio = -(-size // chunk), area // chunk
         order = self.order if self.begun else ()
         return Profile.of(
-            chunk,
-            (n for each in order for n in range(each * ratio, min((each + 1) * ratio, last))),
+            chunk, (n for start, end in order for n in range(start // chunk, -(-end // chunk)))
         )

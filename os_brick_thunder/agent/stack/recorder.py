@@ -117,7 +117,7 @@ class _Recording:
         self._wait = wait
         self._name = VolumeNames(stack.volume_id).vol
         self._reads = Reads()
-        self._area = chunk_size(image.size)
+        self._data = Extents.from_wire(image.allocated)
         #: At the last look: the requests so far, and whether some were in flight.
         self._seen = (-1, True)
         #: Of what boots read, the part that was here when this one began.
@@ -130,8 +130,7 @@ class _Recording:
         if self._blocks.requests(devnames.path(self._name)) > MISSED:
             self._send(self._made(last=True))  # of nothing: the tracker may ask another host
             return
-        watched = ReadMap(self._host.kit.dm, self._name, self._image.size, self._area)
-        self._area = watched.area
+        watched = ReadMap(self._host.kit.dm, self._name, self._data, chunk_size(self._image.size))
         try:
             ended = self._follow(watched)
         finally:
@@ -209,13 +208,13 @@ class _Recording:
         return wanted.intersection(base.extents).intersection(mapped)
 
     def _made(self, last: bool) -> wire.Recording:
-        unread = self._prefetched.difference(self._reads.extents(self._area))
+        unread = self._prefetched.difference(self._reads.extents)
         return wire.Recording(
             image_id=self._image.id,
             content=self._image.content,
             record=self._record,
             host=self._host.topology.host,
-            part=self._reads.profile(self._image.size, self._area).encode(),
+            part=self._reads.profile(self._image.size).encode(),
             last=last,
             prefetched=self._prefetched.length if last else 0,
             wasted=unread.length if last else 0,

@@ -16,27 +16,29 @@ class Messages(Protocol):
 
 
 class Region:
-    """The counters of equal areas from the start of a device, since this was made.
+    """The counters of equal areas of a part of a device, since this was made.
 
     They belong to the device, not to its table: new tables do not change them. Region and device
     may be removed at any time, and others may get their number and name. So each region has a word
     of its own, and what is told under its number is taken only if it still has that word.
     """
 
-    def __init__(self, dm: Messages, name: str, program: str, length: int, area: int) -> None:
+    def __init__(
+        self, dm: Messages, name: str, program: str, start: int, end: int, area: int
+    ) -> None:
         """The kernel lets all I/O in flight end first, and holds new I/O back meanwhile.
 
-        :param program: whose regions this is one of; those that it left on the device are removed
-        :param length: bytes from the start of the device
+        :param program: whose regions this is one of
+        :param start: first byte of the device; ``end``: the one behind the region
         :param area: bytes of an area
         :raises errors.ProcessError: there is no such device, or not enough memory
         """
         self._dm, self._name, self._program = dm, name, program
-        self.length, self.area = length, area
-        self.areas = -(-length // area)
-        remove_left(dm, name, program)  # by an agent that was killed
+        self.end = end
+        self._areas = -(-(end - start) // area)
         self._word = uuid.uuid4().hex
-        region = (f"0+{sectors(length)}", sectors(area), program, self._word)
+        place = f"{sectors(start)}+{sectors(end - start)}"
+        region = (place, sectors(area), program, self._word)
         self._id = int(_tell(dm, name, "create", *region))
 
     def counters(self) -> str:
@@ -46,8 +48,8 @@ class Region:
         """
         text = _tell(self._dm, self._name, "print", self._id)
         self._check()  # after it was read: a word is not used twice
-        if (found := text.count("\n")) != self.areas:
-            raise self._failure("print", f"{found} areas of {self.areas}")
+        if (found := text.count("\n")) != self._areas:
+            raise self._failure("print", f"{found} areas of {self._areas}")
         return text
 
     def remove(self) -> None:
@@ -66,7 +68,7 @@ class Region:
 
 
 def remove_left(dm: Messages, name: str, program: str) -> None:
-    """Remove all of a program's regions on a device.
+    """Remove all of a program's regions on a device, which an agent that was killed has left.
 
     :raises errors.ProcessError: there is no such device
     """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.dmregion import Messages, Region, remove_left
 from os_brick_thunder.common.policy import dmstats
 from os_brick_thunder.common.policy.dmstats import Touched
+from os_brick_thunder.common.policy.extents import Extents
 
 
 class ReadMap:
@@ -15,28 +18,44 @@ class ReadMap:
     It belongs to the device, not to its table: new tables do not change it.
     """
 
-    def __init__(self, dm: Messages, name: str, length: int, chunk: int) -> None:
+    def __init__(self, dm: Messages, name: str, data: Extents, chunk: int) -> None:
         """
-        :param length: bytes from the start of the device that are watched
+        :param data: what is watched; few of its holes are, so that areas are small
         :param chunk: bytes of which an area is a multiple: one, unless there are many
         :raises errors.ProcessError: there is no such device, or not enough memory
         """
+        ranges = dmstats.read_ranges(data, chunk)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        area = dmstats.read_area(length, chunk, os.sysconf("SC_NPROCESSORS_CONF"), memory)
-        self._region = Region(dm, name, dmstats.READS, length, area)
-
-    @property
-    def area(self) -> int:
-        """Bytes of an area; they begin at 0."""
-        return self._region.area
+        cpus = os.sysconf("SC_NPROCESSORS_CONF")
+        area = dmstats.read_area(ranges.length, chunk, cpus, memory)
+        forget_left(dm, name)
+        self._regions: list[Region] = []
+        try:
+            for start, end in ranges:
+                self._regions.append(Region(dm, name, dmstats.READS, start, end, area))
+        except errors.ProcessError:
+            with contextlib.suppress(errors.ProcessError):  # it went with the device
+                self.remove()
+            raise
 
     def touched(self) -> Touched:
         """:raises errors.ProcessError: the device was removed"""
-        return dmstats.touched(self._region.counters())
+        found = [dmstats.touched(each.counters(), each.end) for each in self._regions]
+        return Touched(
+            frozenset().union(*(each.read for each in found)),
+            frozenset().union(*(each.written for each in found)),
+        )
 
     def remove(self) -> None:
-        """:raises errors.ProcessError: it is gone, as the device may be"""
-        self._region.remove()
+        """:raises errors.ProcessError: some of it was gone, as the device may be"""
+        gone: errors.ProcessError | None = None
+        for region in self._regions:
+            try:
+                region.remove()
+            except errors.ProcessError as error:
+                gone = error
+        if gone:
+            raise gone
 
 
 def forget_left(dm: Messages, name: str) -> None:

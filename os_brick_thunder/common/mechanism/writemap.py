@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from os_brick_thunder.common.mechanism.dmregion import Messages, Region
+from os_brick_thunder.common.mechanism.dmregion import Messages, Region, remove_left
 from os_brick_thunder.common.policy import dmstats
 from os_brick_thunder.common.policy.extents import Extents
 
@@ -25,7 +25,8 @@ class WriteMap:
         """
         self.length = length
         area = dmstats.area_size(length, block, os.sysconf("SC_NPROCESSORS_CONF"))
-        self._region = Region(dm, name, dmstats.WRITES, length, area)
+        remove_left(dm, name, dmstats.WRITES)
+        self._region = Region(dm, name, dmstats.WRITES, 0, length, area)
 
     def unwritten(self) -> Extents:
         """The watched bytes that are in no area in which a write has ended.

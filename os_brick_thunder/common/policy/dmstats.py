@@ -29,8 +29,10 @@ _SET = 104
 _MAX_COUNTERS = 1 << 17
 _MAX_READ_COUNTERS = 1 << 18
 _READ_SHARE = 1 / 1024
-#: A region of reads has at most so many areas: the counters of all are printed at each look.
+#: Regions of reads have at most so many areas together: the counters of all are printed at each
+#: look. There are at most so many regions: each request is compared with all of them.
 _MAX_READ_AREAS = 1 << 14
+_MAX_READ_REGIONS = 8
 
 #: "<first sector>+<sectors> <4 counters of reads> <writes> …"
 _WRITTEN = re.compile(r"^(\d+)\+(\d+) (?:\d+ ){4}[1-9]", re.MULTILINE)
@@ -38,11 +40,15 @@ _WRITTEN = re.compile(r"^(\d+)\+(\d+) (?:\d+ ){4}[1-9]", re.MULTILINE)
 _UNTOUCHED = " 0" * 13
 
 
-class Touched(NamedTuple):
-    """The numbers of the areas that were read, and of those that were written."""
+#: The first byte of an area, and the one behind it.
+Area = tuple[int, int]
 
-    read: frozenset[int]
-    written: frozenset[int]
+
+class Touched(NamedTuple):
+    """The areas that were read, and those that were written."""
+
+    read: frozenset[Area] = frozenset()
+    written: frozenset[Area] = frozenset()
 
 
 def area_size(length: int, block: int, cpus: int) -> int:
@@ -53,8 +59,17 @@ def area_size(length: int, block: int, cpus: int) -> int:
     return _area(length, block, min(MAX_AREAS, _MAX_COUNTERS // cpus))
 
 
+def read_ranges(data: Extents, chunk: int) -> Extents:
+    """The regions in which reads of ``data`` are counted: whole chunks, but for its end. The
+    smallest holes count as data, if there are too many.
+    """
+    size = data.ranges[-1][1] if data else 0
+    holes = data.touched_blocks(chunk, size).complement(size)
+    return holes.at_most(_MAX_READ_REGIONS - 1).complement(size)
+
+
 def read_area(length: int, chunk: int, cpus: int, memory: int) -> int:
-    """Bytes of an area of a region of reads over ``length`` bytes: a multiple of ``chunk``.
+    """Bytes of an area of regions of reads over ``length`` bytes: a multiple of ``chunk``.
 
     :param cpus: as for :func:`area_size`
     :param memory: bytes of the host's memory
@@ -80,19 +95,22 @@ def written(counters: str) -> Extents:
     return Extents.of((start * SECTOR, (start + length) * SECTOR) for start, length in found)
 
 
-def touched(counters: str) -> Touched:
+def touched(counters: str, end: int) -> Touched:
     """The areas in which something was read or written, from the reply to ``@stats_print``.
 
     It is called many times a minute for thousands of areas, few of which have any I/O.
+
+    :param end: byte behind the region; the kernel tells its last area as if it went on
     """
     read, written = set(), set()
     for line in counters.splitlines():
         if not line.endswith(_UNTOUCHED):
             area, reads, _, _, _, writes, _ = line.split(" ", 6)
             start, _, length = area.partition("+")
-            number = int(start) // int(length)
+            first = int(start) * SECTOR
+            found = first, min(first + int(length) * SECTOR, end)
             if reads != "0":
-                read.add(number)
+                read.add(found)
             if writes != "0":
-                written.add(number)
+                written.add(found)
     return Touched(frozenset(read), frozenset(written))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from os_brick_thunder.common import errors
@@ -9,6 +11,7 @@ from os_brick_thunder.common.mechanism.readmap import ReadMap
 from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.policy import dmtable
 from os_brick_thunder.common.policy.dmtable import Table
+from os_brick_thunder.common.policy.extents import Extents
 from tests.fakes import FakeDeviceMapper
 
 BLOCK, LENGTH = 64 << 10, 1 << 20
@@ -27,15 +30,23 @@ def attach_anew(dm: FakeDeviceMapper) -> None:
     dm.create("v", table)
 
 
-@pytest.mark.parametrize("other", [WriteMap, ReadMap])
+def watch_reads(dm: FakeDeviceMapper) -> ReadMap:
+    return ReadMap(dm, "v", Extents.of([(0, LENGTH)]), BLOCK)
+
+
+def watch_writes(dm: FakeDeviceMapper) -> WriteMap:
+    return WriteMap(dm, "v", LENGTH, BLOCK)
+
+
+@pytest.mark.parametrize("watch", [watch_writes, watch_reads])
 def test_another_region_of_the_same_number_tells_nothing_of_ours(
-    dm: FakeDeviceMapper, other: type[WriteMap | ReadMap]
+    dm: FakeDeviceMapper, watch: Callable[[FakeDeviceMapper], WriteMap | ReadMap]
 ) -> None:
     """It does not know what was written before it was made."""
-    writes = WriteMap(dm, "v", LENGTH, BLOCK)
+    writes = watch_writes(dm)
     dm.write("v", 0, 4096)
     attach_anew(dm)
-    newer = other(dm, "v", LENGTH, BLOCK)
+    newer = watch(dm)
     with pytest.raises(errors.ProcessError):
         writes.unwritten()
     with pytest.raises(errors.ProcessError):
@@ -48,7 +59,7 @@ def test_a_part_of_the_counters_is_refused(
     dm: FakeDeviceMapper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A buffer that was too small must not pass for areas without a write."""
-    writes, reads = WriteMap(dm, "v", LENGTH, BLOCK), ReadMap(dm, "v", LENGTH, BLOCK)
+    writes, reads = watch_writes(dm), watch_reads(dm)
     told = dm.message
 
     def cut(name: str, text: str) -> str:

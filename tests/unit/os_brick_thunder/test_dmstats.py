@@ -25,9 +25,27 @@ def test_areas_with_a_write_are_written() -> None:
     assert dmstats.written("") == Extents()
 
 
-def test_areas_are_known_by_their_number() -> None:
-    assert dmstats.touched(COUNTERS) == dmstats.Touched(frozenset({0, 3}), frozenset({2, 3}))
-    assert dmstats.touched("") == dmstats.Touched(frozenset(), frozenset())
+def test_the_last_area_ends_with_the_region() -> None:
+    first, third, last = (0, BLOCK), (2 * BLOCK, 3 * BLOCK), (3 * BLOCK, 4 * BLOCK - 4096)
+    found = dmstats.touched(COUNTERS, 4 * BLOCK - 4096)
+    assert found == dmstats.Touched(frozenset({first, last}), frozenset({third, last}))
+    assert dmstats.touched("", 0) == dmstats.Touched()
+
+
+def test_holes_are_in_no_region() -> None:
+    def ranges(*each: tuple[int, int]) -> Extents:
+        return dmstats.read_ranges(Extents.of(each), CHUNK)
+
+    assert ranges() == Extents()
+    end = 40 * CHUNK + 4096
+    found = ranges((5, 7), (CHUNK, CHUNK + 1), (9 * CHUNK + 1, 9 * CHUNK + 2), (40 * CHUNK, end))
+    assert found == Extents.of([(0, 2 * CHUNK), (9 * CHUNK, 10 * CHUNK), (40 * CHUNK, end)])
+    # Each hole is one chunk longer than the one before it.
+    starts = [sum(range(1, number + 1)) + number for number in range(12)]
+    many = ranges(*((at * CHUNK, (at + 1) * CHUNK) for at in starts))
+    assert len(many.ranges) == 8
+    assert many.ranges[0] == (0, (starts[4] + 1) * CHUNK)
+    assert many.ranges[1:] == tuple((at * CHUNK, (at + 1) * CHUNK) for at in starts[5:])
 
 
 @given(st.integers(1, 1 << 44), st.integers(1, 8192), st.integers(1 << 29, 1 << 44))

@@ -22,7 +22,7 @@ from os_brick_thunder.common import wire
 from os_brick_thunder.common.mechanism.readmap import ReadMap
 from os_brick_thunder.common.policy import devnames, dmstats, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
-from os_brick_thunder.common.policy.dmstats import Touched
+from os_brick_thunder.common.policy.dmstats import Area, Touched
 from os_brick_thunder.common.policy.dmtable import Table
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile, chunk_size
@@ -34,6 +34,7 @@ from tests.unit.os_brick_thunder.test_agent import Host as AgentHost
 MIB = 1 << 20
 CHUNK = 64 << 10
 SIZE = 16 * MIB + 4096
+WHOLE = Extents.of([(0, SIZE)])
 NAME = VolumeNames(VOLUME).vol
 TABLE = Table.of((128 * MIB // 512, dmtable.Linear(LUN)))
 STACK = Stack(VOLUME, "stor1@thunder", LUN, "cached", phase=READY, stack_id="s1")
@@ -177,7 +178,7 @@ def test_a_volume_that_is_attached_anew_is_not_recorded_on(world: World) -> None
     def attach_anew() -> None:
         world.dm.remove(NAME)
         world.dm.create(NAME, TABLE)
-        others.append(ReadMap(world.dm, NAME, SIZE, CHUNK))
+        others.append(ReadMap(world.dm, NAME, WHOLE, CHUNK))
         world.dm.read(NAME, 50 * CHUNK, 4096)
 
     others: list[ReadMap] = []
@@ -185,7 +186,7 @@ def test_a_volume_that_is_attached_anew_is_not_recorded_on(world: World) -> None
     world.at(1.5, attach_anew)
     world.record()
     assert world.parts() == [[0, 1, 2, 3, 4, 5]]
-    assert others[0].touched().read == {50}
+    assert others[0].touched().read == {(50 * CHUNK, 51 * CHUNK)}
     others[0].remove()
 
 
@@ -303,7 +304,7 @@ def test_without_a_profile_nothing_was_prefetched(world: World, profile: str) ->
 
 
 def test_what_a_killed_agent_has_left_is_removed(world: World) -> None:
-    ReadMap(world.dm, NAME, SIZE, CHUNK)
+    ReadMap(world.dm, NAME, WHOLE, CHUNK)
     world.store.put(dataclasses.replace(STACK, volume_id="without-device"))
     world.recorder.start()
     world.recorder._jobs.join(30)
@@ -367,8 +368,7 @@ def test_an_attach_begins_a_recording(tmp_path: Path) -> None:
     while not host.dm.regions.get(NAME):
         assert time.monotonic() < until
         time.sleep(0.01)
-    (region,) = host.dm.regions[NAME].values()
-    assert region.program == dmstats.READS
+    assert {region.program for region in host.dm.regions[NAME].values()} == {dmstats.READS}
     stacks.detach(VOLUME)
     until = time.monotonic() + 30
     while not host.tracker.recordings:
@@ -377,17 +377,15 @@ def test_an_attach_begins_a_recording(tmp_path: Path) -> None:
     assert [each.record for each in host.tracker.recordings] == ["r1"]
 
 
-looks = st.lists(
-    st.tuples(st.frozensets(st.integers(0, 20)), st.frozensets(st.integers(0, 20))), max_size=8
-)
+areas = st.frozensets(st.integers(0, 20).map(lambda number: (number * CHUNK, (number + 1) * CHUNK)))
 
 
-@given(looks)
+@given(st.lists(st.tuples(areas, areas), max_size=8))
 def test_each_area_is_there_once_where_it_was_first_read(
-    changes: list[tuple[frozenset[int], frozenset[int]]],
+    changes: list[tuple[frozenset[Area], frozenset[Area]]],
 ) -> None:
-    reads, touched = Reads(), Touched(frozenset(), frozenset())
-    model: list[int] = []
+    reads, touched = Reads(), Touched()
+    model: list[Area] = []
     for read, written in changes:
         new = read - touched.read
         model += sorted(new - touched.written)
@@ -405,9 +403,25 @@ def test_larger_areas_are_reported_in_the_chunks_of_all_boots(
     area = ratio * chunk
     number = st.integers(0, -(-size // area) - 1)
     order = data.draw(st.lists(number, unique=True, max_size=20))
-    reads = Reads(tuple(order))
-    found = Profile.decode(reads.profile(size, area).encode(), size)
+    reads = Reads(tuple((each * area, min((each + 1) * area, size)) for each in order))
+    found = Profile.decode(reads.profile(size).encode(), size)
     assert found.chunk == chunk
-    whole = Extents.of([(0, -(-size // chunk) * chunk)])
-    expected = reads.extents(area).intersection(whole) if reads.begun else Extents()
+    rounded = -(-size // chunk) * chunk
+    expected = reads.extents.touched_blocks(chunk, rounded) if reads.begun else Extents()
     assert Extents.of(found.ordered()) == expected
+
+
+def test_holes_of_an_image_are_in_no_profile(world: World) -> None:
+    """Of an image with many, what is data is recorded in small areas all the same."""
+    size = 64 << 30
+    ranges = ((0, MIB), (8 << 30, MIB), ((32 << 30) - MIB, MIB))
+    world.dm.remove(NAME)
+    world.dm.create(NAME, Table.of((size // 512, dmtable.Linear(LUN))))
+    chunk = chunk_size(size)
+    read = [0, 1, (8 << 30) // chunk, (8 << 30) // chunk + 1, (32 << 30) // chunk - 1]
+    for number in (*read, (4 << 30) // chunk):
+        world.at(1.0, partial(world.dm.read, NAME, number * chunk, 4096))
+    image = wire.ImageInfo(IMAGE, size, ranges, "c1")
+    world.record(dataclasses.replace(ASKED, image=image))
+    found = Profile.decode(world.tracker.recordings[-1].part, size)
+    assert (found.chunk, list(found.chunks())) == (chunk, read)
