@@ -227,12 +227,12 @@ def compare(measured: Any, work: Workload) -> None:
             f"boots on {unknown} hosts have nothing to be compared with: run bench.replay with the "
             f'arms "{PROFILED}" and "{LOCAL}"'
         )
-    if not any(hosts in CALIBRATED for hosts in seen):
+    calibrated = [hosts for hosts in seen if hosts in CALIBRATED]
+    if not calibrated:
         raise ValueError(
             f"no boots on {CALIBRATED[0]} or {CALIBRATED[1]} hosts: run bench.replay with the arms "
             f'"{PROFILED}" and "{LOCAL}" on these, too'
         )
-    calibrated = [hosts for hosts in seen if hosts in CALIBRATED]
     checked = [hosts for hosts in seen if hosts not in CALIBRATED]
 
     def errors(hosts: Iterable[int], share: float) -> dict[int, float]:

@@ -308,9 +308,7 @@ def fill_extents(size: int, allocated: Extents, block: int) -> Extents:
 
     If there are too many ranges, the smallest holes count as allocated.
     """
-    whole = allocated.touched_blocks(block, size)
-    holes = whole.complement(size).at_most(MAX_SOURCE_RANGES)
-    return holes.complement(size)
+    return allocated.touched_blocks(block, size).with_holes(MAX_SOURCE_RANGES, size)
 
 
 def cached_table(names: VolumeNames, lun: str, cached: int, block: int, mode: str) -> Table:

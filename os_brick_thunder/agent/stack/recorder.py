@@ -117,7 +117,6 @@ class _Recording:
         self._wait = wait
         self._name = VolumeNames(stack.volume_id).vol
         self._reads = Reads()
-        self._data = Extents.from_wire(image.allocated)
         #: At the last look: the requests so far, and whether some were in flight.
         self._seen = (-1, True)
         #: Of what boots read, the part that was here when this one began.
@@ -130,7 +129,8 @@ class _Recording:
         if self._blocks.requests(devnames.path(self._name)) > MISSED:
             self._send(self._made(last=True))  # of nothing: the tracker may ask another host
             return
-        watched = ReadMap(self._host.kit.dm, self._name, self._data, chunk_size(self._image.size))
+        data = Extents.from_wire(self._image.allocated)
+        watched = ReadMap(self._host.kit.dm, self._name, data, chunk_size(self._image.size))
         try:
             ended = self._follow(watched)
         finally:

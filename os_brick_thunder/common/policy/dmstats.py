@@ -64,8 +64,7 @@ def read_ranges(data: Extents, chunk: int) -> Extents:
     smallest holes count as data, if there are too many.
     """
     size = data.ranges[-1][1] if data else 0
-    holes = data.touched_blocks(chunk, size).complement(size)
-    return holes.at_most(_MAX_READ_REGIONS - 1).complement(size)
+    return data.touched_blocks(chunk, size).with_holes(_MAX_READ_REGIONS - 1, size)
 
 
 def read_area(length: int, chunk: int, cpus: int, memory: int) -> int:

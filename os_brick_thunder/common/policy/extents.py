@@ -120,6 +120,10 @@ class Extents:
                 yield at, upto
                 at = upto
 
+    def with_holes(self, count: int, size: int) -> Extents:
+        """With the ``count`` longest holes before ``size`` alone: the others count as data."""
+        return self.complement(size).at_most(count).complement(size)
+
     def at_most(self, count: int) -> Extents:
         """The ``count`` longest ranges: a subset that can be limited in size."""
         if len(self.ranges) <= count:

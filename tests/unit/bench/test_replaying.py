@@ -72,14 +72,7 @@ class WithoutNodes(Replays):
         journey: Any = SimpleNamespace(cluster=SimpleNamespace(of_kind=lambda kind: []))
         super().__init__(journey, [], self.notes.append)
 
-    def _arm(
-        self,
-        name: str,
-        nodes: Sequence[Node],
-        plain: bool = False,
-        held: bool = True,
-        late: bool = False,
-    ) -> Arm:
+    def _arm(self, name: str, nodes: Sequence[Node], *_: Any, **__: Any) -> Arm:
         return Arm(name, 1, (Boot(1.0, 2.0, 0.1),), 0, 0)
 
     def _local(self, nodes: Sequence[Node]) -> Arm:
