@@ -274,7 +274,8 @@ def test_a_link_is_capped_in_both_directions(pair: Cluster, capped: str) -> None
 
 def test_delay_is_on_what_a_node_sends(pair: Cluster) -> None:
     node = pair.node("cmp1")
-    ping = "ping -q -c 5 -i 0.2 cmp2 | sed -n 's,.*= [^/]*/\\([^/]*\\)/.*,\\1,p'"
+    # The fastest of some: a machine with other work to do is late with the rest.
+    ping = "ping -q -c 10 -i 0.2 cmp2 | sed -n 's,.*= \\([^/]*\\)/.*,\\1,p'"
     pair.set_link("cmp1", Link("0bit", "0ms"))
     node.run("ping -c 1 cmp2")
     near = float(node.run(ping).stdout)
