@@ -7,8 +7,9 @@ chunks of one size.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from os_brick_thunder.common.policy.profile import Profile
@@ -83,24 +84,41 @@ def merge(boots: Sequence[Profile]) -> Profile:
     """The order in which to fetch an image.
 
     First what at least half of the boots read, by the median of its place in their orders; then
-    the rest, what more boots read before what fewer did.
+    the rest, what more boots read before what fewer did. The mean decides where medians are equal:
+    a slow boot shows the order of what the others read between two looks.
 
     :param boots: one at least, all with chunks of one size
     """
     places: dict[int, list[float]] = {}
     for boot in boots:
-        chunks = list(boot.chunks())
-        for place, chunk in enumerate(chunks):
-            places.setdefault(chunk, []).append(place / len(chunks))
+        for chunk, place in _places(boot):
+            places.setdefault(chunk, []).append(place)
     least = 2 if len(boots) >= DROPS_SINGLE else 1
 
-    def order(chunk: int) -> tuple[int, float, int]:
+    def order(chunk: int) -> tuple[int, float, float, int]:
         found = places[chunk]
         rarity = 0 if 2 * len(found) >= len(boots) else len(boots) - len(found)
-        return rarity, statistics.median(found), chunk
+        return rarity, statistics.median(found), statistics.fmean(found), chunk
 
     chunks = sorted((chunk for chunk, found in places.items() if len(found) >= least), key=order)
     return Profile.of(boots[0].chunk, chunks)
+
+
+def _places(boot: Profile) -> Iterator[tuple[int, float]]:
+    """The chunks of a boot with their places in its order, from 0 to 1.
+
+    Those that ascend have the same place, the middle of theirs: they may have been read between two
+    looks of the recorder, which then does not know their order.
+    """
+    length, at = _length(boot), 0
+    ascending: list[int] = []
+    for chunk in itertools.chain(boot.chunks(), [-1]):
+        if ascending and chunk < ascending[-1]:
+            place = (at + (len(ascending) - 1) / 2) / length
+            yield from ((each, place) for each in ascending)
+            at += len(ascending)
+            ascending.clear()
+        ascending.append(chunk)
 
 
 def live(known: Profile | None, part: Profile) -> Profile:

@@ -33,13 +33,21 @@ def test_what_half_of_the_boots_read_comes_first_in_their_order() -> None:
     """The place in a boot counts as a share of it: a longer boot does not push back a shorter."""
     short, long = of(1, 2), of(3, 1, 4, 5, 2, 6)
     assert chunks(profiles.merge([short, short, long])) == [1, 2, 3, 4, 5, 6]
-    assert chunks(profiles.merge([of(1, 2, 3), of(2, 1, 3), of(2, 3, 1)])) == [2, 1, 3]
+    assert chunks(profiles.merge([of(3, 2, 1), of(2, 1, 3), of(2, 3, 1)])) == [2, 3, 1]
+
+
+def test_a_slow_boot_shows_the_order_of_what_others_read_between_two_looks() -> None:
+    """Recorders write that in ascending order."""
+    slow = of(7, 9, 3, 8, 1, 4, 2)
+    fast = [of(7, 9, 1, 3, 8, 2, 4), of(1, 3, 7, 8, 9, 2, 4)]
+    assert profiles.merge([slow, *fast]) == slow
+    assert profiles.merge([of(3, 1, 2, 5, 4), of(1, 2, 3, 4, 5)]) == of(3, 1, 2, 5, 4)
 
 
 def test_the_rest_by_how_many_boots_read_it() -> None:
     boots = [of(9, 1), of(9, 2), of(1, 7), of(1, 2), of(1, 8), of(1, 8)]
-    # 1 of five; then 9, 2 and 8 of two each, by their places; 7 of one alone is dropped.
-    assert chunks(profiles.merge(boots)) == [1, 9, 2, 8]
+    # 1 of five; then 9, 8 and 2 of two each, by their places; 7 of one alone is dropped.
+    assert chunks(profiles.merge(boots)) == [1, 9, 8, 2]
 
 
 def test_what_one_boot_alone_read_is_dropped_from_four_boots_on() -> None:
