@@ -23,6 +23,7 @@ from unittest import mock
 
 from lab.shell import run
 from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import wire
 from os_brick_thunder.common.copyends import GRAIN, Disk
@@ -96,7 +97,8 @@ def fill(store: StateFile) -> None:
 
     tracker: Any = None  # the filler needs none for an image that has a tree
     here = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
-    filler = Filler(Host(kit, store, tracker, here), complete, on_wrong_bytes, lambda: True, 1)
+    host = Host(kit, store, tracker, here)
+    filler = Filler(host, Readahead(kit.loops), complete, on_wrong_bytes, lambda: True, 1)
     filler.start()
     filled.wait()
     filler.stop()

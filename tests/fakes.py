@@ -431,8 +431,8 @@ class FakeBlocks:
 class FakePageCache:
     """That of a device of which nothing is read."""
 
-    def has_any(self, start: int, end: int) -> bool:
-        return False
+    def share(self, start: int, end: int) -> float:
+        return 0.0
 
     def close(self) -> None:
         pass

@@ -20,6 +20,7 @@ from os_brick_thunder.agent.base.hoarder import Hoarder
 from os_brick_thunder.agent.base.learner import Learner
 from os_brick_thunder.agent.base.paths import Paths
 from os_brick_thunder.agent.base.precache import Precacher
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.remote import RemoteReplicas
 from os_brick_thunder.agent.base.sources import Sources
 from os_brick_thunder.agent.base.verified import VerifiedPaths
@@ -158,11 +159,13 @@ def build(host: Host, settings: Settings) -> App:
         filler.wake()
         watch.wake()
 
-    base = _build_bases(host, settings, on_ready)
+    readahead = Readahead(host.kit.loops)
+    base = _build_bases(host, settings, readahead, on_ready)
     bases, reporter = base.bases, base.reporter
     watch = SourceWatch(host.store, base.sources, base.health, bases.evict)
     filler = Filler(
         host,
+        readahead,
         base.completion.complete,
         watch.on_wrong_bytes,
         usage.may_fill,
@@ -208,7 +211,9 @@ def build(host: Host, settings: Settings) -> App:
     )
 
 
-def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -> BaseParts:
+def _build_bases(
+    host: Host, settings: Settings, readahead: Readahead, on_ready: Callable[[], None]
+) -> BaseParts:
     portal = settings.portal
     availability = Availability(host.store)
     reporter = Reporter(host, availability, portal)
@@ -217,7 +222,7 @@ def _build_bases(host: Host, settings: Settings, on_ready: Callable[[], None]) -
     verified = VerifiedPaths(host.kit)
     sources = Sources(host, availability, paths, replicas, verified, reporter)
     exports = Exports(host, availability, reporter, portal, settings.drain_timeout)
-    devices = BaseDevices(host, portal, verified)
+    devices = BaseDevices(host, portal, verified, readahead)
     completion = Completion(host, availability, devices, sources, reporter)
     builder = BaseBuilder(availability, devices, sources, settings.parent_wait)
     bases = Bases(

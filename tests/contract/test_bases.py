@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent import devices, ports
-from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD, BaseDevices
+from os_brick_thunder.agent.base import readahead
+from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
@@ -71,7 +73,7 @@ def filled(world: World, tmp_path: Path) -> Iterator[Filled]:
         os.fsync(disk.fileno())
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit))
+    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit), Readahead(host.kit.loops))
     with UndoStack("the test") as undo:
         built.build(BASE, undo, new_thin=True)
         built.connect(BASE, {PATH: world.disk})
@@ -238,7 +240,7 @@ def unfilled(world: World, tmp_path: Path) -> Unfilled:
         world.kit.dm.create(f"thunder-{name}", layout.linear_table(world.disk, SIZE, offset))
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit))
+    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit), Readahead(host.kit.loops))
     return Unfilled(world, host, built, *(devnames.path(f"thunder-{name}") for name in made))
 
 
@@ -334,11 +336,13 @@ def test_of_what_is_missed_in_order_little_else_is_read_while_that_is_wanted(
     with unfilled.base(base, {PATH: unfilled.image}):
         unfilled.devices._reopening.join(60)
         far, _ = read()
-        kit.loops.reopen(paths, LITTLE_AHEAD)
+        kit.loops.reopen(paths, readahead.LITTLE)
         little, requests = read()
-        assert 0 <= little <= 2 * LITTLE_AHEAD < far  # the kernel asks for the next ones at once
+        assert (
+            0 <= little <= 2 * readahead.LITTLE < far
+        )  # the kernel asks for the next ones at once
         assert requests <= length // 4096 // 4
-        kit.loops.reopen(paths, READ_AHEAD)
+        kit.loops.reopen(paths, readahead.FAR)
         assert read()[0] == far
 
 
@@ -348,15 +352,15 @@ def test_what_a_base_lacks_and_was_read_is_seen_in_the_page_cache(unfilled: Unfi
     base = dataclasses.replace(BASE, allocated=((0, SIZE),))
     with unfilled.base(base, {PATH: unfilled.image}):
         unfilled.devices._reopening.join(60)
-        kit.loops.reopen(paths, LITTLE_AHEAD)
+        kit.loops.reopen(paths, readahead.LITTLE)
         run("udevadm", "settle")
         kit.blocks.drop_cache(paths, 0, SIZE)
         cache = kit.blocks.page_cache(paths, SIZE)
         before = kit.blocks.bytes_read(paths)
-        assert not any(cache.has_any(at, at + MIB) for at in range(0, SIZE, MIB))
+        assert not any(cache.share(at, at + MIB) for at in range(0, SIZE, MIB))
         assert kit.blocks.bytes_read(paths) == before
         read_direct(devnames.path(NAMES.base), 5 * MIB + BLOCK)
-        found = [at // MIB for at in range(0, SIZE, MIB) if cache.has_any(at, at + MIB)]
+        found = [at // MIB for at in range(0, SIZE, MIB) if cache.share(at, at + MIB)]
         cache.close()
     assert found == [5]
 
@@ -370,7 +374,12 @@ def test_a_base_is_filled_with_one_read_of_each_byte(
     base = dataclasses.replace(BASE, checked_only=checked_only)
     completed = threading.Event()
     filler = Filler(
-        unfilled.host, lambda _: completed.set(), lambda _: None, lambda: True, workers=1
+        unfilled.host,
+        Readahead(kit.loops),
+        lambda _: completed.set(),
+        lambda _: None,
+        lambda: True,
+        workers=1,
     )
     with unfilled.base(base, {PATH: unfilled.image}):
         unfilled.devices._reopening.join(60)

@@ -17,6 +17,7 @@ import pytest
 from os_brick_thunder.agent import ports
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.filler import Filler
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
@@ -102,7 +103,7 @@ def sources(world: World, tmp_path: Path) -> Sources:
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
     verified = VerifiedPaths(world.kit)
-    built = BaseDevices(host, "127.0.0.1:3260", verified)
+    built = BaseDevices(host, "127.0.0.1:3260", verified, Readahead(host.kit.loops))
     return Sources(
         world, host, built, verified, *(devnames.path(f"thunder-{name}") for name in made)
     )
@@ -147,7 +148,12 @@ def test_a_host_that_fails_has_not_sent_wrong_blocks(sources: Sources) -> None:
 def test_a_base_that_was_filled_has_the_tree_for_others(sources: Sources) -> None:
     kit, completed = sources.world.kit, threading.Event()
     filler = Filler(
-        sources.host, lambda _: completed.set(), lambda _: None, lambda: True, workers=1
+        sources.host,
+        Readahead(kit.loops),
+        lambda _: completed.set(),
+        lambda _: None,
+        lambda: True,
+        workers=1,
     )
     with sources.base():
         sources.host.store.put(BASE)

@@ -18,6 +18,7 @@ import pytest
 
 from os_brick_thunder.agent import ports
 from os_brick_thunder.agent.base.devices import BaseDevices
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.undo import UndoStack
@@ -63,7 +64,7 @@ def waiting(world: World, tmp_path: Path) -> Iterator[Waiting]:
         os.fsync(disk.fileno())
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    devices = BaseDevices(host, PORTAL, VerifiedPaths(host.kit))
+    devices = BaseDevices(host, PORTAL, VerifiedPaths(host.kit), Readahead(host.kit.loops))
     with UndoStack("the test") as undo:
         devices.build(BASE, undo, new_thin=True)
         undo.keep()

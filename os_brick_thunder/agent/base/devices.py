@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from os_brick_thunder.agent import devices
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.policy.layout import BuildInputs, Graph
@@ -18,12 +19,6 @@ from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import Base, ReplicaPath
 from os_brick_thunder.common.threads import Jobs
 
-#: Bytes that are read ahead of guests that read sequentially and miss: each time is a round trip to
-#: a replica, and with the kernel's own 128 KiB a guest would be slower than with its LUN.
-READ_AHEAD = 512 << 10
-#: The same while what boots read is filled. Not nothing: a loop device asks for each page of a
-#: request by itself, so that each would be a round trip.
-LITTLE_AHEAD = 64 << 10
 #: Seconds that the last reads from a complete base's sources may take, and between two checks.
 _LAST_READS, _POLL = 1.0, 0.02
 
@@ -31,10 +26,13 @@ _LAST_READS, _POLL = 1.0, 0.02
 class BaseDevices:
     """Builds and removes the devices of bases."""
 
-    def __init__(self, host: Host, portal: str, verified: VerifiedPaths) -> None:
+    def __init__(
+        self, host: Host, portal: str, verified: VerifiedPaths, readahead: Readahead
+    ) -> None:
         """:param portal: "address:port" of this host's exports"""
         self._kit = host.kit
         self._verified = verified
+        self._readahead = readahead
         self._name = host.topology.host
         self._portal = portal
         self._reopening = Jobs("reopen")
@@ -47,6 +45,7 @@ class BaseDevices:
         :param new_thin: create its thin device, too, rather than use the one that is in the pool
         """
         inputs = BuildInputs(self._kit.pool.block, portal=self._portal)
+        self._readahead.begin(base)
         undo.push(self._verified.remove_unused, base)
         devices.assemble(self._kit, self._graph(base), inputs, undo, new_thin)
         undo.push(self.fail_reads, base)
@@ -70,8 +69,7 @@ class BaseDevices:
             self._kit.dm.unqueue(name)
         # Reads may have failed before, as those of udev do of a loop device that is new. Not waited
         # for: what waits for a source that hangs would be.
-        read = devnames.path(layout.read_through(base))
-        self._reopening.start(base.image_id, lambda: self._kit.loops.reopen(read, READ_AHEAD))
+        self._reopening.start(base.image_id, lambda: self._readahead.renew(base))
 
     def export(self, base: Base) -> None:
         """Export a base whose devices exist; already exported is success."""

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from os_brick_thunder.agent.base import paths as replica_paths
 from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.base.pieces import Misses, Pieces
+from os_brick_thunder.agent.base.readahead import Readahead
 from os_brick_thunder.agent.base.treecheck import TreeCheck
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
@@ -58,6 +59,7 @@ class Filler:
     def __init__(
         self,
         host: Host,
+        readahead: Readahead,
         complete: Callable[[Base], None],
         on_wrong_bytes: Callable[[Base], None],
         may_fill: Callable[[], bool],
@@ -78,6 +80,7 @@ class Filler:
         :param rest: whether what no boot of the image reads is filled, too
         """
         self._host = host
+        self._readahead = readahead
         self._store = host.store
         self._block = host.kit.pool.block
         self._complete = complete
@@ -192,7 +195,7 @@ class Filler:
         began = time.monotonic()
         # Through the page cache: what was read ahead is there, and what guests and others miss.
         source = Disk(
-            paths, base.length, needed, cached=True, forget=functools.partial(_forget, paths)
+            paths, base.length, needed, cached=True, forget=lambda *piece: pieces.was_read(*piece)
         )
         try:
             check = self._check(base, source)
@@ -207,14 +210,17 @@ class Filler:
             source.close()
             raise
         demand = self._demand_of(base)
-        misses = Misses(self._host.kit, devnames.path(layout.read_through(base)), base.length)
+        read_through = devnames.path(layout.read_through(base))
+        misses = Misses(self._host.kit.blocks, read_through, base.length)
         pieces = Pieces(
             base.size,
             lambda: self._newest(base).profile,
             functools.partial(self._may_go_on, base, demand),
             demand,
-            functools.partial(_read_ahead, paths, needed, check),
             misses,
+            lambda little: self._readahead.set(base, little=little),
+            functools.partial(_read_ahead, paths, needed, check),
+            functools.partial(_forget, paths),
         )
         filling = copy(
             source,
@@ -231,12 +237,12 @@ class Filler:
         except errors.TransferCancelled:
             return False
         finally:
+            pieces.kept += pieces.unread
             with contextlib.suppress(OSError):
-                for start, end in pieces.unread:
-                    _forget(paths, start, end)
+                pieces.forget_all()
             misses.close()
             if self._is_wanted(base):
-                misses.read_ahead(little=False)
+                self._readahead.set(base, little=False)
         seconds = time.monotonic() - began
         LOG.info("base of %s: filled %d MiB in %.1f s", base.image_id, filling.done >> 20, seconds)
         return pieces.all

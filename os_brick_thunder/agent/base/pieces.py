@@ -1,8 +1,9 @@
 """The pieces of a base in the order in which it is filled, as it is read and missed.
 
-What boots of the image read comes first: as far as guests of this host or other hosts are ahead of
-that, what they miss now and what boots read next, then what they have passed. The rest comes when
-it may, at a part of its rate while volumes use the base.
+What boots of the image read comes first, and of that what guests of this host or other hosts have
+read in part: the rest of it is fetched at once, rather than by their next small reads. What they
+have read whole is here already, and waits. What no boot reads comes when it may, at a part of its
+rate while volumes use the base.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ import itertools
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from os_brick_thunder.agent.base.demand import Demand
-from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
 from os_brick_thunder.agent.policy import fillorder
 from os_brick_thunder.agent.policy.fillorder import Piece
-from os_brick_thunder.agent.ports import Kit, PageCache
-from os_brick_thunder.common import errors
+from os_brick_thunder.agent.ports import Blocks, PageCache
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile
 
@@ -33,43 +31,29 @@ AHEAD = 4 << 20
 #: Seconds that this takes at most, as guests' and other hosts' misses wait behind it; but always
 #: these pieces.
 AHEAD_SECONDS, LEAST_AHEAD = 0.1, 2
-#: Pieces that are looked at, before one is filled, for misses of guests and other hosts.
-_LOOKED = 16
+#: Seconds between two looks for what guests and other hosts miss: one takes about a millisecond.
+LOOK = 0.01
 #: What counts of a piece's speed when the next one is measured.
 _DECAY = 0.9
 
 
 class Misses:
-    """What guests and other hosts miss, and how far the kernel reads ahead of that.
+    """What guests and other hosts miss of a base, which so is in the page cache."""
 
-    Little while what boots read is filled: each of the other hosts' pieces arrives as several
-    requests in a row, and what is read ahead of these no boot may read.
-    """
-
-    def __init__(self, kit: Kit, device: str, size: int) -> None:
+    def __init__(self, blocks: Blocks, device: str, size: int) -> None:
         """
         :param device: that is read through loop devices
         :param size: of the image
         """
-        self._loops = kit.loops
-        self._device = device
-        self._little = False
         self._cache: PageCache | None = None
         with contextlib.suppress(OSError):  # no reason for which a base cannot be filled
-            self._cache = kit.blocks.page_cache(device, size)
+            self._cache = blocks.page_cache(device, size)
 
-    def read_ahead(self, *, little: bool) -> None:
-        if little != self._little:
-            self._little = little
-            # A device that is gone is none of the reasons for which a base cannot be filled.
-            with contextlib.suppress(errors.DeviceNotFound):
-                self._loops.reopen(self._device, LITTLE_AHEAD if little else READ_AHEAD)
-
-    def has_any(self, piece: Piece) -> bool:
-        """Whether some of a piece was missed, and so is in the page cache."""
+    def share(self, piece: Piece) -> float:
+        """The share of a piece that was missed."""
         with contextlib.suppress(OSError):
-            return self._cache is not None and self._cache.has_any(piece.start, piece.end)
-        return False
+            return self._cache.share(piece.start, piece.end) if self._cache else 0.0
+        return 0.0
 
     def close(self) -> None:
         if self._cache is not None:
@@ -81,6 +65,8 @@ class Pieces:
 
     :ivar all: nothing was left out
     :ivar unread: what was read ahead, and was not reached
+    :ivar kept: what boots read and was read, in the page cache still: what is read ahead of guests
+        and other hosts goes on there, and would be fetched again
     """
 
     def __init__(
@@ -89,8 +75,10 @@ class Pieces:
         newest: Callable[[], str],
         may_go_on: Callable[[str, float], bool],
         demand: Demand,
-        read_ahead: Callable[[int, int], None],
         misses: Misses,
+        read_little: Callable[[bool], None],
+        read_ahead: Callable[[int, int], None],
+        forget: Callable[[int, int], None],
     ) -> None:
         """
         :param size: of the image
@@ -98,18 +86,26 @@ class Pieces:
         :param may_go_on: called with the profile, and with bytes a second so far, before each piece
             that is not in the profile; may wait
         :param demand: what guests read now, who would wait behind what is filled or read ahead
-        :param read_ahead: has a piece read before it is reached
         :param misses: of guests and other hosts
+        :param read_little: called before each piece with whether little is to be read ahead of
+            these now
+        :param read_ahead: has a piece read before it is reached
+        :param forget: drops a range from the page cache
         """
         self._size = size
         self._newest = newest
         self._may_go_on = may_go_on
         self._demand = demand
-        self._read_ahead = read_ahead
         self._misses = misses
+        self._read_little = read_little
+        self._read_ahead = read_ahead
+        self._forget = forget
         self._bytes = self._seconds = 0.0
+        self._looked = -math.inf
+        self._profiled = False  # the piece that is being copied
         self.all = False
         self.unread: set[tuple[int, int]] = set()
+        self.kept: list[tuple[int, int]] = []
 
     def __call__(self, missing: Extents, unit: int, longest: int) -> Iterator[tuple[int, int]]:
         """See :data:`.transfer.Order`."""
@@ -119,38 +115,72 @@ class Pieces:
             profile = self._newest()
             left = missing.difference(Extents.of(done))
             ordered = fillorder.ordered(left, unit, _ranges(profile, self._size), longest)
-            passed = False
-            for piece, following in _with_next(ordered, AHEAD // unit):
-                if piece.profiled and not returns and self._is_missed(following):
-                    passed = True
-                    continue
+            passed: list[Piece] = []
+            for piece, following in self._in_turn(
+                ordered, AHEAD // unit, None if returns else passed
+            ):
                 if passed and not piece.profiled:
                     break
-                self._misses.read_ahead(little=piece.profiled)
-                if not piece.profiled and not self._may_go_on(profile, self._rate()):
-                    return
+                self._read_little(piece.profiled)
+                if not piece.profiled:
+                    self.forget_all()
+                    if not self._may_go_on(profile, self._rate()):
+                        return
                 if self._newest() != profile:
                     break
                 self._read_next(piece, following, bool(profile))
                 done.append((piece.start, piece.end))
                 self.unread.discard((piece.start, piece.end))
+                self._profiled = piece.profiled
                 began = time.monotonic()
                 yield piece.start, piece.end
                 self._wait_after(piece, time.monotonic() - began, bool(profile))
             else:
                 self.all = not passed
-            returns = passed and self._newest() == profile
+            returns = bool(passed) and self._newest() == profile
 
-    def _is_missed(self, pieces: Iterable[Piece]) -> bool:
-        """Whether guests or other hosts are at one of these pieces, or were. What was read ahead of
-        its turn tells nothing.
+    def was_read(self, start: int, end: int) -> None:
+        """A piece was read, and is no longer needed in the page cache for this copy."""
+        if self._profiled:
+            self.kept.append((start, end))
+        else:
+            self._forget(start, end)
+
+    def forget_all(self) -> None:
+        """Drop what is kept from the page cache."""
+        kept, self.kept = self.kept, []
+        for start, end in kept:
+            self._forget(start, end)
+
+    def _in_turn(
+        self, pieces: Iterator[Piece], count: int, passed: list[Piece] | None
+    ) -> Iterator[tuple[Piece, Iterable[Piece]]]:
+        """Each piece with up to ``count`` of those that follow.
+
+        :param passed: gets the pieces that are passed over; None: there is no look at what guests
+            and other hosts miss
         """
-        return any(
-            piece.profiled
-            and (piece.start, piece.end) not in self.unread
-            and self._misses.has_any(piece)
-            for piece in itertools.islice(pieces, _LOOKED)
-        )
+        waiting: list[Piece] = []
+        while True:
+            waiting += itertools.islice(pieces, count + 1 - len(waiting))
+            if passed is not None and time.monotonic() >= self._looked + LOOK:
+                missed = {piece: self._missed(piece) for piece in waiting}
+                passed += (piece for piece in waiting if missed[piece] == 1)
+                left = [piece for piece in waiting if missed[piece] < 1]
+                waiting = sorted(left, key=lambda piece: not missed[piece])
+                self._looked = time.monotonic()
+                waiting += itertools.islice(pieces, count + 1 - len(waiting))
+            if not waiting:
+                return
+            yield waiting.pop(0), waiting
+
+    def _missed(self, piece: Piece) -> float:
+        """The share of a piece that guests or other hosts have read. What was read ahead of its
+        turn tells nothing.
+        """
+        if not piece.profiled or (piece.start, piece.end) in self.unread:
+            return 0.0
+        return self._misses.share(piece)
 
     def _wait_after(self, piece: Piece, seconds: float, known: bool) -> None:
         """Leave guests and other hosts their part of the time after a piece.
@@ -192,16 +222,6 @@ class Pieces:
             if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:
                 self.unread.add((each.start, each.end))
                 self._read_ahead(each.start, each.end)
-
-
-def _with_next(pieces: Iterator[Piece], count: int) -> Iterator[tuple[Piece, Iterable[Piece]]]:
-    """Each piece with up to ``count`` of those that follow."""
-    following: deque[Piece] = deque()
-    while True:
-        following.extend(itertools.islice(pieces, count + 1 - len(following)))
-        if not following:
-            return
-        yield following.popleft(), following
 
 
 def _ranges(profile: str, size: int) -> tuple[tuple[int, int], ...]:

@@ -180,8 +180,8 @@ class PageCache:
         if self._address == _MAP_FAILED:
             raise _last_error(device)
 
-    def has_any(self, start: int, end: int) -> bool:
-        """Whether any page of a range of bytes is there.
+    def share(self, start: int, end: int) -> float:
+        """The share of the pages of a range of bytes that is there, from 0 to 1.
 
         :raises OSError:
         """
@@ -189,7 +189,7 @@ class PageCache:
         pages = ctypes.create_string_buffer(-(-(end - start) // mmap.PAGESIZE))
         if _LIBC.mincore(self._address + start, end - start, pages) != 0:
             raise _last_error(self._device)
-        return any(page & 1 for page in pages.raw)
+        return sum(page & 1 for page in pages.raw) / len(pages)
 
     def close(self) -> None:
         _LIBC.munmap(self._address, self._size)

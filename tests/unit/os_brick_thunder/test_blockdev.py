@@ -48,9 +48,9 @@ def test_sizes_are_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_what_is_in_a_page_cache(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     cache = blockdev.page_cache(str(tmp_path / "disk"), 1 << 20)
-    assert cache.has_any(5000, 6000)
+    assert cache.share(5000, 6000) == 1
     with pytest.raises(OSError, match="disk"):
-        cache.has_any(1 << 40, (1 << 40) + 1)
+        cache.share(1 << 40, (1 << 40) + 1)
     cache.close()
     with pytest.raises(OSError, match="absent"):
         blockdev.page_cache(str(tmp_path / "absent"), 1 << 20)

@@ -15,9 +15,9 @@ import pytest
 
 from os_brick_thunder.agent.base import demand, pieces
 from os_brick_thunder.agent.base import filler as filler_module
-from os_brick_thunder.agent.base.devices import LITTLE_AHEAD, READ_AHEAD
 from os_brick_thunder.agent.base.filler import Filler
 from os_brick_thunder.agent.base.pieces import Pieces
+from os_brick_thunder.agent.base.readahead import FAR, LITTLE, Readahead
 from os_brick_thunder.agent.ports import Host
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.backoff import Backoff
@@ -54,7 +54,9 @@ class World:
     waiting: int = 0  # requests that the guest waits for
     #: How far is read ahead of what is missed, and how many pieces had been read then.
     misses: list[tuple[int, int]] = field(default_factory=list)
-    missed: set[int] = field(default_factory=set)  # numbers of pieces
+    missed: dict[int, float] = field(default_factory=dict)  # shares of pieces, by their number
+    #: The pieces that were read, in order, by their number.
+    order: list[int] = field(default_factory=list)
     closed: int = 0  # page caches
     length: int = SIZE  # of the base
 
@@ -77,15 +79,15 @@ class World:
 
     def reopen(self, device: str, read_ahead: int) -> None:
         assert "/thunder-paths-" in device
-        self.misses.append((read_ahead, len(self.dropped)))
+        self.misses.append((read_ahead, len(self.order)))
 
     def page_cache(self, device: str, size: int) -> World:
         assert "/thunder-paths-" in device
         assert size == self.length
         return self
 
-    def has_any(self, start: int, end: int) -> bool:
-        return start // MIB in self.missed
+    def share(self, start: int, end: int) -> float:
+        return self.missed.get(start // MIB, 0.0)
 
     def close(self) -> None:
         self.closed += 1
@@ -124,7 +126,17 @@ class World:
         pool = SimpleNamespace(block=BLOCK)
         kit: Any = SimpleNamespace(metadata=world, pool=pool, blocks=world, loops=world)
         host = Host(kit, world, world, wire.Topology("h", "10.0.0.1", "r", "z", "iqn.x:h"))
-        return Filler(host, self.complete, self.on_wrong_bytes, may_fill, 1, rate, link_rate, rest)
+        return Filler(
+            host,
+            Readahead(world),
+            self.complete,
+            self.on_wrong_bytes,
+            may_fill,
+            1,
+            rate,
+            link_rate,
+            rest,
+        )
 
     def fill(self, may_fill: Callable[[], bool] = lambda: True) -> None:
         """Until a base is complete."""
@@ -132,10 +144,6 @@ class World:
         filler.start()
         wait_until(lambda: self.completed)
         filler.stop()
-
-    def order(self) -> list[int]:
-        """The pieces that were read, in order, by their number."""
-        return [start // MIB for start, _ in self.dropped]
 
     def follow(self, *chunks: int) -> None:
         """A newer profile is recorded, of chunks of 64 KiB."""
@@ -163,9 +171,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         filler_module, "drop_cache", lambda _, start, length: made.dropped.append((start, length))
     )
 
+    was_read = Pieces.was_read
+
+    def read(self: Pieces, start: int, end: int) -> None:
+        made.order.append(start // MIB)
+        was_read(self, start, end)
+
+    monkeypatch.setattr(Pieces, "was_read", read)
+
     def read_ahead(device: str, start: int, length: int) -> None:
         assert device.startswith(str(tmp_path / "thunder-paths-"))
-        made.ahead.append((start // MIB, len(made.dropped)))
+        made.ahead.append((start // MIB, len(made.order)))
 
     monkeypatch.setattr(filler_module, "read_ahead", read_ahead)
     return made
@@ -349,46 +365,85 @@ FIRST, SECOND, THIRD, LAST = 3, 16, 40, 48
 def test_what_boots_read_comes_first_in_their_order(world: World) -> None:
     world.follow(THIRD, FIRST)
     world.fill()
-    assert world.order() == [2, 0, 1, 3]
+    assert world.order == [2, 0, 1, 3]
     assert world.base() == world.expected()
 
 
-def test_what_boots_read_after_what_is_missed_comes_before_what_is_passed(world: World) -> None:
-    world.follow(SECOND, FIRST, THIRD)
-    world.missed = {0}
+def test_what_guests_or_other_hosts_are_at_comes_first_and_what_they_have_last(
+    world: World,
+) -> None:
+    world.follow(SECOND, FIRST, LAST, THIRD)
+    world.missed = {1: 1.0, 2: 0.5}
     world.fill()
-    assert world.order() == [0, 2, 1, 3]
+    assert world.order == [2, 0, 3, 1]
     assert world.base() == world.expected()
     assert world.closed == 1
 
 
-def test_nobody_has_missed_what_is_read_ahead(world: World) -> None:
+def test_nobody_has_missed_what_is_read_ahead(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "LOOK", 0.0)
     world.follow(SECOND, FIRST, THIRD)
-    world.missed = {0, 2}
-    world.has_any = lambda start, end: start // MIB in {at for at, _ in world.ahead}  # type: ignore[method-assign]
+    world.share = lambda start, end: 0.5 * (start // MIB in {at for at, _ in world.ahead})  # type: ignore[method-assign]
     world.fill()
-    assert world.order() == [1, 0, 2, 3]
+    assert world.order == [1, 0, 2, 3]
 
 
 def test_what_no_boot_reads_does_not_come_first_because_it_is_missed(world: World) -> None:
     world.follow(SECOND, FIRST)
-    world.missed = {2, 3}
+    world.missed = {3: 0.5}
     world.fill()
-    assert world.order() == [1, 0, 2, 3]
+    assert world.order == [1, 0, 2, 3]
 
 
-def test_what_is_missed_comes_first_in_a_newer_profile_too(world: World) -> None:
+def test_what_is_missed_comes_first_in_a_newer_profile_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "LOOK", 0.0)
     world.follow(SECOND, FIRST)
-    world.missed = {0, 2}
+    world.missed = {0: 0.5, 2: 0.5}
 
     def may_fill() -> bool:
-        if not world.dropped:
+        if not world.order:
             world.follow(LAST, THIRD, SECOND)
         return True
 
     world.fill(may_fill)
-    assert world.order() == [0, 2, 1, 3]
+    assert world.order == [0, 2, 3, 1]
     assert world.base() == world.expected()
+
+
+def test_there_is_a_look_for_what_is_missed_now_and_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each piece it would cost more than the filling, of a fast source."""
+    looks: list[int] = []
+
+    def share(start: int, end: int) -> float:
+        looks.append(start // MIB)
+        return 0.0
+
+    monkeypatch.setattr(pieces, "LOOK", 60.0)
+    world.share = share  # type: ignore[method-assign]
+    world.follow(SECOND, FIRST, THIRD)
+    world.fill()
+    assert looks == [1, 0, 2]
+
+
+def test_what_boots_read_stays_in_the_page_cache_until_all_of_it_is_filled(world: World) -> None:
+    """Loop devices read ahead there, too, and would fetch it again."""
+    dropped: list[int] = []
+
+    def may_fill() -> bool:  # asked before each piece
+        dropped.append(len(world.dropped))
+        return True
+
+    world.follow(THIRD, SECOND)
+    world.fill(may_fill)
+    assert world.order == [2, 1, 0, 3]
+    assert dropped[:4] == [0, 0, 2, 3]
+    assert [start // MIB for start, _ in world.dropped] == world.order
 
 
 def test_a_page_cache_that_cannot_be_seen_stops_nothing(world: World) -> None:
@@ -398,7 +453,7 @@ def test_a_page_cache_that_cannot_be_seen_stops_nothing(world: World) -> None:
     world.page_cache = page_cache  # type: ignore[method-assign]
     world.follow(THIRD)
     world.fill()
-    assert world.order() == [2, 0, 1, 3]
+    assert world.order == [2, 0, 1, 3]
 
 
 def test_the_next_pieces_are_on_their_way_while_one_is_written(
@@ -408,7 +463,7 @@ def test_the_next_pieces_are_on_their_way_while_one_is_written(
     monkeypatch.setattr(pieces, "AHEAD", 2 * MIB)
     world.follow(THIRD, SECOND)
     world.fill()
-    assert world.order() == [2, 1, 0, 3]
+    assert world.order == [2, 1, 0, 3]
     assert world.ahead == [(1, 0), (3, 2)]  # the piece, and how many had been read before
 
 
@@ -419,7 +474,7 @@ def test_what_is_read_ahead_takes_a_tenth_of_a_second(
     """Misses of guests wait behind it. As long as the rate is not known, it is little."""
     nothing: Any = None
     demand = world.filler()._demand_of(world.bases["i"])
-    filling = Pieces(SIZE, nothing, nothing, demand, nothing, nothing)
+    filling = Pieces(SIZE, nothing, nothing, demand, nothing, nothing, nothing, nothing)
     if mib_per_second:
         filling._bytes, filling._seconds = 8.0 * MIB, 8 / mib_per_second
     assert filling._most_ahead(MIB // 2) == pieces
@@ -443,12 +498,12 @@ def test_a_newer_profile_takes_effect_for_what_is_left(world: World) -> None:
 
     def may_fill() -> bool:
         """Asked before each piece, which is chosen by then."""
-        if not world.dropped:
+        if not world.order:
             world.follow(SECOND, LAST)
         return True
 
     world.fill(may_fill)
-    assert world.order() == [1, 3, 0, 2]
+    assert world.order == [1, 3, 0, 2]
     assert world.base() == world.expected()
 
 
@@ -457,12 +512,12 @@ def test_a_newer_profile_takes_effect_after_the_last_piece_too(world: World) -> 
     world.follow(LAST)
 
     def may_fill() -> bool:
-        if not world.dropped:
+        if not world.order:
             world.follow(LAST, THIRD)
         return True
 
     world.fill(may_fill)
-    assert world.order() == [3, 2, 0, 1]
+    assert world.order == [3, 2, 0, 1]
     assert world.bad == []
     assert world.base() == world.expected()
 
@@ -471,7 +526,7 @@ def test_a_newer_profile_takes_effect_after_the_last_piece_too(world: World) -> 
 def test_a_profile_that_is_none_of_the_image_is_left_out(world: World, profile: str) -> None:
     world.bases["i"] = dataclasses.replace(world.bases["i"], profile=profile)
     world.fill()
-    assert world.order() == [0, 1, 2, 3]
+    assert world.order == [0, 1, 2, 3]
     assert world.base() == world.expected()
 
 
@@ -489,7 +544,7 @@ def test_without_the_rest_a_base_has_what_boots_read_and_is_not_complete(world: 
     world.mapped_ = Extents.of([(MIB, 2 * MIB)])
     wait_until(lambda: len(world.dropped) == 2 and not filler._busy)
     filler.stop()
-    assert world.order() == [1, 3]
+    assert world.order == [1, 3]
     assert world.completed == []
     written = ALLOCATED.intersection(Extents.of([(MIB, 2 * MIB), (3 * MIB, SIZE)]))
     for start, end in written:
@@ -506,10 +561,10 @@ def test_a_base_of_what_boots_read_is_filled_whole_while_a_volume_uses_it(world:
     world.mapped_ = Extents.of([(MIB, 2 * MIB)])
     asked = world.asked
     filler._assign()
-    assert (world.asked, world.order()) == (asked, [1])  # there is nothing to be done
+    assert (world.asked, world.order) == (asked, [1])  # there is nothing to be done
     world.follow(THIRD)
     wait_until(lambda: len(world.dropped) == 2 and not filler._busy)
-    assert world.order() == [1, 2]
+    assert world.order == [1, 2]
     assert world.completed == []
     world.stacks["v"] = Stack("v", "t", "/dev/sdb", "cached", base_image_id="i")
     wait_until(lambda: world.completed)
@@ -529,7 +584,7 @@ def test_a_volume_that_goes_leaves_the_rest(world: World, monkeypatch: pytest.Mo
     del world.stacks["v"]
     wait_until(lambda: not filler._busy)
     filler.stop()
-    assert (world.order(), world.completed) == ([1], [])
+    assert (world.order, world.completed) == ([1], [])
 
 
 @pytest.mark.parametrize(
@@ -551,7 +606,7 @@ def test_the_rest_waits_while_guests_read_and_what_boots_read_does_not(
     filler = world.filler()
     filler.start()
     wait_until(lambda: _paused(filler) > 0.2)
-    assert world.order() == [2, 1]
+    assert world.order == [2, 1]
     assert world.completed == []
     reading = False
     wait_until(lambda: world.completed)
@@ -587,7 +642,7 @@ def test_beside_a_guest_without_a_cache_what_boots_read_gets_a_share(
     filler.start()
     wait_until(lambda: len(shares) == 3 and not filler._busy)
     filler.stop()
-    assert world.order() == [2, 1, 0]
+    assert world.order == [2, 1, 0]
     assert world.ahead == []  # which the guest would wait behind
     assert shares == pytest.approx([3.0] * 3)
     assert time.monotonic() - began > 3 * slow * 4
@@ -605,7 +660,7 @@ def test_a_guest_that_waits_for_a_read_is_not_quiet(
     filler = world.filler()
     filler.start()
     wait_until(lambda: _paused(filler) > 0.2)
-    assert world.order() == [2]
+    assert world.order == [2]
     world.waiting = 0
     wait_until(lambda: world.completed)
     filler.stop()
@@ -653,7 +708,7 @@ def test_what_no_boot_reads_is_filled_slowly_while_volumes_use_a_base(
 
     monkeypatch.setattr(demand.Demand, "share_of_rest", shared)
     world.fill()
-    assert world.order() == [2, 0, 1, 3]
+    assert world.order == [2, 0, 1, 3]
     assert waits == pytest.approx([9.0 if used else 0.0] * 3)
     assert (world.ahead == []) is used
 
@@ -678,7 +733,7 @@ def test_what_the_kernel_read_ahead_of_the_rest_counts_as_slow_as_what_boots_rea
     took: list[float] = []
 
     def may_fill() -> bool:
-        time.sleep(0.0 if world.order() else 0.2)  # of the first piece
+        time.sleep(0.0 if world.order else 0.2)  # of the first piece
         return True
 
     def shared(_self: demand.Demand, seconds: float) -> float:
@@ -695,7 +750,7 @@ def test_while_what_boots_read_is_filled_little_else_is_read_ahead(world: World)
     """Of what guests and other hosts miss."""
     world.follow(THIRD, SECOND)
     world.fill()
-    assert world.misses == [(LITTLE_AHEAD, 0), (READ_AHEAD, 2)]
+    assert world.misses == [(LITTLE, 0), (FAR, 2)]
 
 
 def test_what_is_missed_is_read_ahead_again_if_filling_stops(world: World) -> None:
@@ -705,7 +760,7 @@ def test_what_is_missed_is_read_ahead_again_if_filling_stops(world: World) -> No
     filler.start()
     wait_until(lambda: world.bad)
     filler.stop()
-    assert world.misses[:2] == [(LITTLE_AHEAD, 0), (READ_AHEAD, 1)]
+    assert world.misses[:2] == [(LITTLE, 0), (FAR, 1)]
 
 
 def test_it_waits_for_guests_only_so_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -780,6 +835,6 @@ def test_a_base_that_fails_takes_no_turn_from_others_for_what_boots_read(world: 
     filler.start()
     wait_until(lambda: world.completed)
     filler.stop()
-    assert world.order() == [0, 1, 2, 3]
+    assert world.order == [0, 1, 2, 3]
     assert len(asked) == 4
     assert not any(asked)
