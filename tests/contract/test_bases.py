@@ -217,6 +217,7 @@ class Unfilled:
 
     world: World
     host: ports.Host
+    readahead: Readahead
     devices: BaseDevices
     image: str
     lies: str
@@ -240,8 +241,9 @@ def unfilled(world: World, tmp_path: Path) -> Unfilled:
         world.kit.dm.create(f"thunder-{name}", layout.linear_table(world.disk, SIZE, offset))
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
-    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit), Readahead(host.kit.loops))
-    return Unfilled(world, host, built, *(devnames.path(f"thunder-{name}") for name in made))
+    ahead = Readahead(host.kit.loops)
+    built = BaseDevices(host, "127.0.0.1:3260", VerifiedPaths(host.kit), ahead)
+    return Unfilled(world, host, ahead, built, *(devnames.path(f"thunder-{name}") for name in made))
 
 
 def test_what_a_host_sent_is_read_until_it_is_dropped(unfilled: Unfilled) -> None:
@@ -352,7 +354,7 @@ def test_what_a_base_lacks_and_was_read_is_seen_in_the_page_cache(unfilled: Unfi
     base = dataclasses.replace(BASE, allocated=((0, SIZE),))
     with unfilled.base(base, {PATH: unfilled.image}):
         unfilled.devices._reopening.join(60)
-        kit.loops.reopen(paths, readahead.LITTLE)
+        unfilled.readahead.set(base, little=True)
         run("udevadm", "settle")
         kit.blocks.drop_cache(paths, 0, SIZE)
         cache = kit.blocks.page_cache(paths, SIZE)
@@ -375,7 +377,7 @@ def test_a_base_is_filled_with_one_read_of_each_byte(
     completed = threading.Event()
     filler = Filler(
         unfilled.host,
-        Readahead(kit.loops),
+        unfilled.readahead,
         lambda _: completed.set(),
         lambda _: None,
         lambda: True,

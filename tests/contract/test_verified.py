@@ -49,6 +49,7 @@ class Sources:
 
     world: World
     host: ports.Host
+    readahead: Readahead
     devices: BaseDevices
     verified: VerifiedPaths
     master: str
@@ -103,9 +104,10 @@ def sources(world: World, tmp_path: Path) -> Sources:
     topology = wire.Topology("here", "127.0.0.1", "r", "z", "iqn.x:here")
     host = ports.Host(world.kit, StateFile(tmp_path / "state"), fakes.FakeTracker(), topology)
     verified = VerifiedPaths(world.kit)
-    built = BaseDevices(host, "127.0.0.1:3260", verified, Readahead(host.kit.loops))
+    ahead = Readahead(host.kit.loops)
+    built = BaseDevices(host, "127.0.0.1:3260", verified, ahead)
     return Sources(
-        world, host, built, verified, *(devnames.path(f"thunder-{name}") for name in made)
+        world, host, ahead, built, verified, *(devnames.path(f"thunder-{name}") for name in made)
     )
 
 
@@ -149,7 +151,7 @@ def test_a_base_that_was_filled_has_the_tree_for_others(sources: Sources) -> Non
     kit, completed = sources.world.kit, threading.Event()
     filler = Filler(
         sources.host,
-        Readahead(kit.loops),
+        sources.readahead,
         lambda _: completed.set(),
         lambda _: None,
         lambda: True,
