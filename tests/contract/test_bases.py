@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from os_brick_thunder.agent import devices, ports
-from os_brick_thunder.agent.base import readahead
 from os_brick_thunder.agent.base.devices import BaseDevices
 from os_brick_thunder.agent.base.filler import Filler
-from os_brick_thunder.agent.base.readahead import Readahead
+from os_brick_thunder.agent.base.readahead import LITTLE, Readahead
 from os_brick_thunder.agent.base.verified import VerifiedPaths
 from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.agent.policy import layout
@@ -338,13 +337,14 @@ def test_of_what_is_missed_in_order_little_else_is_read_while_that_is_wanted(
     with unfilled.base(base, {PATH: unfilled.image}):
         unfilled.devices._reopening.join(60)
         far, _ = read()
-        kit.loops.reopen(paths, readahead.LITTLE)
+        unfilled.readahead.set(base, little=True)
         little, requests = read()
-        assert (
-            0 <= little <= 2 * readahead.LITTLE < far
-        )  # the kernel asks for the next ones at once
+        assert 0 <= little <= 2 * LITTLE < far  # the kernel asks for the next ones at once
         assert requests <= length // 4096 // 4
-        kit.loops.reopen(paths, readahead.FAR)
+        unfilled.devices.connect(base, {PATH: unfilled.image})  # a new table
+        unfilled.devices._reopening.join(60)
+        assert read()[0] <= 2 * LITTLE
+        unfilled.readahead.set(base, little=False)
         assert read()[0] == far
 
 
