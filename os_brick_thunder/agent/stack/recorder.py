@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from os_brick_thunder.agent.policy.recording import Reads
@@ -63,9 +63,12 @@ class Recorder:
         self._reports = Jobs("recorded", MOST)
 
     def start(self) -> None:
-        """Remove what an agent that was killed has left, in the background."""
-        if self._host.store.stacks:
-            self._jobs.start("left over", self._forget_left)
+        """Remove what an agent that was killed has left, in the background.
+
+        Of the volumes that are attached now: of those to come, recordings may have begun by then.
+        """
+        if names := [VolumeNames(each).vol for each in self._host.store.stacks]:
+            self._jobs.start("left over", partial(self._forget_left, names))
 
     def stop(self) -> None:
         """What is being recorded is dropped."""
@@ -87,10 +90,10 @@ class Recorder:
             except RuntimeError as error:  # the thread cannot be started
                 LOG.warning("a boot of volume %s is not recorded: %s", stack.volume_id, error)
 
-    def _forget_left(self) -> None:
-        for stack in self._host.store.stacks.values():
+    def _forget_left(self, names: Iterable[str]) -> None:
+        for name in names:
             with contextlib.suppress(errors.ThunderError):  # it has no device now
-                readmap.forget_left(self._host.kit.dm, VolumeNames(stack.volume_id).vol)
+                readmap.forget_left(self._host.kit.dm, name)
 
 
 class _Recording:

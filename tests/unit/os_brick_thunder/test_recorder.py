@@ -19,6 +19,7 @@ from os_brick_thunder.agent.policy.recording import Reads
 from os_brick_thunder.agent.stack import recorder as module
 from os_brick_thunder.agent.stack.recorder import LIMIT, LONGEST_SLOT, MISSED, QUIET, SLOT, Recorder
 from os_brick_thunder.common import wire
+from os_brick_thunder.common.mechanism import readmap
 from os_brick_thunder.common.mechanism.readmap import ReadMap
 from os_brick_thunder.common.policy import devnames, dmstats, dmtable
 from os_brick_thunder.common.policy.devnames import VolumeNames
@@ -309,6 +310,21 @@ def test_what_a_killed_agent_has_left_is_removed(world: World) -> None:
     world.recorder.start()
     world.recorder._jobs.join(30)
     assert world.dm.regions[NAME] == {}
+
+
+def test_a_recording_that_began_meanwhile_is_not_taken_for_one_that_was_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(readmap, "forget_left", lambda _, name: removed.append(name))
+    started: list[Callable[[], None]] = []
+    monkeypatch.setattr(world.recorder._jobs, "start", lambda _, job: started.append(job))
+    world.store.put(STACK)
+    world.recorder.start()
+    world.store.put(dataclasses.replace(STACK, volume_id="soon"))
+    for job in started:
+        job()
+    assert removed == [NAME]
 
 
 def test_a_host_records_a_few_boots_and_each_by_itself(
