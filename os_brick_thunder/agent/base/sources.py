@@ -187,6 +187,10 @@ class Sources:
                 self._replace(base, sources, ())
             finally:
                 self.close_stale(image_id)
+            found = self._paths.reading(image_id)
+            if found and replica_paths.in_use(found)[:1] != replica_paths.in_use(base)[:1]:
+                # Now: a tracker may answer the next heartbeat with an order to leave the former.
+                self._report(image_id)
 
     def _replace(
         self, base: Base, sources: Sequence[wire.Source], exclude: tuple[str, ...]

@@ -99,8 +99,10 @@ def test_the_next_source_is_asked_when_the_first_does_not_answer(
     assert time.monotonic() - began < 10
     assert [path.host for path in store.bases[IMAGE].paths if path.is_open] == ["stor1"]
     answer.set()
+    reported = len(host.tracker.reports)
     host.app.base.sources.add_spares(IMAGE)  # it has become able to answer
     assert [path.host for path in store.bases[IMAGE].paths] == ["cmp2", "stor1"]
+    assert [report.source for report in host.tracker.reports[reported:]] == ["cmp2"]
     assert host.leftovers(store) == []
 
 
