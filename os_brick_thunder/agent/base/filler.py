@@ -237,9 +237,8 @@ class Filler:
         except errors.TransferCancelled:
             return False
         finally:
-            pieces.kept += pieces.unread
             with contextlib.suppress(OSError):
-                pieces.forget_all()
+                pieces.close()
             misses.close()
             if self._is_wanted(base):
                 self._readahead.set(base, little=False)

@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from os_brick_thunder.agent.base.demand import Demand
 from os_brick_thunder.agent.policy import fillorder
@@ -64,9 +64,6 @@ class Pieces:
     """The pieces of a base in the order of its newest profile, for one copy.
 
     :ivar all: nothing was left out
-    :ivar unread: what was read ahead, and was not reached
-    :ivar kept: what boots read and was read, in the page cache still: what is read ahead of guests
-        and other hosts goes on there, and would be fetched again
     """
 
     def __init__(
@@ -104,8 +101,11 @@ class Pieces:
         self._looked = -math.inf
         self._profiled = False  # the piece that is being copied
         self.all = False
-        self.unread: set[tuple[int, int]] = set()
-        self.kept: list[tuple[int, int]] = []
+        #: What was read ahead, and was not reached.
+        self._unread: set[tuple[int, int]] = set()
+        #: What boots read and was read, in the page cache still: what is read ahead of guests and
+        #: other hosts goes on there, and would be fetched again.
+        self._kept: list[tuple[int, int]] = []
 
     def __call__(self, missing: Extents, unit: int, longest: int) -> Iterator[tuple[int, int]]:
         """See :data:`.transfer.Order`."""
@@ -123,14 +123,14 @@ class Pieces:
                     break
                 self._read_little(piece.profiled)
                 if not piece.profiled:
-                    self.forget_all()
+                    self._forget_kept()
                     if not self._may_go_on(profile, self._rate()):
                         return
                 if self._newest() != profile:
                     break
                 self._read_next(piece, following, bool(profile))
                 done.append((piece.start, piece.end))
-                self.unread.discard((piece.start, piece.end))
+                self._unread.discard((piece.start, piece.end))
                 self._profiled = piece.profiled
                 began = time.monotonic()
                 yield piece.start, piece.end
@@ -142,13 +142,20 @@ class Pieces:
     def was_read(self, start: int, end: int) -> None:
         """A piece was read, and is no longer needed in the page cache for this copy."""
         if self._profiled:
-            self.kept.append((start, end))
+            self._kept.append((start, end))
         else:
             self._forget(start, end)
 
-    def forget_all(self) -> None:
-        """Drop what is kept from the page cache."""
-        kept, self.kept = self.kept, []
+    def close(self) -> None:
+        """Drop from the page cache what is left there.
+
+        :raises OSError: the device is gone
+        """
+        self._kept += self._unread
+        self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        kept, self._kept = self._kept, []
         for start, end in kept:
             self._forget(start, end)
 
@@ -163,7 +170,7 @@ class Pieces:
         waiting: list[Piece] = []
         while True:
             waiting += itertools.islice(pieces, count + 1 - len(waiting))
-            if passed is not None and time.monotonic() >= self._looked + LOOK:
+            if passed is not None and self._is_time_to_look(waiting):
                 missed = {piece: self._missed(piece) for piece in waiting}
                 passed += (piece for piece in waiting if missed[piece] == 1)
                 left = [piece for piece in waiting if missed[piece] < 1]
@@ -174,11 +181,16 @@ class Pieces:
                 return
             yield waiting.pop(0), waiting
 
+    def _is_time_to_look(self, waiting: Sequence[Piece]) -> bool:
+        """Not at what no boot reads, which comes last."""
+        due = time.monotonic() >= self._looked + LOOK
+        return due and bool(waiting) and waiting[0].profiled
+
     def _missed(self, piece: Piece) -> float:
         """The share of a piece that guests or other hosts have read. What was read ahead of its
         turn tells nothing.
         """
-        if not piece.profiled or (piece.start, piece.end) in self.unread:
+        if not piece.profiled or (piece.start, piece.end) in self._unread:
             return 0.0
         return self._misses.share(piece)
 
@@ -219,8 +231,8 @@ class Pieces:
         if demand.uncached if piece.profiled else rest_waits:
             return
         for each in itertools.islice(following, self._most_ahead(piece.end - piece.start)):
-            if (each.start, each.end) not in self.unread and each.profiled >= piece.profiled:
-                self.unread.add((each.start, each.end))
+            if (each.start, each.end) not in self._unread and each.profiled >= piece.profiled:
+                self._unread.add((each.start, each.end))
                 self._read_ahead(each.start, each.end)
 
 
