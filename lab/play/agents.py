@@ -1,12 +1,14 @@
-"""Agents with other options than the lab's."""
+"""Agents: with other options than the lab's, and what their logs say."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 
 from lab.cloud import config
+from lab.errors import LabError
 from lab.nodes.node import Node
 from lab.play.daemons import restart
 
@@ -30,3 +32,14 @@ def options(node: Node, **changed: object) -> Iterator[None]:
         yield
     finally:
         restart(node, service)
+
+
+def source(node: Node, image: str) -> str:
+    """The nearest host that a node's base reads from, or did until it was complete: by the log of
+    its agent, as a complete base reads from its own host alone.
+    """
+    log = (node.logs / "thunder-agent.log").read_text(errors="replace")
+    found = re.findall(rf"base of image {image} reads from ([^\s,]+)", log)
+    if not found:
+        raise LabError(f"{node.name}: no base of image {image} was made, by its agent's log")
+    return str(found[-1])

@@ -12,6 +12,7 @@ from lab.cloud import config
 from lab.cluster import Cluster
 from lab.errors import LabError
 from lab.pace import stretch
+from lab.play import agents
 from lab.play.journey import Journey, cached_after
 from lab.play.servers import Servers
 from lab.progress import Steps
@@ -141,7 +142,7 @@ class Demo:
         counted = set()
         for row in boot.servers:
             stack, node = stacks[volumes[row.id]], self.cluster.node(row.host)
-            row.source, row.cached_s = stack["source"], cached_after(stack)
+            row.source, row.cached_s = agents.source(node, self._image), cached_after(stack)
             if row.host not in counted:
                 counted.add(row.host)
                 self.journey.await_complete(node, self._image)

@@ -29,6 +29,7 @@ from lab.guests import guest
 from lab.inside import blocks
 from lab.nodes.node import Node
 from lab.nodes.topology import Topology
+from lab.play import agents
 from lab.play.journey import Attached, Journey, cached_after
 from lab.progress import Steps
 
@@ -134,7 +135,7 @@ class Demo:
             warnings = [w for attached in self.attached.values() for w in attached.warnings]
             raise LabError("; ".join([str(error), *warnings])) from error
         for row in self.rows:
-            row.source = stacks[row.id]["source"]
+            row.source = agents.source(self._node(row), self.image)
             row.cached_s = cached_after(stacks[row.id])
 
     def read_all(self) -> None:
@@ -195,10 +196,6 @@ class Demo:
         at_once(lambda r: self._check_written(self._node(r), r, found[r.id]), self.rows)
 
     # -- the end ----------------------------------------------------------------------------
-
-    def parents(self) -> dict[str, str]:
-        """Compute host → the host that its base first read from."""
-        return {row.host: row.source for row in self.rows}
 
     def clean(self) -> list[str]:
         """Delete everything that was created.
