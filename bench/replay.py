@@ -1,12 +1,13 @@
 """How long servers take to boot from volumes: the reads of a real boot, on N hosts at once.
 
-A Debian guest is booted once in QEMU, and what it reads is kept with the time between. Then the
-same reads are made on volumes of its image, on N compute hosts at the same moment, over links that
-are limited, so that the network is measured and not this machine's cores. For the same reason reads
-begin when all volumes are attached and have their caches, and only then hosts begin to fill what
-they do not have: all attaches in time, and no head start for what is filled but --head, which
-stands for what a host does between an attach and its guest's first read. Only while boots are
-recorded, each host reads when its own volume is attached. A boot is the attach and the reads.
+A guest (Debian, or Ubuntu with cloud-init) is booted once in QEMU, and what it reads is kept with
+the time between. Then the same reads are made on volumes of its image, on N compute hosts at the
+same moment, over links that are limited, so that the network is measured and not this machine's
+cores. For the same reason reads begin when all volumes are attached and have their caches, and only
+then hosts begin to fill what they do not have: all attaches in time, and no head start for what is
+filled but --head, which stands for what a host does between an attach and its guest's first read.
+Only while boots are recorded, each host reads when its own volume is attached. A boot is the attach
+and the reads.
 
 plain           os-brick's own connector: every read goes to the storage host. Cinder's image-volume
                 cache is about creating volumes, and reads them like this, too
@@ -63,7 +64,7 @@ from cinder_thunder.masters.clones import MASTER
 from lab.cloud.config import VOLUME_GROUP
 from lab.cluster import existing_or_new
 from lab.errors import LabError
-from lab.guests import bootdisk, guest
+from lab.guests import bootdisk
 from lab.inside.heldagent import HOLD, HOLD_CACHES
 from lab.nodes.node import Node
 from lab.nodes.topology import Link, Topology
@@ -427,6 +428,8 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 6], metavar="N")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, metavar="ARM",
                         help="only these, as they are called above")  # fmt: skip
+    parser.add_argument("--guest", default=trace.DEBIAN, choices=trace.GUESTS,
+                        help="what is booted, built of its own packages")  # fmt: skip
     parser.add_argument("--link", default="200mbit", help="of each host, in both directions")
     parser.add_argument("--head", type=float, default=0.0, metavar="SECONDS",
                         help="hosts begin to fill so long before the first reads")  # fmt: skip
@@ -435,8 +438,7 @@ def main() -> None:
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
-    image = guest.build()
-    reads = trace.record(image)
+    image, reads = trace.recorded(options.guest)
     size = trace.distinct(reads)
     console = Console(width=120)
     thinking = THINKING * sum(read.gap for read in reads) / 1e6
@@ -453,7 +455,7 @@ def main() -> None:
             daemons.restart_backend(node, thunder_fanout=1, thunder_storage_fanout=1)
         replays = Replays(Journey(cluster), reads, note, options.head)
         replays.prepare(image)
-        found = Found(options.link, size, options.head, options.chain)
+        found = Found(options.link, size, options.head, options.chain, options.guest)
         for hosts in options.hosts:
             for arm in replays.run(hosts, options.arms):
                 found = replace(found, arms=(*found.arms, arm))

@@ -33,7 +33,7 @@ from bench.replay import THINKING
 from bench.replaying import trace
 from bench.simulating.wave import Links, Tree, arrivals, boot, needs
 from cinder_thunder.policy.ranking import MASTER, Limits
-from lab.guests import bootdisk, guest
+from lab.guests import bootdisk
 from lab.nodes.topology import Link
 from os_brick_thunder.agent.policy import fillorder
 from os_brick_thunder.common.policy.dmtable import SECTOR
@@ -83,14 +83,15 @@ class Workload:
         return Extents.of((start, start + size) for _, start, size in self.reads)
 
 
-def recorded(scale: float) -> Workload:
-    """The boot of the Debian guest of the lab; ``scale`` of its thinking without KVM."""
-    image = guest.build()
-    reads = trace.record(image)
-    return Workload(
+def recorded(guest: str, scale: float) -> Workload:
+    """The boot of a guest of the lab; ``scale`` of its thinking without KVM."""
+    image, reads = trace.recorded(guest)
+    work = Workload(
         tuple((r.gap * scale / 1e6, r.first * SECTOR, r.count * SECTOR) for r in reads),
         bootdisk.sizes(image)[0],
     )
+    print(f"a boot: {len(work.reads)} reads of {work.touched.length / MIB:.1f} MiB")
+    return work
 
 
 @functools.cache
@@ -293,14 +294,14 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, metavar="FILE", help="of bench.replay --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
     options = parser.parse_args()
-    work = recorded(THINKING)
-    print(f"a boot: {len(work.reads)} reads of {work.touched.length / MIB:.1f} MiB")
     if options.measured:
         try:
-            compare(json.loads(options.measured.read_text()), work)
+            measured = json.loads(options.measured.read_text())
+            compare(measured, recorded(measured.get("guest", trace.DEBIAN), THINKING))
         except ValueError as error:  # of json, too
             parser.error(f"{options.measured}: {error}")
         return
+    work = recorded(trace.DEBIAN, THINKING)
     settings = list(SETTINGS.values())
     settings += [
         Setting("", n, options.gbit * GBIT, 0.0004, 2.0, 3.0, 1.0, 1.0) for n in options.hosts

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.replaying import trace
 from bench.replaying.arms import ARMS, HEADINGS, Arm
 
 
@@ -21,12 +22,14 @@ class Found:
     :ivar bytes: distinct ones that a boot reads
     :ivar head: seconds between the first byte that is filled and the first that is read
     :ivar chain: each host read from the one before it
+    :ivar guest: what was booted, see :data:`.trace.GUESTS`
     """
 
     link: str
     bytes: int
     head: float = 0.0
     chain: bool = False
+    guest: str = trace.DEBIAN
     profile: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.guests import bootdisk
-from lab.guests.guest import HOSTNAME
+from lab.guests import bootdisk, guest, ubuntu
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
 
+DEBIAN, UBUNTU = "debian", "ubuntu"
+GUESTS = {DEBIAN: guest, UBUNTU: ubuntu}
 EVENTS = "virtio_blk_handle_read", "virtio_blk_rw_complete"
 _LINE = re.compile(
     r"\d+@(?P<seconds>\d+\.\d+):virtio_blk_(?:(?P<read>handle_read)|rw_complete) vdev \w+ "
@@ -49,27 +50,30 @@ def parse(lines: Iterable[str]) -> Iterator[Read]:
             idle_since = now
 
 
-def record(image: Path, memory: int = 512, timeout: float = 900) -> list[Read]:
-    """Boot a Debian guest (:mod:`lab.guests.guest`) once, and keep what it reads beside its image.
+def recorded(name: str, timeout: float = 900) -> tuple[Path, list[Read]]:
+    """The image of one of :data:`GUESTS`, and what it reads in its first boot, kept beside it.
 
     Without KVM its thinking takes some ten times as long as on hardware.
 
-    :raises bootdisk.GuestError: it shows no prompt
+    :raises bootdisk.GuestError: the image cannot be built, or shows no prompt
     """
+    image = GUESTS[name].build()
     kept = image.with_suffix(".trace")
 
     def boot() -> None:
         log = kept.with_suffix(".log")
         options = ["-msg", "timestamp=on", "-D", str(log)]
         options += [word for event in EVENTS for word in ("-trace", f"enable={event}")]
-        if not bootdisk.boots(image, f"{HOSTNAME} login:", memory, timeout, options=options):
+        prompt = f"{guest.HOSTNAME} login:"
+        if not bootdisk.boots(image, prompt, GUESTS[name].MEMORY, timeout, options=options):
             raise bootdisk.GuestError(f"{image} shows no prompt in {timeout:.0f} s")
         with log.open() as lines:
             kept.write_text("".join(f"{read}\n" for read in parse(lines)))
         log.unlink()
 
     bootdisk.once(kept, boot)
-    return [Read(*map(int, line.split())) for line in kept.read_text().splitlines()]
+    reads = [Read(*map(int, line.split())) for line in kept.read_text().splitlines()]
+    return image, reads
 
 
 def distinct(reads: Iterable[Read]) -> int:

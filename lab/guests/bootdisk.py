@@ -132,7 +132,7 @@ def make(
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=image.parent) as folder:
         work = Path(folder)
         work.chmod(0o755)  # apt fetches as another user
-        progress(f"{name}: installing Debian {SUITE}")
+        progress(f"{name}: installing packages")
         install(work / "tree")
         progress(f"{name}: making the disk")
         disk(work / "tree", work / "disk.raw")

@@ -15,7 +15,7 @@ import io
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lab.guests import bootdisk
@@ -35,6 +35,7 @@ INCLUDE = (
 EXCLUDE = ("doc", "info", "lintian", "locale", "man")  # of /usr/share
 
 HOSTNAME = "thunder-guest"
+MEMORY = 512  # MiB
 ROOT_UUID = "7468756e-6465-4272-8067-756573740001"
 
 # Files of the guest. They are written before the kernel is installed, because its installation
@@ -111,19 +112,37 @@ def boots(
     :param console: called with each line of the serial console, and QEMU's own messages
     :raises GuestError: QEMU is missing
     """
-    return bootdisk.boots(image, f"{HOSTNAME} login:", 512, timeout, console)
+    return bootdisk.boots(image, f"{HOSTNAME} login:", MEMORY, timeout, console)
 
 
 def install(tree: Path) -> None:
     """Install the guest's system into a new directory."""
-    files = tree.with_name("files.tar")
-    _pack(FILES, files)
+    merged = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
+    bootstrap(tree, SUITE, bootdisk.MIRRORS, INCLUDE, FILES, [merged])
+
+
+def bootstrap(
+    tree: Path,
+    suite: str,
+    mirrors: Iterable[str],
+    include: Iterable[str],
+    files: Mapping[str, str],
+    options: Iterable[str] = (),
+) -> None:
+    """Install a system of Debian's packages, or of a derivative's, into a new directory.
+
+    :param mirrors: lines of sources.list
+    :param include: packages
+    :param files: see :data:`FILES`
+    :param options: further ones of mmdebstrap
+    """
+    packed = tree.with_name("files.tar")
+    _pack(files, packed)
     argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"]
-    argv += [f"--include={','.join(INCLUDE)}", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
-    argv += ["--aptopt=APT::Install-Recommends false"]
+    argv += [f"--include={','.join(include)}", "--aptopt=APT::Install-Recommends false", *options]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDE]
-    argv += [f"--essential-hook=tar-in {files} /", f"--customize-hook={FINISH}"]
-    bootdisk.run([*argv, SUITE, str(tree), *bootdisk.MIRRORS])
+    argv += [f"--essential-hook=tar-in {packed} /", f"--customize-hook={FINISH}"]
+    bootdisk.run([*argv, suite, str(tree), *mirrors])
 
 
 def disk(tree: Path, raw: Path) -> None:
