@@ -421,7 +421,8 @@ def _noted(console: Console) -> Iterator[Callable[[str], None]]:
     yield lambda text: console.print(f"[{time.monotonic() - began:7.1f} s] {text}", markup=False)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="bench.replay", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -437,7 +438,11 @@ def main() -> None:
                         help="each host reads from the one before it: fan-outs of 1")  # fmt: skip
     parser.add_argument("--lab", default="", metavar="NAME", help="in a lab that is up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it, too")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     image, reads = trace.recorded(options.guest)
     size = trace.distinct(reads)
     console = Console(width=120)

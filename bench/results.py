@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.replaying.arms import HEADINGS, Arm
+from bench.replaying.trace import DEBIAN
 
 #: Of bench.replay, with their names for readers; the last one is the limit of what is possible.
 ARMS = {
@@ -34,17 +36,22 @@ REPLAY, SIMULATED = "replay.json", "simulated.json"
 MIB = 1 << 20
 #: The links of a lab, so slow that its cores matter less.
 LINK = "100mbit"
+#: What is run of bench.replay, and the file that it writes: the page begins with the first one. The
+#: others: links that are slower than the lab's cores, and another guest.
+RUNS = {
+    REPLAY: f"--link {LINK}",
+    "chain.json": '--chain --link 25mbit --hosts 1 4 6 --arms plain "cold, profile" warm local',
+    "ubuntu.json": f'--guest ubuntu --link {LINK} --hosts 2 4 --arms plain "cold, profile"',
+}
 HOSTS = (10, 30, 100, 300, 1000, 3000, 10000)
 
 
 def run(folder: Path) -> None:
     """Run the benches, on this machine, and keep their figures."""
-    hosts = [str(each) for each in HOSTS]
-    for command in (
-        ["bench.replay", "--link", LINK, "--json", str(folder / REPLAY)],
-        ["bench.simulate", "--hosts", *hosts, "--json", str(folder / SIMULATED)],
-    ):
-        subprocess.run([sys.executable, "-m", *command], check=True)
+    commands = [["bench.replay", *shlex.split(RUNS[file]), "--json", file] for file in RUNS]
+    commands.append(["bench.simulate", "--hosts", *map(str, HOSTS), "--json", SIMULATED])
+    for *command, file in commands:
+        subprocess.run([sys.executable, "-m", *command, str(folder / file)], check=True)
 
 
 def draw_boots(measured: Any, file: Path) -> None:
@@ -93,36 +100,48 @@ def draw_scale(simulated: Any, file: Path) -> None:
         axes.set_ylim(bottom=0)
 
 
-def page(measured: Any) -> str:
-    """All that was measured of boots, in Markdown."""
-    profile = measured["profile"]
-    arms = map(Arm.of, measured["arms"])
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *(arm.row(measured["bytes"]) for arm in arms)]
+def page(measured: Any, further: Iterable[Any] = ()) -> str:
+    """All that was measured of boots, in Markdown.
+
+    :param further: other runs
+    """
     return "\n".join(
         [
             "# What boots gain",
             "",
             "Written by `python -m bench.results`; `python -m bench.replay --help` says what the "
             "names mean. Medians",
-            f"of the hosts; each way to boot was measured once. A boot reads "
-            f"{measured['bytes'] / MIB:.0f} MiB. Links: {measured.get('link', '200mbit')}.",
-            # Older figures, without it: each host began when its own volume was attached.
-            *(
-                [f"Hosts began to fill {measured['head']:g} s before the first reads."]
-                if "head" in measured
-                else []
-            ),
+            "of the hosts; each way to boot was measured once.",
             "",
-            *(f"| {' | '.join(row)} |" for row in rows),
-            "",
-            f"The profile: {profile['boots']} boots, coverage {profile['coverage']}, waste "
-            f"{profile['waste']}.",
+            *_described(measured),
             "",
             "![Seconds of a boot's reads](boots.svg)",
             "",
             "![Simulated: by how much boots are longer](scale.svg)",
             "",
+            *(line for each in further for line in [*_described(each), ""]),
         ]
+    )
+
+
+def _described(measured: Any) -> Iterator[str]:
+    """A run, in Markdown: its table, below what was measured."""
+    profile, guest = measured["profile"], measured.get("guest", DEBIAN).title()
+    arms = map(Arm.of, measured["arms"])
+    place = ", each host read from the one before it" if measured["chain"] else ""
+    yield f"## {guest}, links of {measured['link']}{place}"
+    yield ""
+    yield (
+        f"A boot reads {measured['bytes'] / MIB:.0f} MiB. Hosts began to fill "
+        f"{measured['head']:g} s before the first reads."
+    )
+    yield ""
+    for row in [HEADINGS, ("---",) * len(HEADINGS), *(arm.row(measured["bytes"]) for arm in arms)]:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+    yield (
+        f"The profile: {profile['boots']} boots, coverage {profile['coverage']}, waste "
+        f"{profile['waste']}."
     )
 
 
@@ -160,8 +179,8 @@ def main() -> None:
     ):
         draw(json.loads((options.folder / source).read_text()), options.folder / name)
         print(options.folder / name)
-    measured = json.loads((options.folder / REPLAY).read_text())
-    (options.folder / "README.md").write_text(page(measured))
+    runs = [json.loads((options.folder / file).read_text()) for file in RUNS]
+    (options.folder / "README.md").write_text(page(runs[0], runs[1:]))
     print(options.folder / "README.md")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +15,9 @@ from typing import Any
 import pytest
 
 from bench import results
-from bench.replay import Replays
+from bench.replay import Replays, parser
 from bench.replaying.arms import ARMS, OTHERS, Arm, Boot
+from bench.replaying.found import Found
 from bench.replaying.trace import Read, distinct, parse
 from lab.errors import LabError
 from lab.inside import replay
@@ -91,3 +95,26 @@ def test_a_peer_that_fails_is_told_of_and_left_out() -> None:
 
 def test_arms_that_are_named_elsewhere_exist() -> None:
     assert set(ARMS) >= OTHERS | set(results.ARMS)
+
+
+@pytest.mark.parametrize("options", results.RUNS.values())
+def test_what_the_page_is_made_of_can_be_run(options: str) -> None:
+    parser().parse_args(shlex.split(options))
+
+
+def _measured(guest: str, chain: bool) -> Any:
+    profile = {"boots": 3, "coverage": "-, 99 %", "waste": "-, 1 %"}
+    found = Found("25mbit", 52 << 20, 0.5, chain, guest, profile)
+    arm = Arm("plain", 6, (Boot(1.0, 112.0, 0.1), Boot(1.0, 113.0, 0.2)), 52 << 20, 0)
+    return json.loads(json.dumps(asdict(replace(found, arms=(arm,)))))
+
+
+def test_the_page_has_all_runs() -> None:
+    page = results.page(_measured("debian", False), [_measured("ubuntu", True)]).splitlines()
+    first = page.index("## Debian, links of 25mbit")
+    second = page.index("## Ubuntu, links of 25mbit, each host read from the one before it")
+    row = "| 6 | plain | 1.0 | 112.5 | 113.5 | 114.0 | 0.20 | - | 1.00 |"
+    for lines in (page[first:second], page[second:]):
+        assert row in lines
+        assert "A boot reads 52 MiB. Hosts began to fill 0.5 s before the first reads." in lines
+        assert "The profile: 3 boots, coverage -, 99 %, waste -, 1 %." in lines
