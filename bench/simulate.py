@@ -10,7 +10,7 @@ from one storage host, and a copy of the whole image before the boot, by a pipel
 
 --measured compares with what bench.replay wrote, with its reads from the hosts' own disks:
 calibrated on one and two hosts, checked on more. Not modelled: the cores that all nodes of a lab
-share.
+share, and what each host of a chain reads ahead of the misses of those below.
 """
 
 from __future__ import annotations

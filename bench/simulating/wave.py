@@ -2,7 +2,8 @@
 
 Every host asks its parent for the same pieces in the same order. A link sends one piece after the
 other, in either direction; a piece that has arrived was checked and can be sent on. Seconds and
-bytes throughout. Not modelled: congestion of TCP, cores, disks, and links that racks share.
+bytes throughout. Not modelled: congestion of TCP, readahead, cores, disks, and links that racks
+share.
 """
 
 from __future__ import annotations
