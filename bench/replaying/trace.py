@@ -11,8 +11,8 @@ from lab.guests import bootdisk, guest, ubuntu
 from os_brick_thunder.common.policy.dmtable import SECTOR
 from os_brick_thunder.common.policy.extents import Extents
 
-DEBIAN, UBUNTU = "debian", "ubuntu"
-GUESTS = {DEBIAN: guest, UBUNTU: ubuntu}
+DEBIAN = "debian"
+GUESTS = {DEBIAN: guest, "ubuntu": ubuntu}
 EVENTS = "virtio_blk_handle_read", "virtio_blk_rw_complete"
 _LINE = re.compile(
     r"\d+@(?P<seconds>\d+\.\d+):virtio_blk_(?:(?P<read>handle_read)|rw_complete) vdev \w+ "

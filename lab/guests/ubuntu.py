@@ -2,17 +2,12 @@
 
 Benchmarks boot it beside Debian's (:mod:`lab.guests.guest`), which it resembles otherwise. Its
 packages are from Ubuntu's archive, and so are the keys of that, which Debian 12 does not have.
-
-``python -m lab.guests.ubuntu OUT.qcow2`` writes the image to a file (``OUT.raw`` for a raw one),
-and ``python -m lab.guests.ubuntu --check`` boots it once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import urllib.request
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,32 +40,13 @@ LAYOUT = replace(
 )
 
 
-def image_path(cache: Path | None = None) -> Path:
-    """Return the cache path of the image, whether it has been built or not."""
-    return bootdisk.keyed(cache, "ubuntu", Path(__file__), Path(guest.__file__))
+def build() -> Path:
+    """Return the image, building it if it is not in the cache; says what it does.
 
-
-def build(cache: Path | None = None, progress: Callable[[str], None] = bootdisk.say) -> Path:
-    """Return the image, building it if it is not in the cache.
-
-    :param cache: directory to keep it in; default :func:`lab.guests.bootdisk.default_cache`
-    :param progress: called with each line of progress
     :raises GuestError: not root, a tool is missing, or a tool failed
     """
-    image = image_path(cache)
-    return bootdisk.once(image, lambda: bootdisk.make(image, install, disk, progress))
-
-
-def boots(
-    image: Path, timeout: float = 300.0, console: Callable[[str], None] = lambda _line: None
-) -> bool:
-    """Boot the image in QEMU, without changing it, and return whether a login prompt appears.
-
-    :param timeout: seconds; without KVM a boot takes about ten times as long
-    :param console: called with each line of the serial console, and QEMU's own messages
-    :raises GuestError: QEMU is missing
-    """
-    return bootdisk.boots(image, f"{guest.HOSTNAME} login:", MEMORY, timeout, console)
+    image = bootdisk.keyed(None, "ubuntu", Path(__file__), Path(guest.__file__))
+    return bootdisk.once(image, lambda: bootdisk.make(image, install, _disk, bootdisk.say))
 
 
 def install(tree: Path) -> None:
@@ -84,8 +60,7 @@ def install(tree: Path) -> None:
     guest.bootstrap(tree, SUITE, mirrors, INCLUDE, FILES)
 
 
-def disk(tree: Path, raw: Path) -> None:
-    """Make a bootable raw disk with one partition, just large enough for ``tree``."""
+def _disk(tree: Path, raw: Path) -> None:
     bootdisk.disk(tree, raw, LAYOUT)
 
 
@@ -102,12 +77,3 @@ def _keys(folder: Path) -> Path:
     package.write_bytes(data)
     bootdisk.run(["dpkg-deb", "--extract", str(package), str(folder / "keys")])
     return folder / "keys/usr/share/keyrings/ubuntu-archive-keyring.gpg"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; see the module's documentation."""
-    return bootdisk.command("ubuntu", argv, build, boots)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
