@@ -38,6 +38,9 @@ warm            Thunder, on hosts that have the whole image
 warm, recorded  the same, while what is read is recorded
 local           the reads alone, from the host's own replica: the limit of what is possible
 
+The share of this machine's cores that was busy while reads were made is printed, too: near 100 %,
+these were waited for, and not the links.
+
 What an arm needs, such as recorded boots or complete replicas, is made if no arm before it did. If
 nbd, ceph or multicast fails, its error is printed, and the others go on.
 """
@@ -55,6 +58,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from bench.replaying import ceph, peers, trace
@@ -194,9 +198,10 @@ class Replays:
         """
         pairs = dict(zip(nodes, self._volumes, strict=False))
         before = self._sent()
+        busy = None
         with ThreadPoolExecutor(2 * len(nodes)) as threads:
             if held:
-                done = self._boots(threads, pairs, plain, late)
+                done, busy = self._boots(threads, pairs, plain, late)
             else:
                 done = list(threads.map(lambda node: self._boot(node, pairs[node]), nodes))
             egress = self._sent() - before
@@ -204,7 +209,7 @@ class Replays:
             list(threads.map(lambda n: self._journey.detach(n, pairs[n], plain), nodes))
         cached = [stack for stack in stacks if stack.get("mode") == "cached"]
         at_once = sum(cached_after(stack) == 0 for stack in cached)
-        return self._told(Arm(name, len(nodes), tuple(done), egress, len(cached), at_once))
+        return self._told(Arm(name, len(nodes), tuple(done), egress, len(cached), at_once, busy))
 
     def _boot(self, node: Node, volume: str) -> Boot:
         attached = self._journey.attach(node, volume)
@@ -212,8 +217,11 @@ class Replays:
 
     def _boots(
         self, threads: ThreadPoolExecutor, pairs: Mapping[Node, str], plain: bool, late: bool
-    ) -> list[Boot]:
-        """Attach volumes to their nodes; then read from all at the same moment."""
+    ) -> tuple[list[Boot], float]:
+        """Attach volumes to their nodes; then read from all at the same moment.
+
+        :returns: and which share of this machine's cores was busy meanwhile
+        """
         with _held(threads, pairs, late):
             attached = list(
                 threads.map(lambda node: self._journey.attach(node, pairs[node], plain), pairs)
@@ -225,7 +233,7 @@ class Replays:
             if self._head:
                 list(threads.map(lambda node: node.run(["rm", str(HOLD)]), pairs))
                 time.sleep(self._head)
-        return [boot.result() for boot in boots]
+        return _ended(boots)
 
     def _waiting(
         self, threads: ThreadPoolExecutor, devices: Mapping[Node, tuple[str, float]]
@@ -355,8 +363,9 @@ class Replays:
             devices = [(clone.device, clone.seconds) for clone in clones]
             with _held(threads, nodes):
                 boots = self._waiting(threads, dict(zip(nodes, devices, strict=True)))
-            done = tuple(boot.result() for boot in boots)
-        return self._told(Arm(name, len(nodes), done, self._sent() - before, 0))
+            done, busy = _ended(boots)
+        egress = self._sent() - before
+        return self._told(Arm(name, len(nodes), tuple(done), egress, 0, busy=busy))
 
     def _tried(self, name: str, boots: Callable[[], Arm]) -> Arm | None:
         """An arm that may fail, because the others do not depend on it."""
@@ -392,6 +401,13 @@ class Replays:
             f"reads {arm.reads:.1f} s"
         )
         return arm
+
+
+def _ended(boots: Sequence[Future[Boot]]) -> tuple[list[Boot], float]:
+    """Boots once they have ended, and which share of this machine's cores was busy until then."""
+    psutil.cpu_percent()  # the next one is of the time since
+    done = [boot.result() for boot in boots]
+    return done, psutil.cpu_percent() / 100
 
 
 @contextmanager

@@ -18,7 +18,7 @@ OTHERS = {"plain", "copied", "nbd", "ceph", "multicast", "local"}
 #: Of :meth:`Arm.row`.
 HEADINGS = (
     "hosts", "boots", "attach s", "reads s", "median s", "last s", "longest read s", "cached",
-    "egress / boot's bytes",
+    "egress / boot's bytes", "cores busy",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class Arm:
     :ivar egress: bytes that the storage hosts sent
     :ivar cached: volumes that had a cache at the end
     :ivar at_once: those that had it when their attach was answered; not known of older figures
+    :ivar busy: share of the lab's cores that was busy while they read; not known of all ways
     """
 
     name: str
@@ -50,6 +51,7 @@ class Arm:
     egress: int
     cached: int
     at_once: int | None = None
+    busy: float | None = None
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Arm:
@@ -80,6 +82,7 @@ class Arm:
             f"{max(boot.longest for boot in self.boots):.2f}",
             "-" if self.name in OTHERS else self._cached(),
             f"{self.egress / size:.2f}",
+            "-" if self.busy is None else f"{self.busy:.0%}",
         )
 
     def _cached(self) -> str:

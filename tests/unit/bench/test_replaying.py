@@ -105,7 +105,8 @@ def test_what_the_page_is_made_of_can_be_run(options: str) -> None:
 def _measured(guest: str, chain: bool) -> Any:
     profile = {"boots": 3, "coverage": "-, 99 %", "waste": "-, 1 %"}
     found = Found("25mbit", 52 << 20, 0.5, chain, guest, profile)
-    arm = Arm("plain", 6, (Boot(1.0, 112.0, 0.1), Boot(1.0, 113.0, 0.2)), 52 << 20, 0)
+    boots = Boot(1.0, 112.0, 0.1), Boot(1.0, 113.0, 0.2)
+    arm = Arm("plain", 6, boots, 52 << 20, 0, busy=0.954)
     return json.loads(json.dumps(asdict(replace(found, arms=(arm,)))))
 
 
@@ -113,7 +114,7 @@ def test_the_page_has_all_runs() -> None:
     page = results.page(_measured("debian", False), [_measured("ubuntu", True)]).splitlines()
     first = page.index("## Debian, links of 25mbit")
     second = page.index("## Ubuntu, links of 25mbit, each host read from the one before it")
-    row = "| 6 | plain | 1.0 | 112.5 | 113.5 | 114.0 | 0.20 | - | 1.00 |"
+    row = "| 6 | plain | 1.0 | 112.5 | 113.5 | 114.0 | 0.20 | - | 1.00 | 95% |"
     for lines in (page[first:second], page[second:]):
         assert row in lines
         assert "A boot reads 52 MiB. Hosts began to fill 0.5 s before the first reads." in lines
