@@ -38,7 +38,8 @@ class PathHealth:
     def repair(self, image_id: str) -> tuple[str, ...]:
         """Reinstate paths that failed and answer again: replicas do not change.
 
-        :returns: hosts of the paths that do not work, distrusted ones included
+        :returns: hosts of the paths that do not work, and of those whose bytes were wrong, also if
+            a base reads from one as there is no other
         """
         base = self._paths.reading(image_id)
         if base is None:
@@ -48,15 +49,17 @@ class PathHealth:
         for path in base.paths:
             number = self._paths.devnum(devices.get(path))
             works = flags.get(number)
-            last = path == base.paths[-1]
             if works is False:
                 self._find_out_why(base, path)
-            if works and (last or not self._is_distrusted(image_id, path.host)):
-                continue
-            if works is not None and self._may_reinstate(base, path, devices[path]):
+            distrusted = self._is_distrusted(image_id, path.host)
+            last = path == base.paths[-1]
+            if not works or (distrusted and not last):
+                if works is None or not self._may_reinstate(base, path, devices[path]):
+                    broken.append(path.host)
+                    continue
                 self._reinstate(base, path, number)
-            else:
-                broken.append(path.host)
+            if distrusted and not path.master:
+                broken.append(path.host)  # it is read from until there is another source
         return tuple(broken)
 
     def _find_out_why(self, base: Base, path: ReplicaPath) -> None:
@@ -88,29 +91,28 @@ class PathHealth:
                 return False
         return self._kit.blocks.answers(device)
 
-    def distrust(self, base: Base) -> bool:
+    def distrust(self, base: Base) -> None:
         """What was just read for a base is not the image: fail the path that is read through, and
         forget what was read through the base so far: guests would be given more of it.
 
         The wrong bytes may have come over another path than that. Then a good path is given up for
-        a while, and the bad one is met by the next read.
-
-        :returns: whether a path was failed; False if there is no other one to read through
+        a while, and the bad one is met by the next read. The only path is not failed, nor is a
+        storage host blamed that is the only source: a host that was left may have sent them.
         """
         image_id, found = base.image_id, self._paths.reading(base.image_id)
         if found is None or found.thin_id != base.thin_id:
-            return False  # another base has taken its place
+            return  # another base has taken its place
         working = self._paths.working(found)
-        if len(working) < 2:
+        others = len(working) > 1
+        for path, device in list(working.items())[:1]:
+            if others or not path.master:
+                self._blame(image_id, path.host)
+            if others:
+                number = self._paths.devnum(device)
+                self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
+        if not others:
             LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
-            self._drop_read(found)
-            return False
-        path, device = next(iter(working.items()))
-        self._blame(image_id, path.host)
-        number = self._paths.devnum(device)
-        self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
         self._drop_read(found)
-        return True
 
     def _drop_read(self, base: Base) -> None:
         for name in layout.multipaths(base):

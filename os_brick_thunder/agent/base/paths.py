@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from os_brick_thunder.agent.availability import Availability
 from os_brick_thunder.agent.policy import layout
 from os_brick_thunder.agent.ports import Host
+from os_brick_thunder.agent.undo import UndoStack
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.state import READY, STALE, Base, ReplicaPath
@@ -136,7 +137,12 @@ class Paths:
             self._kit.initiator.set_timeouts(endpoint(path))
 
     def log_out(self, paths: Iterable[ReplicaPath]) -> None:
-        """Log out of the paths that are not stale; not logged in is success."""
-        for path in paths:
-            if path.is_open:
-                self._kit.initiator.logout(endpoint(path))
+        """Log out of the paths that are not stale; not logged in is success.
+
+        :raises errors.UndoFailed: not out of all of them; of the others it is
+        """
+        with UndoStack("logout of replicas") as undo:
+            for path in paths:
+                if path.is_open:
+                    undo.push(self._kit.initiator.logout, endpoint(path))
+            undo.run()

@@ -47,6 +47,9 @@ class Sources:
         self._reporter = reporter
         #: By thin id: the sources of bases that do not read from all of these yet.
         self._planned: dict[int, tuple[wire.Source, ...]] = {}
+        #: Thin ids of bases from before a restart that read from one source: nobody knows any more
+        #: whether others were planned.
+        self._unplanned: set[int] = set()
 
     # -- opening and closing ----------------------------------------------------------------
 
@@ -104,15 +107,27 @@ class Sources:
         return base
 
     def close(self, base: Base) -> None:
-        """Log out of all sources of a base, and tell their exporters."""
+        """Log out of all sources of a base, and tell their exporters.
+
+        :raises errors.UndoFailed: not out of all of them; the others are closed
+        """
+        self._forget_plan(base)
+        with UndoStack(f"sources of the base of image {base.image_id}") as undo:
+            for path in base.paths:
+                undo.push(self._close_path, base.image_id, path)
+            undo.run()
+
+    def _close_path(self, image_id: str, path: ReplicaPath) -> None:
+        self._paths.log_out((path,))
+        self._replicas.close(image_id, (path,))
+
+    def _forget_plan(self, base: Base) -> None:
         self._planned.pop(base.thin_id, None)
-        for path in base.paths:
-            self._paths.log_out((path,))
-            self._replicas.close(base.image_id, (path,))
+        self._unplanned.discard(base.thin_id)
 
     def log_out(self, base: Base) -> None:
         """Log out of all sources of a complete base; :meth:`close_stale` tells their exporters."""
-        self._planned.pop(base.thin_id, None)
+        self._forget_plan(base)
         self._paths.log_out(base.paths)
         with self._availability.lock(base.image_id):
             if found := self._availability.same(base):
@@ -161,6 +176,7 @@ class Sources:
                 raise errors.NoReplica(f"image {image_id}: {plan.reason or 'no other source'}")
             self._planned.pop(base.thin_id, None)  # this plan is newer
             self._replace(base, sources, exclude)
+            self._unplanned.discard(base.thin_id)
         finally:
             self.close_stale(image_id)
             self._report(image_id)  # the tracker may have planned what did not come to be
@@ -170,9 +186,10 @@ class Sources:
             self._reporter.report(base)
 
     def without_spares(self, image_id: str) -> Base | None:
-        """The base of an image, if it does not read from all of its planned sources."""
+        """The base of an image, if it may not read from all of its planned sources."""
         base = self._paths.reading(image_id)
-        return base if base and base.thin_id in self._planned else None
+        lacking = self._planned.keys() | self._unplanned
+        return base if base and base.thin_id in lacking else None
 
     def add_spares(self, image_id: str) -> None:
         """Have a base that was just built read from all of its sources; those that do not answer
@@ -181,6 +198,8 @@ class Sources:
         :raises errors.ThunderError: it reads as before
         """
         base = self._paths.reading(image_id)
+        if base and base.thin_id in self._unplanned:
+            return self.reparent(image_id)
         sources = self._planned.get(base.thin_id) if base else None
         if base and sources:
             try:
@@ -203,8 +222,8 @@ class Sources:
         """
         image_id, lock = base.image_id, self._availability.lock(base.image_id)
         working = self._paths.working(base)
-        used = {path.exporter for path in working}
-        missing = [source for source in sources if source.exporter not in used]
+        exporters = {path.exporter for path in working}
+        missing = [source for source in sources if source.exporter not in exporters]
         requested = replica_paths.requested(missing)
         with lock:
             if found := self._reading_still(base):
@@ -235,8 +254,10 @@ class Sources:
                 undo.keep()
         with _warned(f"former paths of the base of image {image_id}"):
             self._verified.remove_unused(base)
+        # A former path may have the endpoint, and so the session, of one that is read from now.
+        used = {replica_paths.endpoint(path) for path in disks}
         for path in every:
-            if path not in disks:
+            if path.is_open and replica_paths.endpoint(path) not in used:
                 with _warned(f"replica of image {image_id} on {path.host}"):
                     self._paths.log_out((path,))
         with lock:
@@ -312,6 +333,8 @@ class Sources:
     def reconcile(self, base: Base) -> None:
         """Take the paths from the kernel's table: an agent may have died while it changed them."""
         self._paths.set_timeouts(base.paths)
+        if len(replica_paths.in_use(base)) == 1:
+            self._unplanned.add(base.thin_id)
         devices = self._paths.devices(base)
         number = {path: self._paths.devnum(device) for path, device in devices.items()}
         table = list(self._paths.flags(base))

@@ -27,8 +27,6 @@ LOG = logging.getLogger(__name__)
 INTERVAL = 2.0
 #: Seconds for which a path must have been broken before a new source is asked for.
 GRACE = 3.0
-#: Attempts to have a new base read from all of its sources. After that it has those that work.
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ class SourceWatch:
 
     def on_wrong_bytes(self, base: Base) -> None:
         """What was just read for a base is not the image: read on from another host."""
-        if self._health.distrust(base):
-            self._replace(base.image_id)
+        self._health.distrust(base)
+        self._replace(base.image_id)  # also if it has one source: there may be others by now
 
     def check(self) -> None:
         """Check the paths of every base once, in the background: a read of a replica may hang."""
@@ -108,11 +106,13 @@ class SourceWatch:
             self._reparent(image_id, broken)
 
     def _add_spares(self, image_id: str) -> None:
-        """Have a base that was just built read from all of its sources."""
+        """Have a base that was just built read from all of its sources, also from those that did
+        not answer for a while.
+        """
         if not (base := self._sources.without_spares(image_id)):
             return
         tried = self._spares.get(base.thin_id, Backoff())
-        if tried.due <= self._clock() and tried.attempts < _ATTEMPTS:
+        if tried.due <= self._clock():
             self._spares[base.thin_id] = tried.after_attempt(self._clock())
             self._sources.add_spares(image_id)
 

@@ -21,6 +21,7 @@ from os_brick_thunder.common.policy import devnames, hashtree
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.state import READY, StateFile
+from os_brick_thunder.common.transport.base import Endpoint
 from tests import fakes
 from tests.unit.os_brick_thunder.test_agent import (
     IMAGE,
@@ -59,6 +60,12 @@ def reading(host: Host, **options: Any) -> StateFile:
     host.app.base.sources.add_spares(IMAGE)
     host.tracker.plan = of_image(AGAIN, options)
     return store
+
+
+def watched(host: Host) -> tuple[SourceWatch, list[float]]:
+    """A watch, and the time that it goes by."""
+    now, base = [1000.0], host.app.base
+    return SourceWatch(host.store, base.sources, base.health, base.bases.evict, lambda: now[0]), now
 
 
 def of_image(plan: wire.Plan, options: Mapping[str, Any]) -> wire.Plan:
@@ -203,14 +210,13 @@ def test_a_path_that_answers_again_is_reinstated_once(host: Host) -> None:
 
 def test_wrong_bytes_are_not_read_twice_from_one_host(host: Host) -> None:
     reading(host)
-    assert host.app.base.health.distrust(host.store.bases[IMAGE])
+    host.app.base.health.distrust(host.store.bases[IMAGE])
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
     everything = (devnames.path(PATHS), 0, host.store.bases[IMAGE].size)
     assert host.blocks.dropped == [everything]  # guests would read more of it
     assert host.app.base.health.repair(IMAGE) == ("cmp2",)  # it answers, and is distrusted
-    assert not host.app.base.health.distrust(
-        host.store.bases[IMAGE]
-    )  # the storage host alone is left: it stays
+    host.app.base.health.distrust(host.store.bases[IMAGE])
+    # The storage host alone is left: it stays.
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
     assert host.blocks.dropped == [everything] * 2  # it may be what was read before
 
@@ -220,7 +226,7 @@ def test_the_host_is_named_that_the_kernel_reads_from(host: Host) -> None:
     store = reading(host)
     base = store.bases[IMAGE]
     store.put(dataclasses.replace(base, paths=base.paths[::-1]))
-    assert host.app.base.health.distrust(base)
+    host.app.base.health.distrust(base)
     assert host.app.base.health.wrong == {"cmp2": 1}
     assert host.dm.failed[PATHS] == {"/dev/sdm0"}
 
@@ -233,6 +239,108 @@ def test_wrong_bytes_have_the_base_read_from_another_host(host: Host) -> None:
     assert host.tracker.excluded == [("cmp2",)]
     assert hosts(store) == ["cmp4", "stor1"]
     watch.stop()
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_host_that_lies_is_left_also_if_it_is_the_only_source(host: Host, verified: bool) -> None:
+    """No other host had the image when the base was built."""
+    options: dict[str, Any] = {"verified": True} if verified else {}
+    _, stacks, _, store = host.agent(**options)
+    host.tracker.plan = of_image(dataclasses.replace(PLAN, sources=SOURCES[:1]), options)
+    stacks.attach(PAYLOAD, LUN, soon())
+    host.tracker.plan = of_image(AGAIN, options)
+    watch, now = watched(host)
+    if verified:
+        host.dm.corrupted.add(f"thunder-verity-{IMAGE}-sdm0")
+    for _ in range(20):
+        if "cmp2" in hosts(store):
+            if verified:
+                host.dm.failed[PATHS] = {f"{VERIFIED}sdm0"}  # by each read of the wrong block
+            else:
+                watch.on_wrong_bytes(store.bases[IMAGE])  # each time the filler tries again
+                _settled(watch)
+        _check(watch)
+        now[0] += 2
+    assert hosts(store) == ["cmp4", "stor1"]
+    assert host.app.base.health.wrong["cmp2"] >= 1
+    assert ("cmp2",) in host.tracker.excluded
+    watch.stop()
+
+
+def test_a_source_that_was_away_for_minutes_is_added_all_the_same(host: Host) -> None:
+    host.initiator.unreachable.add("stor1:3260")
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    watch, now = watched(host)
+    for _ in range(60):
+        _check(watch)
+        now[0] += 2
+    assert hosts(store) == ["cmp2"]
+    host.initiator.unreachable.clear()
+    now[0] += 60
+    _check(watch)
+    assert hosts(store) == ["cmp2", "stor1"]
+    watch.stop()
+
+
+def test_other_sources_are_added_also_after_a_restart(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    agent, _, _, store = host.agent()  # before the others were added
+    agent.reconcile()
+    host.app.watch.check()
+    _settled(host.app.watch)
+    assert hosts(store) == ["cmp2", "stor1"]
+    plans = len(host.tracker.excluded)
+    host.app.watch.check()
+    _settled(host.app.watch)
+    assert len(host.tracker.excluded) == plans  # it has them: no tracker is asked again
+
+
+def test_a_parent_with_another_base_is_read_from_at_once(host: Host) -> None:
+    """Its new base has the endpoint of the one before it."""
+    store = reading(host)
+    del host.initiator.logged_in[next(k for k in host.initiator.logged_in if "cmp2" in k[0])]
+    anew = dataclasses.replace(SOURCES[0], location_id="l22")
+    host.tracker.plan = dataclasses.replace(AGAIN, sources=(anew, MASTER))
+    host.app.base.sources.reparent(IMAGE)
+    assert hosts(store) == ["cmp2", "stor1"]
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+    assert host.app.base.health.repair(IMAGE) == ()
+
+
+def test_a_storage_host_in_a_state_file_of_an_older_agent(host: Host) -> None:
+    store = reading(host)
+    base = store.bases[IMAGE]
+    paths = tuple(dataclasses.replace(path, master=False) for path in base.paths)
+    store.put(dataclasses.replace(base, paths=paths))  # it did not record which is one
+    del host.initiator.logged_in[next(k for k in host.initiator.logged_in if "stor1" in k[0])]
+    host.tracker.plan = dataclasses.replace(AGAIN, sources=SOURCES)
+    host.app.base.sources.reparent(IMAGE)
+    assert table(host) == ["cmp2:3260", "stor1:3260"]
+
+
+def test_a_session_that_cannot_be_ended_keeps_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading(host)
+    logout = host.initiator.logout
+
+    def stuck(endpoint: Endpoint) -> None:
+        if "cmp2" in endpoint.target:
+            raise errors.ProcessError(["iscsiadm"], 9, "internal error")
+        logout(endpoint)
+
+    monkeypatch.setattr(host.initiator, "logout", stuck)
+    host.app.stack.stacks.detach(VOLUME)
+    with pytest.raises(errors.ThunderError, match="internal error"):
+        host.app.base.bases.remove(IMAGE)
+    assert [portal for _, portal in host.initiator.logged_in] == ["cmp2:3260"]
+    assert host.tracker.closed == [MASTER.exporter]  # cmp2 is still read from, as far as it knows
+    monkeypatch.undo()
+    host.catch_up()
+    assert host.initiator.logged_in == {}
+    assert host.leftovers(host.store) == []
 
 
 def test_the_watch_finds_a_new_parent_for_one_that_is_silent(host: Host) -> None:
