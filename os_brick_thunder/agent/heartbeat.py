@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable, Sequence
 
 from os_brick_thunder.agent.ports import Host
@@ -14,8 +14,8 @@ LOG = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Beats every few seconds. A host whose heartbeat is late is taken for dead, so nothing that
-    waits for a disk belongs in this thread.
+    """Beats every few seconds. A host whose heartbeat is late is taken for dead, so nothing else is
+    done in its thread: what else the trackers are to be told has a thread of its own.
     """
 
     def __init__(
@@ -39,41 +39,48 @@ class Heartbeat:
         self._obey = obey
         self._release = release
         self._chores = (release, *chores)
-        self._due = 0.0  # time.monotonic() of the next beat
-        self._thread = PeriodicThread(Task("heartbeat", interval, self._woken, at_once=True))
+        self._answered = threading.Event()  # a beat, since the chores were done
+        self._beats = PeriodicThread(Task("heartbeat", interval, self.beat, at_once=True))
+        self._reports = PeriodicThread(Task("reports", interval, self._report))
 
     def start(self) -> None:
-        self._thread.start()
+        self._beats.start()
+        self._reports.start()
 
     def stop(self) -> None:
-        self._thread.stop()
-        self._thread.join(self._interval)
+        for thread in (self._beats, self._reports):
+            thread.stop()
+        for thread in (self._beats, self._reports):
+            thread.join(self._interval)
 
     def release_soon(self) -> None:
         """Have removed stacks released without waiting for the next beat; does not block."""
-        self._thread.wake()
+        self._reports.wake()
 
-    def _woken(self) -> float:
-        """:returns: seconds until the next beat"""
-        if time.monotonic() < self._due:
-            try:
-                self._release()
-            except errors.ThunderError as error:
-                LOG.warning("a release waits: %s", error)
-        else:
-            self.beat()
-            self._due = time.monotonic() + max(self._interval, self._ordered)
-        return max(0.0, self._due - time.monotonic())
+    def beat(self) -> float:
+        """One heartbeat; the chores are done after it, in their thread.
 
-    def beat(self) -> None:
-        """One heartbeat, and the chores."""
+        :returns: seconds until the next one
+        """
         try:
             orders = self._host.tracker.heartbeat(self._host.topology)
             self._ordered = orders.interval
             self._obey(orders)
-            self.catch_up()
+            self._answered.set()
+            self._reports.wake()
         except errors.ThunderError as error:
             LOG.warning("heartbeat: %s", error)
+        return max(self._interval, self._ordered)
+
+    def _report(self) -> None:
+        try:
+            if self._answered.is_set():
+                self._answered.clear()
+                self.catch_up()
+            else:
+                self._release()
+        except errors.ThunderError as error:
+            LOG.warning("the trackers are told later: %s", error)
 
     def catch_up(self) -> None:
         """Do the chores; one that fails is done the next time, and the others all the same.

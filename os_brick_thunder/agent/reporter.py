@@ -90,9 +90,18 @@ class Reporter:
         self._report(Base(image_id, 0, (), "", 0), "gone", 0)
 
     def withdraw_all(self) -> None:
-        """Tell the trackers of the bases that were removed since they last answered."""
+        """Tell the trackers of the bases that were removed since they last answered.
+
+        Those of images of which a base is being built just now are left to the next time: that may
+        wait for other hosts.
+        """
         for image_id in self._host.store.withdrawals:
-            self.withdraw(image_id)
+            lock = self._availability.lock(image_id)
+            if lock.acquire(blocking=False):
+                try:
+                    self.withdraw(image_id)
+                finally:
+                    lock.release()
 
     def withdraw(self, image_id: str) -> None:
         """Tell the trackers that there is no base of this image, unless there is one again."""

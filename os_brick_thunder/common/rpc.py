@@ -47,7 +47,8 @@ class RpcTracker:
     def __init__(self, transport: Any, timeout: float) -> None:
         """:param timeout: seconds to wait for an answer"""
         self._timeout = timeout
-        self._slots = threading.BoundedSemaphore(_CALLS_AT_ONCE)
+        #: By what is called: a host that does not answer keeps nobody from calling another one.
+        self._slots: dict[str, threading.BoundedSemaphore] = {}
 
         def client(topic: str, version: str) -> Any:
             target = oslo_messaging.Target(exchange=wire.EXCHANGE, topic=topic, version=version)
@@ -245,7 +246,7 @@ class RpcTracker:
         seconds = self._timeout + more
         prepared = client.prepare(server=server, timeout=seconds, retry=0)
         try:
-            return self._within(seconds, lambda: prepared.call({}, method, **arguments))
+            return self._within(who, seconds, lambda: prepared.call({}, method, **arguments))
         except (oslo_messaging.MessagingTimeout, TimeoutError) as error:
             raise errors.TrackerUnavailable(
                 f"{who} did not answer {method} in {seconds:g} s: are RabbitMQ and cinder-volume "
@@ -263,7 +264,7 @@ class RpcTracker:
         except oslo_messaging.MessagingException as error:
             raise errors.ThunderError(f"{who}: {method}: {error}") from error
 
-    def _within(self, seconds: float, call: Callable[[], Any]) -> Any:
+    def _within(self, who: str, seconds: float, call: Callable[[], Any]) -> Any:
         """Make a call in a thread, and wait for it no longer than ``seconds``.
 
         While RabbitMQ is unreachable oslo.messaging tries to connect forever, whatever the timeout
@@ -272,14 +273,15 @@ class RpcTracker:
         :raises TimeoutError:
         """
         until = time.monotonic() + seconds
-        if not self._slots.acquire(timeout=seconds):
+        slots = self._slots.setdefault(who, threading.BoundedSemaphore(_CALLS_AT_ONCE))
+        if not slots.acquire(timeout=seconds):
             raise TimeoutError
 
         def counted() -> Any:
             try:
                 return call()
             finally:
-                self._slots.release()
+                slots.release()
 
         return within(until - time.monotonic(), counted, "rpc")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -94,6 +95,23 @@ def test_an_agent_that_refuses(transport: Any, agent: Agent) -> None:
 def test_an_announcement(transport: Any, agent: Agent) -> None:
     rpc.RpcTracker(transport, 5).announce(HOST, "image")
     assert agent.asked == ["image"]
+
+
+def test_hosts_that_do_not_answer_keep_no_other_from_being_called(
+    transport: Any, agent: Agent
+) -> None:
+    """As many as there are in a rack that has lost its power."""
+    client = rpc.RpcTracker(transport, 5)
+    source = wire.Source("l", "dead", "base", "dead")
+
+    def ask() -> None:
+        with contextlib.suppress(errors.ThunderError):
+            client.open_export(source, "image", "iqn.x:cmp1", 30.0)
+
+    for _ in range(100):
+        threading.Thread(target=ask, daemon=True).start()
+    time.sleep(0.2)
+    assert client.status(HOST)["stacks"] == [{"volume_id": "v"}]
 
 
 class OlderAgent:

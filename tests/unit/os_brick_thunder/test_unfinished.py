@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from os_brick_thunder.agent.heartbeat import Heartbeat
 from os_brick_thunder.agent.reaper import Reaper
 from os_brick_thunder.agent.reporter import AGAIN
 from os_brick_thunder.agent.stack import stacks as stacks_module
@@ -236,7 +238,7 @@ def test_a_base_that_cannot_be_reported_does_not_keep_the_others_from_it(
     monkeypatch.setattr(host.tracker, "report", refuse)
     monkeypatch.setattr("os_brick_thunder.agent.reporter.AGAIN", 0.0)
     before = len(host.tracker.reports)
-    host.app.heartbeat.beat()
+    host.app.heartbeat.catch_up()
     found = [(report.image_id, report.state) for report in host.tracker.reports[before:]]
     assert found == [(OTHER, "complete")]
 
@@ -253,8 +255,71 @@ def test_a_heartbeat_does_not_read_the_pools_metadata(
         raise AssertionError("thin_dump was started")
 
     monkeypatch.setattr(host.kit.metadata, "mapped", hangs)
-    host.app.heartbeat.beat()
+    host.app.heartbeat.catch_up()
     assert host.tracker.reports[-1].filled == 50 * MIB
+
+
+def test_heartbeats_wait_for_nothing_else_that_trackers_are_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker that is busy takes its time for each of many releases."""
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    beats, go_on = [], threading.Event()
+    beat, release = host.tracker.heartbeat, host.tracker.release
+
+    def heartbeat(topology: wire.Topology) -> wire.Orders:
+        beats.append(time.monotonic())
+        return beat(topology)
+
+    def slow(*args: str) -> None:
+        go_on.wait(10)
+        release(*args)
+
+    monkeypatch.setattr(host.tracker, "heartbeat", heartbeat)
+    monkeypatch.setattr(host.tracker, "release", slow)
+    stacks.detach(VOLUME)
+    beating = Heartbeat(host.app.heartbeat._host, 0.02, lambda orders: None, stacks.release_all, ())
+    beating.start()
+    until = time.monotonic() + 10
+    while len(beats) < 5:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert host.tracker.stacks == {VOLUME}  # none was released yet
+    go_on.set()
+    while host.tracker.stacks:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    beating.stop()
+
+
+def test_a_base_that_is_being_built_keeps_no_other_from_being_withdrawn(host: Host) -> None:
+    """It may wait for other hosts, and is withdrawn the next time."""
+    _, _, bases, _ = host.agent()
+    assert PLAN.image is not None
+    for image_id in (IMAGE, OTHER):
+        bases.ensure(dataclasses.replace(PLAN, image=dataclasses.replace(PLAN.image, id=image_id)))
+    host.tracker.down = True
+    for image_id in (IMAGE, OTHER):
+        bases.remove(image_id)
+    host.tracker.down = False
+    before, building, go_on = len(host.tracker.reports), threading.Event(), threading.Event()
+
+    def build() -> None:
+        with host.app.base.bases._availability.lock(IMAGE):
+            building.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    building.wait(10)
+    host.app.heartbeat.catch_up()
+    found = [(report.image_id, report.state) for report in host.tracker.reports[before:]]
+    assert found == [(OTHER, "gone")]
+    go_on.set()
+    thread.join()
+    host.app.heartbeat.catch_up()
+    assert (host.tracker.reports[-1].image_id, host.tracker.reports[-1].state) == (IMAGE, "gone")
 
 
 # -- removals --------------------------------------------------------------------------------
@@ -431,7 +496,8 @@ def test_a_complete_base_is_not_reported_with_every_heartbeat(
 
     def reported() -> list[str]:
         before = len(host.tracker.reports)
-        host.app.heartbeat.beat()
+        with contextlib.suppress(errors.TrackerUnavailable):
+            host.app.heartbeat.catch_up()
         return [report.image_id for report in host.tracker.reports[before:]]
 
     assert reported() == [IMAGE]  # the other one was reported when it became complete
@@ -447,10 +513,8 @@ def test_a_complete_base_is_not_reported_with_every_heartbeat(
 def test_the_trackers_set_the_pace_of_heartbeats(host: Host) -> None:
     host.agent()
     heartbeat = host.app.heartbeat
-    configured = heartbeat._woken()
+    configured = heartbeat.beat()
     host.tracker.orders = wire.Orders(interval=3 * configured)
-    heartbeat._due = 0.0
-    assert heartbeat._woken() == pytest.approx(3 * configured, rel=0.1)
+    assert heartbeat.beat() == pytest.approx(3 * configured, rel=0.1)
     host.tracker.orders = wire.Orders()  # an older tracker
-    heartbeat._due = 0.0
-    assert heartbeat._woken() == pytest.approx(configured, rel=0.1)
+    assert heartbeat.beat() == pytest.approx(configured, rel=0.1)
