@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -23,9 +24,10 @@ from typing import Any
 from os_brick_thunder.agent.policy import space
 from os_brick_thunder.agent.policy.space import CacheUse, Evict, Marks
 from os_brick_thunder.agent.pool.usage import MIB, PoolUsage
-from os_brick_thunder.agent.stack.direct import CacheRemover
+from os_brick_thunder.agent.stack.direct import PATIENCE, CacheRemover
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.periodic import PeriodicThread, Task
+from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
@@ -170,9 +172,11 @@ class PoolGuard:
         freed = self._remover.remove_failed()
         for volume_id, length in freed:
             self._note("volume", volume_id, length)
-        now = time.monotonic()
-        self._spared = {each: until for each, until in self._spared.items() if until > now}
         plan = self._usage.plan(self._spared)
+        if not plan:  # what could not be given up has its next turn after everything else
+            now = time.monotonic()
+            self._spared = {each: until for each, until in self._spared.items() if until > now}
+            plan = self._usage.plan(self._spared)
         if not plan:
             return bool(freed)
         first = plan[0]
@@ -181,10 +185,13 @@ class PoolGuard:
             if isinstance(first, Evict):
                 self._evict(first.image_id)
                 self._note("base", name, first.frees)
-            elif self._remover.to_direct(first.volume_id, LOW):
-                self._note("volume", name, first.frees)
-        except errors.ThunderError as error:
-            LOG.warning("making space in the local pool: %s", error)
+            else:
+                remove = functools.partial(self._remover.to_direct, first.volume_id, LOW)
+                if within(PATIENCE, remove, "to-direct"):
+                    self._note("volume", name, first.frees)
+        except (errors.ThunderError, TimeoutError) as error:
+            why = str(error) or f"volume {name} is not direct after {PATIENCE:g} s"
+            LOG.warning("making space in the local pool: %s", why)
             self._spared[name] = time.monotonic() + RETRY_AFTER
         return True
 

@@ -5,7 +5,9 @@ The LUN has everything that was written, so nothing is lost with a cache.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import time
 
@@ -17,9 +19,12 @@ from os_brick_thunder.common.backoff import Backoff
 from os_brick_thunder.common.policy import dmstatus
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.state import READY, Stack
+from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
+#: Seconds for which removals are waited for: the LUN of a volume may hang. They go on after that.
+PATIENCE = 2.0
 FAILED = "its cache failed: see the log of thunder-failover"
 
 
@@ -130,19 +135,27 @@ class CacheRemover:
     def remove_failed(self) -> list[tuple[str, int]]:
         """Remove the caches that their volumes have left: they are never used again.
 
-        :returns: volume and bytes that this freed, of each
+        :returns: volume and bytes that this freed, of each that was removed in time
         """
         freed = []
+        until = time.monotonic() + PATIENCE
         for volume_id in self.left():
             held = self._written(volume_id)
-            try:
-                if self.remove_if_left(volume_id):
+            remove = functools.partial(self._try_to_remove, volume_id)
+            with contextlib.suppress(TimeoutError):
+                if within(until - time.monotonic(), remove, "left-cache"):
                     freed.append((volume_id, held))
-            except errors.ThunderError as error:
-                LOG.warning("volume %s: %s", volume_id, error)
-            except Exception:  # one volume's trouble keeps none from the others
-                LOG.exception("volume %s: removing its cache", volume_id)
         return freed
+
+    def _try_to_remove(self, volume_id: str) -> bool:
+        """:returns: whether the volume had left its cache, and that was removed"""
+        try:
+            return self.remove_if_left(volume_id)
+        except errors.ThunderError as error:
+            LOG.warning("volume %s: %s", volume_id, error)
+        except Exception:  # one volume's trouble keeps none from the others
+            LOG.exception("volume %s: removing its cache", volume_id)
+        return False
 
     def remove_if_left(self, volume_id: str) -> bool:
         """Remove a volume's cache if the volume has left it.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from os_brick_thunder.agent.pool import guard as guarding
 from os_brick_thunder.agent.pool.guard import PoolGuard
 from os_brick_thunder.agent.stack import direct
 from os_brick_thunder.common import errors, wire
@@ -154,6 +157,59 @@ def test_what_cannot_be_given_up_is_left_alone_for_a_while(world: World) -> None
     assert world.given_up() == []
     assert world.guard.make_space()
     assert world.given_up() == [("volume", small)]
+
+
+def test_bases_whose_readers_stay_do_not_keep_others_from_going(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt takes longer than what failed is left alone."""
+    monkeypatch.setattr(guarding, "RETRY_AFTER", 0.0)
+    assert PLAN.image is not None
+    for number, image in enumerate(("img-a", "img-b", "img-c")):
+        world.stacks.detach(world.attach(number, image))
+        world.fill(image, 300)
+    evict = world.guard._evict
+
+    def drain(image_id: str) -> None:
+        if image_id != "img-c":
+            raise errors.DeviceBusy(image_id, "it is in use by iqn.x:cmp9")
+        evict(image_id)
+
+    monkeypatch.setattr(world.guard, "_evict", drain)
+    for _ in range(3):
+        world.guard.make_space()
+    assert world.evicted == ["img-c"]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_lun_that_hangs_does_not_keep_others_from_going(
+    world: World, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    """Tables of volumes are loaded once their LUNs have answered what is in flight."""
+    monkeypatch.setattr(direct, "PATIENCE", 0.1)
+    monkeypatch.setattr(guarding, "PATIENCE", 0.1)
+    stuck, other = world.attach(1), world.attach(2)
+    world.write(stuck, 500)
+    world.write(other, 400)
+    if left:
+        assert world.host.app.stack.remover.leave_cache(stuck, "it failed")
+    reload, go_on = world.host.dm.reload, threading.Event()
+
+    def hanging(name: str, *args: Any, **options: Any) -> None:
+        if name == VolumeNames(stuck).vol:
+            go_on.wait(10)
+        reload(name, *args, **options)
+
+    monkeypatch.setattr(world.host.dm, "reload", hanging)
+    for _ in range(3):
+        world.guard.make_space()
+    assert world.given_up() == [("volume", other)]
+    go_on.set()
+    until = time.monotonic() + 10
+    while world.modes()[stuck] == "cached" or world.store.stacks[stuck].local_id is not None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert world.leftovers() == []
 
 
 def test_a_volume_that_writes_too_fast_leaves_its_cache_at_once(world: World) -> None:
