@@ -176,9 +176,9 @@ class CacheBuilder:
         if stack.local_id is not None:
             return stack  # it has a cache, or one that is still to be removed
         if self._devices.is_old(volume_id):
-            return self._stay_direct(stack, _OLD, recache_pending=False)
+            return self._refuse(stack, _OLD)
         if reason := self._admission.misaligned(stack):
-            return self._stay_direct(stack, reason, recache_pending=False)
+            return self._refuse(stack, reason)
         self._kit.failover.ensure()
         with self._store.expecting(stack.origin_image_id):
             # Without the volume's lock: a detach must not wait until replicas are opened.
@@ -202,6 +202,13 @@ class CacheBuilder:
             except BaseException:
                 self._withdraw(user)
                 raise
+
+    def _refuse(self, stack: Stack, reason: str) -> Stack:
+        """:raises errors.NoReplica: the attachment that this is about has ended"""
+        with self._registry.lock(stack.volume_id):
+            self._check_attached(stack)
+            found = self._registry.ready(stack.volume_id)
+            return self._stay_direct(found, reason, recache_pending=False)
 
     def _stay_direct(self, stack: Stack, reason: str, recache_pending: bool) -> Stack:
         stack = dataclasses.replace(stack, reason=reason, recache_pending=recache_pending)

@@ -390,6 +390,28 @@ def test_a_pool_with_larger_blocks_is_for_volumes_that_are_attached_anew(host: H
     assert app.stack.builder.to_cached(VOLUME).mode == "cached"
 
 
+def test_a_refusal_is_not_recorded_for_the_next_attachment(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entry would name a LUN that may be another volume's by then."""
+    app = migrated(host)
+    host.blocks.sizes["/dev/sdz"] = GIB
+    sector = host.blocks.sector
+
+    def meanwhile(device: str) -> int:
+        monkeypatch.setattr(host.blocks, "sector", sector)
+        host.dm.held.clear()
+        app.stack.stacks.detach(VOLUME)
+        host.tracker.plan = ELSEWHERE
+        app.stack.stacks.attach(PAYLOAD, "/dev/sdz", soon())
+        return 4096 if "pool" in device else 512
+
+    monkeypatch.setattr(host.blocks, "sector", meanwhile)
+    with pytest.raises(errors.NoReplica, match="attached anew meanwhile"):
+        app.stack.builder.to_cached(VOLUME)
+    assert stack_of(host).device == "/dev/sdz"
+
+
 def test_attempts_back_off_and_other_volumes_go_first(host: Host) -> None:
     app, clock = migrated(host), Clock()
     tried: list[str] = []
