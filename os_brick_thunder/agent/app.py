@@ -180,7 +180,7 @@ def build(host: Host, settings: Settings) -> App:
     failover = FailoverWatch(host.kit.failover, stack.remover)
     reaper = Reaper(bases, stack.stacks)
     precacher = Precacher(host, bases, reporter, usage.refusal)
-    hoarder = Hoarder(host.store, settings.hoard_images, precacher.precache, filler.is_idle)
+    hoarder = Hoarder(host.store, settings.hoard_images, precacher.hoard, filler.is_idle)
     learner = Learner(host.store, bases)
 
     def obey(orders: wire.Orders) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.backoff import Backoff
@@ -24,13 +24,14 @@ class Hoarder:
         self,
         store: StateFile,
         most: int,
-        precache: Callable[[str, bool], None],
+        precache: Callable[[str, Collection[str]], None],
         is_quiet: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         :param most: images that are kept
-        :param precache: builds the base of an image, with what boots read alone
+        :param precache: builds the base of an image, with what boots read alone, but not in place
+            of those of these images: else they would evict each other for ever
         :param is_quiet: whether no base is being filled
         """
         self._store = store
@@ -56,11 +57,11 @@ class Hoarder:
         )
         first = next(missing, None)
         if first is not None and self._is_quiet():
-            self._jobs.start(first, lambda: self._bring(first))
+            self._jobs.start(first, lambda: self._bring(first, images))
 
-    def _bring(self, image_id: str) -> None:
+    def _bring(self, image_id: str, images: Collection[str]) -> None:
         try:
-            self._precache(image_id, True)
+            self._precache(image_id, images)
         except errors.ThunderError as error:
             LOG.warning("image %s is not kept here for now: %s", image_id, error)
             tried = self._tried.get(image_id, Backoff())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
@@ -23,10 +23,10 @@ class Precacher:
         host: Host,
         bases: Bases,
         reporter: Reporter,
-        refusal: Callable[[wire.ImageInfo, str], str],
+        refusal: Callable[[wire.ImageInfo, str, Collection[str]], str],
     ) -> None:
         """:param refusal: why the pool has no space for an image, or if that is not empty for a
-        profile of it; empty if it has
+        profile of it, unless bases of other images than these give way; empty if it has
         """
         self._host = host
         self._store = host.store
@@ -56,7 +56,11 @@ class Precacher:
         if not profiled_only:
             self._bases.want_whole(image_id)
 
-    def _ensure(self, image_id: str, profiled_only: bool) -> None:
+    def hoard(self, image_id: str, keep: Collection[str]) -> None:
+        """As :meth:`precache` of what boots read, but not in place of the bases of ``keep``."""
+        self._ensure(image_id, profiled_only=True, keep=keep)
+
+    def _ensure(self, image_id: str, profiled_only: bool, keep: Collection[str] = ()) -> None:
         with self._store.expecting(image_id):
             plan = self._host.tracker.plan_sources(image_id, self._host.topology)
             if plan.image is None:
@@ -65,8 +69,8 @@ class Precacher:
             if profiled_only and not profiled(profile, plan.image.size):
                 self._withdraw(image_id)
                 raise errors.NoReplica(f"no boot of image {image_id} has been recorded")
-            reason = "" if image_id in self._store.bases else self._refusal(plan.image, profile)
-            if reason:
+            is_here = image_id in self._store.bases
+            if reason := "" if is_here else self._refusal(plan.image, profile, keep):
                 self._withdraw(image_id)
                 raise errors.PoolError(reason)
             self._bases.ensure(plan, profiled_only)

@@ -43,7 +43,7 @@ class PoolUsage:
     def marks(self, pool: PoolStatus) -> Marks:
         return Marks.of(pool.total, *self._percent)
 
-    def refusal(self, image: wire.ImageInfo, profile: str = "") -> str:
+    def refusal(self, image: wire.ImageInfo, profile: str = "", keep: Collection[str] = ()) -> str:
         """Why no cache may be built for a volume of this image now; empty if one may.
 
         :param profile: what of the image is to be filled, encoded; all of it if this is empty
@@ -67,7 +67,7 @@ class PoolUsage:
         needed += hashtree.behind(image.size, image.root)
         busy = {volume.image_id for volume in self.volumes()}
         awaited = sum(self._awaited(base, base.image_id in busy) for base in bases.values())
-        idle = sum(r.held for r in self.replicas() if r.image_id not in busy)
+        idle = sum(r.held for r in self.replicas() if r.image_id not in {*busy, *keep})
         if space.fits(used, idle, awaited, needed, marks):
             return ""
         left = max(0, marks.low - used + idle - awaited)

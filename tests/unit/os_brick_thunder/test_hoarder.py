@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ class World:
             self.store, most, self.precache, lambda: self.quiet, lambda: self.now
         )
 
-    def precache(self, image_id: str, profiled_only: bool) -> None:
-        assert profiled_only
+    def precache(self, image_id: str, keep: Collection[str]) -> None:
+        assert image_id in keep  # these do not give way to it
         self.asked.append(image_id)
         self.go_on.wait(10)
         if self.full:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.profile import Profile
 from os_brick_thunder.common.state import READY, Stack, StateFile
 from tests import fakes
+from tests.unit.os_brick_thunder import test_agent
 from tests.unit.os_brick_thunder.test_agent import IMAGE, MIB, PLAN, TOPOLOGY, VOLUME
 
 
@@ -38,7 +40,7 @@ class Host:
         self.bases, self.reporter = app.base.bases, app.base.reporter
         self.refusal = ""
         self.precacher = Precacher(
-            here, app.base.bases, app.base.reporter, lambda image, profile: self.refusal
+            here, app.base.bases, app.base.reporter, lambda image, profile, keep: self.refusal
         )
 
 
@@ -259,3 +261,31 @@ def test_figures_of_a_stack(host: Host) -> None:
     assert (entry["present"], entry["cache"]) == (False, None)
     direct = dataclasses.replace(stack, mode="direct", base_image_id=None)
     assert figures.of_stack(dm, direct)["cache"] is None
+
+
+def test_hoarding_comes_to_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What boots read of three images is more than the pool has room for."""
+    host = test_agent.Host(tmp_path)
+    _, _, _, store = host.agent(hoard_images=3)  # a pool of 1 GiB, 80 % is its low mark
+    profile = Profile(64 << 10, ((0, 300 * 16),)).encode()  # 300 MiB of each
+    brought: list[str] = []
+
+    def plan_sources(image_id: str, *args: Any) -> wire.Plan:
+        assert PLAN.image is not None
+        image = dataclasses.replace(PLAN.image, id=image_id, allocated=((0, 512 << 20),))
+        host.tracker.locations.add(image_id)
+        return dataclasses.replace(PLAN, image=image, profile=profile, volume_id="")
+
+    monkeypatch.setattr(host.tracker, "plan_sources", plan_sources)
+    host.tracker.orders = wire.Orders(popular=("img-a", "img-b", "img-c"))
+    for _ in range(10):
+        before = set(store.bases)
+        host.app.heartbeat.beat()
+        _wait_for(lambda: not any(thread.name == "hoard" for thread in threading.enumerate()))
+        for image_id in set(store.bases) - before:
+            brought.append(image_id)
+            host.dm.mapped[store.bases[image_id].thin_id] = 300 << 20  # it is filled soon
+        while host.app.guard.make_space():
+            pass
+    assert brought == ["img-a", "img-b"]
+    assert set(store.bases) == {"img-a", "img-b"}
