@@ -82,6 +82,24 @@ class HostTable:
                 self._register(session, row, topology, free)
         if rival is not None:
             raise conflict
+        self._check_alone(topology)
+
+    def _check_alone(self, topology: wire.Topology) -> None:
+        """Another host of this initiator name may have been registered at the same moment, so that
+        neither saw the other. A locking read would have the hosts of a storm deadlock.
+
+        :raises errors.HostConflict: it was: this one counts as dead
+        """
+        with self._transactions.write() as session:
+            row = session.get(models.HostRow, topology.host)
+            rival = None if row is None else self._rival(session, row, topology)
+            if row is None or rival is None or rival is row:
+                return
+            now = self._transactions.now()
+            rival.rival, rival.rival_at = _described(topology), now
+            row.heartbeat_at = now - timedelta(seconds=2 * self._transactions.heartbeat_timeout)
+            conflict = errors.HostConflict(_described(topology), _described(rival))
+        raise conflict
 
     def heard_of(self, topology: wire.Topology) -> None:
         """Record that a host is alive, unless its row, which is as it says, has that already.

@@ -25,7 +25,7 @@ from cinder_thunder.db.engine import Transactions, retried
 from cinder_thunder.db.values import Image, PlannedSources
 from cinder_thunder.db.volumes import write_stack
 from cinder_thunder.policy import ranking, tree
-from os_brick_thunder.common import wire
+from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 
 #: Seconds between two counts of an image's children for want of room.
@@ -210,6 +210,8 @@ class LocationTable:
                 source = session.execute(
                     sa.select(row.__table__).where(here, row.host == report.source)
                 ).one_or_none()
+        if known.kind == ranking.MASTER:
+            raise _not_a_base(report)
         own = location_of(known, now)
         content = content_of(known.os_hash_algo, known.os_hash_value)
         base = tree.reported(own, report, source and location_of(source, now), content)
@@ -235,6 +237,8 @@ class LocationTable:
         with self._transactions.write() as session:
             image = _locked(session, report.image_id, *_HASH)
             row = location_on(session, report.image_id, report.host)
+            if row is not None and row.kind == ranking.MASTER:
+                raise _not_a_base(report)
             if report.state == tree.GONE:
                 if row is not None:
                     delete_location(session, row)
@@ -325,6 +329,13 @@ class LocationTable:
 def content_of(algorithm: str | None, value: str | None) -> str:
     """As :data:`.formats.Content`; empty if it is not known."""
     return f"{algorithm}:{value}" if algorithm and value else ""
+
+
+def _not_a_base(report: wire.LocationReport) -> errors.InvalidRequest:
+    return errors.InvalidRequest(
+        f"{report.host} is a storage host with a master of image {report.image_id}, and agents "
+        "report bases: give the agent another name (host in [thunder])"
+    )
 
 
 def lock_tree(session: Session, image_id: str) -> bool:

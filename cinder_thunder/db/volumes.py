@@ -212,10 +212,12 @@ def write_stack(
     mine = row.c.volume_id == volume_id, row.c.host == host
     # An update of a row that is missing would lock the gap, against all who insert there.
     if session.execute(sa.select(row.c.mode).where(*mine)).one_or_none() is not None:
-        session.execute(sa.update(row).where(*mine), said)
-    else:
-        key = {"volume_id": volume_id, "host": host, "created_at": transactions.now()}
-        session.execute(sa.insert(row), {**key, **said})
+        done: Any = session.execute(sa.update(row).where(*mine), said)
+        if done.rowcount:
+            return
+        # What was selected is this transaction's snapshot: the row was released since.
+    key = {"volume_id": volume_id, "host": host, "created_at": transactions.now()}
+    session.execute(sa.insert(row), {**key, **said})
 
 
 @functools.cache

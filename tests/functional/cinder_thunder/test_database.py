@@ -13,9 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from bench import plans
+from cinder_thunder.db import hosts as host_tables
 from cinder_thunder.db import migration
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Heard, Image, Master, PlannedSources
+from cinder_thunder.db.volumes import write_stack
 from cinder_thunder.policy.ranking import Limits, Location
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
@@ -746,6 +748,67 @@ def test_only_one_of_many_gets_a_lease(mariadb: str, clock: Clock) -> None:
         )
         assert sorted(won) == [False] * 7 + [True]  # type: ignore[type-var]
         clock.passes(31)
+
+
+@pytest.fixture
+def two(mariadb: str, clock: Clock) -> tuple[Database, Database]:
+    """Those of two trackers, which write at once: SQLite has one writer at a time."""
+    url = new_database(mariadb)
+    one, other = (Database(url, heartbeat_timeout=60, clock=clock) for _ in range(2))
+    migration.upgrade(one.engine)
+    one.hosts.heartbeat(topology(STORAGE, "r0", "storage"))
+    one.images.add_master(Image("i", 8 * MIB, Extents()), STORAGE)
+    return one, other
+
+
+def test_a_late_release_does_not_take_the_row_of_the_next_devices(
+    two: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker that plans them has seen the row of those before."""
+    database, other = two
+    plan(database, "i", "c1", volume_id="v", stack_id="a" * 36)
+
+    def late(*arguments: Any) -> None:
+        other.volumes.release_stack("v", "c1", "a" * 36)
+        write_stack(*arguments)
+
+    monkeypatch.setattr("cinder_thunder.db.locations.write_stack", late)
+    plan(database, "i", "c1", volume_id="v", stack_id="b" * 36)
+    assert [stack.host for stack in database.volumes.stacks("v")] == ["c1"]
+    database.volumes.release_stack("v", "c1", "b" * 36)
+    assert database.volumes.stacks("v") == []
+
+
+def test_two_hosts_of_one_initiator_name_at_the_same_moment(
+    two: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that were cloned, and switched on together."""
+    database, other = two
+    first = topology("c1")
+    second = replace(first, host="c2", address="10.0.0.2")
+    rival = host_tables.HostTable._rival
+
+    def meanwhile(self: Any, *arguments: Any) -> Any:
+        found = rival(self, *arguments)  # of a transaction that does not see the other one
+        monkeypatch.setattr(host_tables.HostTable, "_rival", rival)
+        other.hosts.heartbeat(second)
+        return found
+
+    monkeypatch.setattr(host_tables.HostTable, "_rival", meanwhile)
+    assert "c2 at 10.0.0.2" in conflict(database, first)
+    assert "c2 at 10.0.0.2" in conflict(database, first)  # c2 goes on
+    states = {known.host: known.state for known in database.hosts.all()}
+    assert states == {"c1": "dead", "c2": "alive", STORAGE: "alive"}
+
+
+@pytest.mark.parametrize("state", ["gone", "draining", "filling"])
+def test_a_report_cannot_change_a_master(database: Database, image: str, state: str) -> None:
+    """An agent may have been given a storage host's name."""
+    before = database.locations.of(image)
+    report = LocationReport(before[0].id, image, STORAGE, state, 0, "", "", 0)
+    with pytest.raises(errors.InvalidRequest, match="agents report bases: give the agent another"):
+        database.locations.report(report)
+    assert database.locations.of(image) == before
 
 
 def test_two_trackers_and_forty_hosts_at_once(mariadb: str) -> None:
