@@ -19,7 +19,7 @@ from oslo_log import log as logging
 
 from cinder_thunder import backend, conf, volumes
 from cinder_thunder.db.values import ClonedVolume
-from cinder_thunder.masters.clones import is_ours
+from cinder_thunder.masters.clones import has_no_data, is_ours
 from cinder_thunder.target import VolumeTargetDriver
 from cinder_thunder.volumes import announced
 from os_brick_thunder.common import errors, wire
@@ -93,6 +93,16 @@ class ThunderDriver(lvm.LVMVolumeDriver):
             except Exception:
                 LOG.exception("Volume %s could not be exported again", volume.id)
 
+    def _update_volume_stats(self) -> None:
+        """Cinder's driver counts all LVs as provisioned, also those that have no data of their own:
+        the scheduler would refuse volumes for their sake.
+        """
+        super()._update_volume_stats()
+        if self.vg is not None:
+            empty = sum(float(v["size"]) for v in self.vg.get_volumes() if has_no_data(v["name"]))
+            for pool in self._stats["pools"]:
+                pool["provisioned_capacity_gb"] = round(pool["provisioned_capacity_gb"] - empty, 2)
+
     # Volumes
 
     def clone_image(
@@ -110,7 +120,9 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         image_id = image_meta["id"]
         try:
             found = self._masters.ensure(context, image_service, image_meta, volume.size)
-        except errors.TransferError:
+        except exception.CinderException:  # of the image: Cinder would meet it, too
+            raise
+        except Exception:
             LOG.exception("Volume %s is made without a replica of its image", volume.id)
             return None, False
         try:

@@ -32,6 +32,11 @@ def is_ours(volume: str) -> bool:
     return volume.startswith((MASTER, FILLING, SIZED, TREE))
 
 
+def has_no_data(volume: str) -> bool:
+    """Whether all blocks of an LV are a master's, but for those of a hash tree."""
+    return volume.startswith((SIZED, FILLING + SIZED, TREE))
+
+
 def image_of(volume: str) -> str:
     """The image of a master, sized snapshot or tree; empty for any other LV."""
     if volume.startswith(SIZED):
