@@ -108,8 +108,8 @@ class StorageBackend:
         self.thin_tools()  # logs what is wrong with them
         self.pool.release_stale()
         self._check_zeroing()
+        self.exporter.reconcile()  # first: an export keeps its volume open
         self.masters.reconcile()
-        self.exporter.reconcile()
         self._forget_foreign_volumes()
         self.server.start()
 
@@ -230,6 +230,7 @@ def tasks(
     yield Task("thunder-activate", ACTIVATE_INTERVAL, masters.activate, initialized)
     cleaner = Cleaner(host, database, glance.present, exporter.evict, volumes.is_in_cinder)
     yield Task("thunder-clean", options.thunder_clean_interval, cleaner.run, initialized)
+    yield Task("thunder-sweep", options.thunder_clean_interval, masters.sweep, initialized)
     reaper = Reaper(host, database, volumes.is_on, options.thunder_creating_timeout)
     yield Task("thunder-reap", INTERVAL, reaper.run, initialized)
     minimum = options.thunder_min_replicas

@@ -72,6 +72,9 @@ class MasterExporter:
         device, size = self._exported(image_id, found.size)
         self._targets.export(device, iqn, self._portal)
         credentials = self._targets.admit(iqn, initiator)
+        if self._database.images.master(image_id, self._host) is None:  # it was evicted meanwhile
+            self._targets.unexport(iqn)
+            raise errors.NoReplica(f"{self._host} has no master of image {image_id} any longer")
         return wire.Export(self._portal, iqn, LUN, credentials.username, credentials.password, size)
 
     def close_export(self, image_id: str, initiator: str) -> None:

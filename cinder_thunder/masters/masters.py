@@ -23,7 +23,7 @@ from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import manifests
-from cinder_thunder.masters.clones import FILLING, MASTER, TREE, Clones, image_of, is_ours
+from cinder_thunder.masters.clones import FILLING, MASTER, SIZED, TREE, Clones, image_of, is_ours
 from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
@@ -326,7 +326,10 @@ class Masters:
         filling, whole, tree = FILLING + image_id, MASTER + image_id, TREE + image_id
         with contextlib.ExitStack() as undo:
             # An earlier attempt has left these, or the image's id was that of other content.
-            for left in sorted({filling, whole, tree} & self._volumes.names()):
+            found = {filling, whole, tree} & self._volumes.names()
+            if whole in found:
+                undo.callback(self.forget_if_missing, image_id)
+            for left in sorted(found):
                 self._unexport(image_id)
                 self._volumes.remove(left)
             self.clones.forget(image_id)
@@ -349,15 +352,38 @@ class Masters:
     def remove(self, image_id: str) -> None:
         """Remove a master; absent is success.
 
-        First the row, then the volume: a restart removes a volume without a row, and a request
+        First the row, then the volume: :meth:`sweep` removes a volume without a row, and a request
         that comes in between makes a new master.
 
         :raises errors.ProcessError: LVM refused
         """
         self._database.images.drop_master(image_id, self.host)
-        for name in sorted({MASTER + image_id, TREE + image_id} & self._volumes.names()):
-            self._volumes.remove(name)
-        self.clones.forget(image_id)
+        self._remove_volumes(image_id)
+
+    def _remove_volumes(self, image_id: str) -> None:
+        self._unexport(image_id)  # a reader may have come since there was a row
+        with contextlib.ExitStack() as each:  # one that stays keeps no other
+            each.callback(self.clones.forget, image_id)
+            for name in sorted({MASTER + image_id, TREE + image_id} & self._volumes.names()):
+                each.callback(self._volumes.remove, name)
+
+    def sweep(self) -> None:
+        """Remove the volumes of masters that are not recorded any longer: they could not be removed
+        at the time, or another host has recorded other content of the image.
+        """
+        names = {n for n in self._volumes.names() if n.startswith((MASTER, TREE, SIZED))}
+        recorded = self._database.images.mastered_on(self.host)
+        for image_id in sorted({image_of(name) for name in names} - recorded):
+            try:
+                self._sweep(image_id)
+            except Exception:  # one image's trouble keeps none of the others
+                LOG.exception("The master of image %s is still to be removed", image_id)
+
+    @coordination.synchronized("thunder-master-{self.host}-{image_id}")
+    def _sweep(self, image_id: str) -> None:
+        if self._database.images.master(image_id, self.host) is None:
+            LOG.warning("Removing the master of image %s, which is not recorded", image_id)
+            self._remove_volumes(image_id)
 
     def forget_if_missing(self, image_id: str) -> bool:
         """Drop the row of a master whose volume no longer exists.

@@ -190,6 +190,10 @@ class TrackerService:
         if volume is None:
             raise _Direct("Cinder has no such volume")
         self._check_alone(volume_id, volume, topology)
+        # Without a row, the LV of that name may have what the image was before.
+        master = self._database.images.master(record.image_id, self._host)
+        if master is None:
+            raise _Direct(f"{self._host} has no master of image {record.image_id} any longer")
         modified = self._pool.modified(volume.name, MASTER + record.image_id)
         _check_time(until, volume_id)  # nobody would build what is recorded now
         planned = self._database.locations.plan(
@@ -203,6 +207,8 @@ class TrackerService:
         )
         if planned is None:
             raise _Direct(_no_source(record.image_id))
+        if not master.is_of(planned.image.content):
+            raise _Direct(f"image {record.image_id} has just got other content")
         unmodified = modified.complement(planned.image.size)
         # Of a volume that was written before, a boot reads less of the image than of a new one.
         boots = topology.host if unmodified.length == planned.image.size else ""

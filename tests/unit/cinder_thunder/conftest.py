@@ -98,6 +98,13 @@ class Glance:
 
 
 @pytest.fixture
+def other_image(tmp_path: Path) -> Path:
+    path = tmp_path / "other.raw"
+    path.write_bytes(b"other" * 300_000)
+    return path
+
+
+@pytest.fixture
 def volumes(tmp_path: Path) -> FileVolumes:
     return FileVolumes(tmp_path / "vg")
 

@@ -11,9 +11,12 @@ from typing import Any
 import oslo_messaging
 import pytest
 from cinder import exception
+from cinder.image import image_utils
 from cinder.volume import configuration, manager
 from cinder.volume.drivers import lvm
+from oslo_concurrency import processutils
 from oslo_config import cfg
+from oslo_db import exception as db_exc
 
 from cinder_thunder import backend, volumes
 from cinder_thunder.cli.doctor import upgrade
@@ -374,13 +377,75 @@ def test_missing_tables(database: Database, tmp_path: Path) -> None:
         backend.check_tables(Database(f"sqlite:///{tmp_path / 'empty.sqlite'}"))
 
 
+@pytest.mark.parametrize("what", ["database", "create", "conversion"])
+def test_cinder_makes_a_volume_itself_if_no_master_can_be_made(
+    driver: Any,
+    admin: Any,
+    raw_image: Path,
+    volumes: FileVolumes,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """As its LVM driver would have done in the first place."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        if what == "database":
+            raise db_exc.DBConnectionError("it is down")
+        raise processutils.ProcessExecutionError("No space left on device")
+
+    if what == "database":
+        monkeypatch.setattr(database.images, "master", refuse)
+    elif what == "create":
+        volumes.fail = "create"
+    else:
+        monkeypatch.setattr(image_utils, "fetch_to_raw", refuse)
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    assert clone(driver, admin, glance, meta, cinder_volume(1)) == (None, False)
+    assert volumes.names() == set()
+
+
+def test_what_has_no_data_is_not_provisioned(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sized snapshots stay when the volumes that were made from them are deleted."""
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    made = [cinder_volume(size) for size in (10, 10, 20, 20)]
+    for volume in made:
+        assert clone(driver, admin, glance, meta, volume) == ({}, True)
+    for volume in made[1:]:
+        volumes.remove(volume.name)
+
+    def listed() -> list[dict[str, str]]:  # as os_brick.local_dev.lvm.LVM does
+        sizes = {name: (volumes.folder / name).stat().st_size for name in volumes.names()}
+        return [{"name": name, "size": f"{size / GIB:.2f}"} for name, size in sizes.items()]
+
+    group = SimpleNamespace(
+        vg_name="vg",
+        vg_thin_pool_size=3.0,
+        vg_thin_pool_free_space=2.0,
+        update_volume_group_info=lambda: None,
+        get_volumes=listed,
+    )
+    group.vg_provisioned_capacity = round(sum(float(each["size"]) for each in listed()), 2)
+    assert group.vg_provisioned_capacity > 40  # two sized snapshots and a volume
+    monkeypatch.setattr(driver, "vg", group)
+    driver._update_volume_stats()
+    (pool,) = driver._stats["pools"]
+    assert 10 <= pool["provisioned_capacity_gb"] < 10.1
+
+
 def test_background_work_waits_for_cinders_start(
     cinder_conf: cfg.ConfigOpts, database: Database
 ) -> None:
     driver: Any = make_driver(cinder_conf, thunder_clean_interval=7.0, thunder_min_replicas=2)
 
     def tasks() -> list[Task]:
-        masters: Any = SimpleNamespace(replicate=lambda image_id: None, activate=lambda: None)
+        masters: Any = SimpleNamespace(
+            replicate=lambda image_id: None, activate=lambda: None, sweep=lambda: None
+        )
         exporter: Any = SimpleNamespace(evict=lambda image_id: None)
         options, ready = driver.configuration, lambda: bool(driver.initialized)
         return list(backend.tasks(STORAGE, options, database, masters, exporter, ready))
@@ -390,6 +455,7 @@ def test_background_work_waits_for_cinders_start(
         assert [(task.name, task.interval) for task in found] == [
             ("thunder-activate", 30.0),
             ("thunder-clean", 7.0),
+            ("thunder-sweep", 7.0),
             ("thunder-reap", 600.0),
             ("thunder-replicas", 30.0),
         ]
@@ -402,7 +468,7 @@ def test_background_work_waits_for_cinders_start(
         for option in ("thunder_clean_interval", "thunder_min_replicas"):
             cinder_conf.clear_override(option, group=configuration.SHARED_CONF_GROUP)
     names = [task.name for task in tasks()]
-    assert names == ["thunder-activate", "thunder-clean", "thunder-reap"]
+    assert names == ["thunder-activate", "thunder-clean", "thunder-sweep", "thunder-reap"]
 
 
 @pytest.fixture

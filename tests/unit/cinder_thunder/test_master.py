@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cinder import exception
 
+from cinder_thunder.backend import StorageBackend
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
-from cinder_thunder.masters.clones import FILLING, MASTER, SIZED
+from cinder_thunder.masters.clones import FILLING, MASTER, SIZED, TREE
 from cinder_thunder.masters.download import content_of
+from cinder_thunder.masters.exporter import MasterExporter
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.extents import Extents
+from os_brick_thunder.common.policy.iscsinames import iqn_of
+from os_brick_thunder.common.transport.base import Credentials
 from os_brick_thunder.common.wire import Topology
 from tests.fake_storage import FileVolumes
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
@@ -280,13 +286,6 @@ def again(glance: Glance, meta: dict[str, Any], path: Path) -> dict[str, Any]:
     return new
 
 
-@pytest.fixture
-def other_image(tmp_path: Path) -> Path:
-    path = tmp_path / "other.raw"
-    path.write_bytes(b"other" * 300_000)
-    return path
-
-
 def test_an_id_that_is_used_again(
     masters: Masters,
     volumes: FileVolumes,
@@ -428,3 +427,111 @@ def test_a_master_that_could_not_be_activated_is_tried_again(
     volumes.stuck = set()
     masters.activate()
     assert volumes.inactive == set()
+
+
+class Targets:
+    """LIO: an export keeps its volume open. ``then`` happens after an export was removed."""
+
+    def __init__(self) -> None:
+        self.exported: set[str] = set()
+        self.then: Callable[[], object] = lambda: None
+
+    def export(self, device: str, iqn: str, portal: str) -> None:
+        self.exported.add(iqn)
+
+    def admit(self, iqn: str, initiator: str) -> Credentials:
+        return Credentials("user", "password")
+
+    def revoke(self, iqn: str, initiator: str) -> None:
+        raise AssertionError("nobody leaves")
+
+    def unexport(self, iqn: str) -> None:
+        self.exported.discard(iqn)
+        then, self.then = self.then, lambda: None
+        then()
+
+    def exports(self, prefix: str) -> list[str]:
+        return sorted(self.exported)
+
+
+@pytest.fixture
+def exporter(
+    masters: Masters, volumes: FileVolumes, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> MasterExporter:
+    """It has a master of image "i"."""
+    targets, remove, iqn = Targets(), volumes.remove, iqn_of(STORAGE, "i")
+
+    def unless_exported(name: str) -> None:
+        if iqn in targets.exported and name == f"{MASTER}i":
+            raise errors.ProcessError(("lvremove", name), 5, "is used by another device")
+        remove(name)
+
+    monkeypatch.setattr(volumes, "remove", unless_exported)
+    masters._unexport = lambda image_id: targets.unexport(iqn)
+    volumes.create(f"{MASTER}i", 4 << 20)
+    database.images.add_master(Image("i", 4 << 20, Extents()), STORAGE)
+    exported, portal = masters.trees.exported, "10.0.0.1:3260"
+    return MasterExporter(
+        STORAGE, portal, database, targets, exported, masters.remove, lambda: True
+    )
+
+
+def test_a_reader_that_comes_during_an_eviction(
+    exporter: MasterExporter, volumes: FileVolumes, database: Database
+) -> None:
+    targets: Any = exporter._targets
+    targets.then = lambda: exporter.open_export("i", "iqn.x:c1", 0)
+    exporter.evict("i")
+    assert database.images.master("i", STORAGE) is None
+    assert (volumes.names(), targets.exported) == (set(), set())
+
+
+def test_a_reader_that_comes_when_the_row_is_gone(
+    exporter: MasterExporter,
+    volumes: FileVolumes,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has seen the row before."""
+    targets: Any = exporter._targets
+    admit = targets.admit
+
+    def evicted_meanwhile(iqn: str, initiator: str) -> Credentials:
+        database.images.drop_master("i", STORAGE)
+        credentials: Credentials = admit(iqn, initiator)
+        return credentials
+
+    monkeypatch.setattr(targets, "admit", evicted_meanwhile)
+    with pytest.raises(errors.NoReplica, match="has no master of image i any longer"):
+        exporter.open_export("i", "iqn.x:c1", 0)
+    assert targets.exported == set()
+
+
+def test_a_start_removes_an_export_and_then_its_volume(
+    exporter: MasterExporter, masters: Masters, volumes: FileVolumes, database: Database
+) -> None:
+    exporter.open_export("i", "iqn.x:c1", 0)
+    database.images.drop_master("i", STORAGE)
+    masters._unexport = lambda image_id: None
+    started: Any = SimpleNamespace(
+        thin_tools=lambda: None,
+        pool=SimpleNamespace(release_stale=lambda: None),
+        masters=masters,
+        exporter=exporter,
+        server=SimpleNamespace(start=lambda: None),
+        _check_zeroing=lambda: None,
+        _forget_foreign_volumes=lambda: None,
+    )
+    StorageBackend.start(started)
+    assert volumes.names() == set()
+
+
+def test_one_volume_that_stays_keeps_no_other(
+    exporter: MasterExporter, masters: Masters, volumes: FileVolumes
+) -> None:
+    volumes.create(f"{TREE}i", 4 << 20)
+    exporter.open_export("i", "iqn.x:c1", 0)
+    masters._unexport = lambda image_id: None  # LIO fails, say
+    with pytest.raises(errors.ProcessError, match="is used by another device"):
+        masters.remove("i")
+    assert volumes.names() == {f"{MASTER}i"}

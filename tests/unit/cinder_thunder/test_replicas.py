@@ -17,14 +17,18 @@ from cinder import exception
 
 from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
-from cinder_thunder.db.values import Image, Master
+from cinder_thunder.db.values import ClonedVolume, Image, Master
 from cinder_thunder.masters import lease as leases
 from cinder_thunder.masters import masters as masters_module
-from cinder_thunder.masters.clones import FILLING, MASTER
+from cinder_thunder.masters.clones import FILLING, MASTER, TREE
 from cinder_thunder.masters.download import RawImage, content_of
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.masters import Masters
 from cinder_thunder.masters.peers import Peers
+from cinder_thunder.policy.ranking import Limits
+from cinder_thunder.tracker.budget import Budget
+from cinder_thunder.tracker.service import TrackerService
+from cinder_thunder.volumes import Attachment, CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.copyends import GRAIN
 from os_brick_thunder.common.policy import manifest as manifests
@@ -35,6 +39,7 @@ from os_brick_thunder.common.policy.manifest import Manifest
 from os_brick_thunder.common.wire import ImageDigests, Topology
 from tests.fake_storage import FileVolumes, StorageNetwork
 from tests.unit.cinder_thunder.conftest import Glance
+from tests.unit.cinder_thunder.test_master import again
 from tests.unit.os_brick_thunder.test_hashtree import tree_of
 
 NEAR, FAR, HERE = "near@thunder", "far@thunder", "here@thunder"
@@ -524,3 +529,94 @@ def test_values_survive_privseps_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path:
         lambda self, e: json.dumps(e.to_wire()),
     )
     assert json.loads(privileged.login(export)) == export.to_wire()
+
+
+def tracker(cloud: Cloud, host: str) -> TrackerService:
+    """A tracker on a storage host; the volume "v" is attached to c1."""
+    at = frozenset({Attachment("c1", of_compute_host().initiator)})
+    cinder = {"v": CinderVolume("volume-v", False, at)}
+    pool: Any = cloud.network.backends[host]
+    return TrackerService(host, cloud.database, pool, Limits(), cinder.get, checks=Budget(1e9, 1e9))
+
+
+def of_compute_host() -> Topology:
+    return Topology("c1", "10.0.0.9", "r2", "z1", "iqn.x:c1")
+
+
+@pytest.fixture
+def cloned(cloud: Cloud, meta: dict[str, Any]) -> str:
+    """The image of the volume "v" on a storage host."""
+    image_id = str(meta["id"])
+    made = cloud.ensure(NEAR, meta)
+    cloud.masters(NEAR).clones.make(image_id, made.size, "volume-v", 1 << 30)
+    cloud.database.volumes.put(ClonedVolume("v", image_id, NEAR))
+    return image_id
+
+
+def test_a_volume_of_what_an_image_was_gets_no_other_bytes(
+    cloud: Cloud, meta: dict[str, Any], cloned: str, other_image: Path
+) -> None:
+    """The image's id is used again, and another storage host makes a master of it."""
+    assert tracker(cloud, NEAR).plan_attach("v", of_compute_host()).mode == "cached"
+    cloud.ensure(FAR, again(cloud.glance, meta, other_image))
+    cloud.masters(NEAR)  # its heartbeat is fresh
+    plan = tracker(cloud, NEAR).plan_attach("v", of_compute_host())
+    reason = f"{NEAR} has no master of image {cloned} any longer"
+    assert (plan.mode, plan.reason) == ("direct", reason)
+    assert (plan.image, plan.sources, plan.unmodified) == (None, (), ())
+
+
+def test_the_same_while_its_map_is_computed(
+    cloud: Cloud,
+    meta: dict[str, Any],
+    cloned: str,
+    other_image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = tracker(cloud, NEAR)
+    modified = cloud.network.backends[NEAR].modified
+
+    def meanwhile(volume: str, master: str) -> Extents:
+        found = modified(volume, master)
+        cloud.ensure(NEAR, again(cloud.glance, meta, other_image))
+        return found
+
+    monkeypatch.setattr(cloud.network.backends[NEAR], "modified", meanwhile)
+    plan = asked.plan_attach("v", of_compute_host())
+    reason = f"image {cloned} has just got other content"
+    assert (plan.mode, plan.reason) == ("direct", reason)
+
+
+def test_masters_that_are_not_recorded_are_swept(
+    cloud: Cloud, meta: dict[str, Any], cloned: str, other_image: Path
+) -> None:
+    """Those of what the image was before, on other hosts than that of its new master."""
+    cloud.masters(NEAR).sweep()
+    assert MASTER + cloned in cloud.network.backends[NEAR].names()
+    cloud.ensure(FAR, again(cloud.glance, meta, other_image))
+    for host in (NEAR, FAR):
+        cloud.masters(host).sweep()
+    assert cloud.network.backends[NEAR].names() == {"volume-v"}
+    assert MASTER + cloned in cloud.network.backends[FAR].names()
+
+
+def test_a_master_that_cannot_be_swept_keeps_no_other(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = cloud.network.backends.setdefault(NEAR, FileVolumes(cloud.folder / NEAR))
+    for image_id in "ab":
+        for prefix in (MASTER, TREE):
+            volumes.create(prefix + image_id, 1 << 20)
+    remove = volumes.remove
+
+    def refuse(name: str) -> None:
+        if name == f"{MASTER}a":
+            raise errors.ProcessError(("lvremove", name), 5, "is used by another device")
+        remove(name)
+
+    monkeypatch.setattr(volumes, "remove", refuse)
+    cloud.masters(NEAR).sweep()
+    assert volumes.names() == {f"{MASTER}a"}
+    monkeypatch.undo()
+    cloud.masters(NEAR).sweep()
+    assert volumes.names() == set()

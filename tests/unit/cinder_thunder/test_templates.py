@@ -73,6 +73,18 @@ def test_a_template_has_what_its_volume_has(world: World) -> None:
     assert world.database.images.mastered_on(STORAGE) == {"v"}
 
 
+def test_one_that_cannot_be_made_again_leaves_no_row_of_what_it_was(world: World) -> None:
+    """A tracker would name a master that is not there, and all volumes of it would be direct."""
+    world.templates.make("v")
+    world.database.volumes.put(ClonedVolume("w", "v", STORAGE))
+    world.database.images.set_deleted("v", True)
+    world.volumes.fail = "protect"
+    with pytest.raises(errors.ProcessError):
+        world.templates.make("v")
+    assert f"{MASTER}v" not in world.volumes.names()
+    assert world.database.images.master("v", STORAGE) is None
+
+
 def test_it_is_made_again_only_after_it_was_given_up(world: World) -> None:
     before = world.templates.make("v")
     world.write(b"newer", 5 * MIB)
