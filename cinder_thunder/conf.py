@@ -72,7 +72,8 @@ backend_opts = [
         help="Seconds between two checks whether the images that this storage host holds still "
         "exist in Glance. Glance is asked as the user of [service_user] or [keystone_authtoken], "
         "which needs the role admin for it. Replicas of a deleted image are removed once no "
-        "volume uses them.",
+        "volume uses them. Volumes of masters that are not recorded any longer are removed as "
+        "often.",
     ),
     cfg.FloatOpt(
         "thunder_creating_timeout",
