@@ -51,6 +51,7 @@ def test_what_was_started_is_stopped(tmp_path: Path) -> None:
         "pool-space",
         "reaper",
         "recache",
+        "reports",
         "watch",
     }
     agent.stop()

@@ -148,7 +148,7 @@ def test_the_other_sources_are_added_at_once(host: Host, monkeypatch: pytest.Mon
         host.app.watch.stop()
 
 
-def test_a_source_that_does_not_answer_is_asked_again_a_few_times(host: Host) -> None:
+def test_a_source_that_does_not_answer_is_asked_again_and_again(host: Host) -> None:
     _, _, bases, store = host.agent()
     bases.ensure(PLAN)
     now = [0.0]
@@ -169,11 +169,11 @@ def test_a_source_that_does_not_answer_is_asked_again_a_few_times(host: Host) ->
     bases.ensure(PLAN)
     host.initiator.unreachable.add("stor1:3260")
     closed = len(host.tracker.closed)
-    for _ in range(6):
-        now[0] += 60.0
+    for _ in range(60):
+        now[0] += 10.0
         watch.check()
         watch._jobs.join(10)
-    assert len(host.tracker.closed) - closed == 3
+    assert 10 <= len(host.tracker.closed) - closed <= 14  # at last once a minute
     watch.stop()
 
 
