@@ -80,13 +80,16 @@ class Recorder:
     def planned(self, stack: Stack, plan: wire.Plan) -> None:
         """Start the recording that a plan asks for, if it does, in a thread of its own, which
         waits until the volume is attached. Does not block.
+
+        While a volume is recorded, no other recording of it is begun: it would take the counters of
+        the first one for left over.
         """
         if plan.record and plan.image:
             recording = _Recording(
                 self._host, self._reports, stack, plan.image, plan.record, self._clock, self._wait
             )
             try:
-                self._jobs.start(plan.record, recording.run)
+                self._jobs.start(stack.volume_id, recording.run)
             except RuntimeError as error:  # the thread cannot be started
                 LOG.warning("a boot of volume %s is not recorded: %s", stack.volume_id, error)
 
