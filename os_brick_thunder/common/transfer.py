@@ -24,7 +24,8 @@ from os_brick_thunder.common.policy import manifest as manifests
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.manifest import Manifest
 
-#: Longest piece that is held in memory to write whole blocks of a destination.
+#: Longest piece that is held in memory to write whole blocks of a sparse destination. Others are
+#: written in whole blocks however long these are.
 LONGEST_PIECE = 64 << 20
 #: Length of a piece where digests cover less: each piece has its cost.
 PIECE = 256 << 10
@@ -125,7 +126,7 @@ class Transfer:
         self._proceed = proceed
         self._order = order
         self._chunk = check.chunk if check else chunk or manifests.chunk_for(source.size)
-        self._unit = _unit_of(self._chunk, destination.block)
+        self._unit = _unit_of(self._chunk, destination)
         self._longest = max(1, piece // self._unit) * self._unit
         self._size = source.size
         needed = source.extents
@@ -308,13 +309,14 @@ class Transfer:
             time.sleep(min(ahead, _POLL))
 
 
-def _unit_of(chunk: int, block: int) -> int:
+def _unit_of(chunk: int, destination: Destination) -> int:
     """Whole chunks, which can be checked, of whole blocks.
 
-    The thin pool would fill the rest of a partially written block from the origin.
+    The thin pool would fill the rest of a partially written block from the origin, unchecked. So
+    only of a destination without one, which is sparse, may a piece have less than a block.
     """
-    unit = math.lcm(chunk, block)
-    return unit if unit <= LONGEST_PIECE else chunk
+    unit = math.lcm(chunk, destination.block)
+    return chunk if destination.sparse and unit > LONGEST_PIECE else unit
 
 
 def _rounded(offset: int, align: int) -> int:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from os_brick_thunder.common import errors
+from os_brick_thunder.common import transfer as transfers
 from os_brick_thunder.common.copyends import GRAIN, Disk, File, Nowhere
 from os_brick_thunder.common.pace import Pace
 from os_brick_thunder.common.policy import manifest as manifests
@@ -236,6 +237,22 @@ def test_whole_blocks_of_the_destination_are_written_at_once(
     for start, end in target.written:
         assert start % block == 0
         assert end % block == 0 or end == len(data)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_block_that_is_longer_than_pieces_should_be(
+    monkeypatch: pytest.MonkeyPatch, sparse: bool
+) -> None:
+    """Over an origin it is checked as a whole all the same. Of a new volume nothing is over one."""
+    monkeypatch.setattr(transfers, "LONGEST_PIECE", 2 * CHUNK)
+    data, block = bytes(range(1, 7)) * CHUNK, 3 * CHUNK
+    lie = bytearray(data)
+    lie[-1] ^= 1
+    source = Memory(lie, Extents.of([(0, len(data))]))
+    target = destination(data, block=block, sparse=sparse)
+    with pytest.raises(errors.WrongDigest):
+        run(Transfer(source, target, manifest_of(data))).wait(0)
+    assert held(target).length == (5 * CHUNK if sparse else block)
 
 
 @given(images(), st.sampled_from([128, 384, 1024, 1536, 5120]), st.integers(0, 2), st.booleans())
