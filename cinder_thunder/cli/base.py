@@ -7,6 +7,7 @@ Exit codes: 0, everything was done; 1, it failed or was done in part; 2, the req
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from cliff.command import Command
@@ -17,6 +18,8 @@ from os_brick_thunder.common import errors
 FAILED, BAD_INPUT = 1, 2
 #: thunder-status could not check anything; oslo.upgradecheck has no name for this number.
 NOTHING_CHECKED = 255
+#: Seconds that an operator can have a command wait: RabbitMQ takes no timeout of two months.
+LONGEST_WAIT = 7 * 86_400
 CINDER_CONFIG = "/etc/cinder/cinder.conf"
 #: The distribution with these packages, and its extra for hosts with Cinder.
 DISTRIBUTION, EXTRA = "openstack-thunder", "cinder"
@@ -51,6 +54,22 @@ class _Refused(_Failed):
     """One line; the command ends with code 2."""
 
     code = BAD_INPUT
+
+
+def seconds(text: str) -> float:
+    """How long to wait at most, as an option has it.
+
+    :raises argparse.ArgumentTypeError: nobody can wait for so long
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(
+            f"{text}: give seconds, more than 0 and at most {LONGEST_WAIT}"
+        )
+    return value
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -14,7 +14,7 @@ from cliff.lister import Lister
 
 from cinder_thunder.cli import names, views
 from cinder_thunder.cli.asking import ask_all
-from cinder_thunder.cli.base import FAILED
+from cinder_thunder.cli.base import FAILED, seconds
 from cinder_thunder.cli.cloud import database, hosts_rpc
 from cinder_thunder.cli.commands.image import ImageCommand
 from cinder_thunder.cli.progress import Bars
@@ -80,7 +80,7 @@ class ImagePrecache(ImageCommand, Lister):
         parser.add_argument("--wait", action="store_true", help="wait for complete replicas")
         parser.add_argument(
             "--timeout",
-            type=_seconds,
+            type=seconds,
             default=3600.0,
             metavar="SECONDS",
             help="how long to wait at most (%(default)g)",
@@ -100,13 +100,6 @@ class ImagePrecache(ImageCommand, Lister):
             self.app.exit_code = FAILED
         rows = [(o.host, o.result, f"{o.percent}%", o.reason) for o in outcomes]
         return ("Host", "Result", "Filled", "Reason"), rows
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds")
-    return value
 
 
 def choose(

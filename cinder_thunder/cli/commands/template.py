@@ -7,6 +7,7 @@ from concurrent.futures import as_completed
 
 from cinder_thunder.cli import names
 from cinder_thunder.cli.asking import ask_all
+from cinder_thunder.cli.base import seconds
 from cinder_thunder.cli.cloud import CloudCommand, database, hosts_rpc
 from cinder_thunder.db.values import KnownHost
 from cinder_thunder.policy.ranking import ALIVE
@@ -36,7 +37,7 @@ class TemplateCreate(_TemplateCommand):
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--timeout",
-            type=float,
+            type=seconds,
             default=3600.0,
             metavar="SECONDS",
             help="how long to wait at most (%(default)g); the storage host goes on",

@@ -305,6 +305,19 @@ def test_no_host_has_it(
     assert sorted(rpc.asked) == ["stor1@thunder", "stor2@thunder", "stor3@thunder"]
 
 
+@pytest.mark.parametrize("seconds", ["-5", "0", "nan", "inf", "1e9", "soon"])
+def test_how_long_nobody_can_wait(
+    option: tuple[list[str], Rpc], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, rpc = option
+    for command in (["template", "create", "v"], ["image", "precache", "i", "--all", "--wait"]):
+        with pytest.raises(SystemExit) as ended:
+            thunder.main([*command, f"--timeout={seconds}", *arguments])
+        assert ended.value.code == 2
+        assert f"{seconds}: give seconds, more than 0 and at most 604800" in capsys.readouterr().err
+    assert rpc.asked == []
+
+
 def test_a_template_is_given_up(
     option: tuple[list[str], Rpc], database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
