@@ -110,10 +110,12 @@ class ImageTable:
 
     @retried
     def set_verified(self, image_id: str, verified: bool | None, content: str) -> None:
-        """Record that an image's signature was checked, and of which content it is."""
+        """Record that an image's signature was checked, and of which content it is; nothing if that
+        is no longer the image's.
+        """
         with self._transactions.write() as session:
-            row = session.get(models.ImageRow, image_id)
-            if row is not None:
+            row = session.get(models.ImageRow, image_id, with_for_update=True)
+            if row is not None and may_be_same(_content(row), content):
                 row.signature_verified = verified
                 _set_content(row, content)
 

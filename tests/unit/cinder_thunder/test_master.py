@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -316,6 +317,17 @@ def test_an_id_that_is_used_again(
     assert len(glance.downloads) == 2
     masters.clones.make(meta["id"], found.size, "c", GIB)
     assert Path(volumes.path("c")).read_bytes().rstrip(b"\0") == other_image.read_bytes()
+
+
+def test_a_signature_of_what_had_the_id_before_says_nothing(database: Database) -> None:
+    """Verifying takes minutes, in which another host may have made the master of what is new."""
+    new = Image("i", 9 << 20, Extents(), content="sha512:2b")
+    database.images.add_master(replace(new, content="sha512:1a"), STORAGE)
+    database.images.add_master(new, "stor2@thunder")
+    database.images.set_verified("i", True, "sha512:1a")
+    assert database.images.get("i") == new
+    database.images.set_verified("i", True, "sha512:2b")
+    assert database.images.get("i") == replace(new, signature_verified=True)
 
 
 def test_a_master_of_what_had_the_id_before_is_not_copied(
