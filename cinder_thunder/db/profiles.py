@@ -212,14 +212,15 @@ class ProfileTable:
             row.opened_at = self._transactions.now()
             return True
 
-    def reap(self) -> int:
-        """Forget profiles of images that are no longer known; returns how many."""
+    def left(self) -> list[str]:
+        """Images that are no longer known, and whose profiles are to be forgotten."""
         row, image = models.ProfileRow, models.ImageRow
         with self._transactions.read() as session:
-            left = session.scalars(
-                sa.select(row.image_id).where(~sa.exists().where(image.id == row.image_id))
-            ).all()
-        return sum(self.reset(image_id) for image_id in left)
+            return list(
+                session.scalars(
+                    sa.select(row.image_id).where(~sa.exists().where(image.id == row.image_id))
+                )
+            )
 
     @retried
     def reset(self, image_id: str) -> bool:

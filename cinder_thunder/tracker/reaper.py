@@ -8,7 +8,7 @@ ordered to, has a day to go before its row is taken away.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from oslo_log import log as logging
 
@@ -54,7 +54,7 @@ class Reaper:
             "stacks": lambda: database.volumes.reap_stacks(LEFT),
             "locations": lambda: database.locations.reap(LEFT),
             "leases": lambda: database.leases.reap(LEFT),
-            "profiles": database.profiles.reap,
+            "profiles": self._forget_profiles,
             "hosts": self._forget_hosts,
             "volumes": self._forget_volumes,
             "children": self._recount_children,
@@ -74,26 +74,49 @@ class Reaper:
             for host in self._database.hosts.all()
             if host.kind == "compute" and host.silent >= FORGOTTEN and not host.drained
         ]
-        for host in silent:
-            for image_id in self._database.locations.images_on(host):
-                self._database.locations.drop(image_id, host)
-            self._database.volumes.drop_stacks_on(host)
-            self._database.hosts.forget(host, FORGOTTEN)
-        return len(silent)
+        return _each("Host", silent, self._forget_host)
+
+    def _forget_host(self, host: str) -> bool:
+        for image_id in self._database.locations.images_on(host):
+            self._database.locations.drop(image_id, host)
+        self._database.volumes.drop_stacks_on(host)
+        self._database.hosts.forget(host, FORGOTTEN)
+        return True
+
+    def _forget_profiles(self) -> int:
+        return _each("Profile", self._database.profiles.left(), self._database.profiles.reset)
 
     def _recount_children(self) -> int:
-        for image_id in self._database.locations.images_on(self._host):
-            self._database.locations.recount(image_id, self._creating)
-        return 0
+        images = self._database.locations.images_on(self._host)
+        return _each("Tree", images, self._recount)
+
+    def _recount(self, image_id: str) -> bool:
+        self._database.locations.recount(image_id, self._creating)
+        return False  # no row is removed
 
     def _forget_volumes(self) -> int:
         """Volumes that Cinder no longer has here: what deleted them could not say so."""
         known = sorted(self._database.volumes.ids_on(self._host))
-        gone = [
-            volume_id
-            for volume_id in random.sample(known, min(len(known), MAX_VOLUMES))
-            if not self._is_on(volume_id, self._host)
-        ]
-        for volume_id in gone:
-            self._database.volumes.drop(volume_id)
-        return len(gone)
+        some = random.sample(known, min(len(known), MAX_VOLUMES))
+        return _each("Volume", some, self._forget_volume)
+
+    def _forget_volume(self, volume_id: str) -> bool:
+        if self._is_on(volume_id, self._host):
+            return False
+        self._database.volumes.drop(volume_id)
+        return True
+
+
+def _each(what: str, names: Iterable[str], forget: Callable[[str], bool]) -> int:
+    """Look at each of them by itself: one whose row is locked for long keeps no other.
+
+    :param forget: tells whether something was removed
+    :returns: how many were
+    """
+    count = 0
+    for name in names:
+        try:
+            count += forget(name)
+        except Exception:
+            LOG.exception("%s %s is looked at again later", what, name)
+    return count

@@ -233,14 +233,13 @@ def test_a_profile_goes_with_its_image(database: Database, image: ImageInfo, clo
     assert report(database, image, record, BOOT) is None
 
 
-def test_a_profile_without_an_image_is_reaped(
+def test_a_profile_without_an_image_is_left(
     database: Database, image: ImageInfo, clock: Clock
 ) -> None:
     """An older tracker that removes an image does not know of it."""
     boots(database, image, "c1", BOOT, clock)
-    assert database.profiles.reap() == 0
+    assert database.profiles.left() == []
     with database.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM thunder_locations"))
         connection.execute(sa.text("DELETE FROM thunder_images"))
-    assert database.profiles.reap() == 1
-    assert database.profiles.of(image.id) is None
+    assert database.profiles.left() == [image.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.policy.ranking import Limits
 from cinder_thunder.tracker.reaper import FORGOTTEN, LEFT, Reaper
 from os_brick_thunder.common.policy.extents import Extents
-from os_brick_thunder.common.wire import LocationReport, Topology
+from os_brick_thunder.common.wire import ImageInfo, LocationReport, Topology
 from tests.unit.cinder_thunder.conftest import STORAGE
 
 Passes = Callable[[float], None]
@@ -125,3 +126,38 @@ def test_one_failure_does_not_keep_the_others(
     reaper.run()
     assert database.volumes.get("v1") is None
     assert "Could not look for left rows of leases" in caplog.text
+
+
+def test_one_that_cannot_be_removed_keeps_no_other(
+    database: Database, passes: Passes, monkeypatch: pytest.MonkeyPatch, reaper: Reaper, caplog: Any
+) -> None:
+    for name in ("a", "b"):
+        database.images.add_master(Image(name, 1 << 20, Extents()), STORAGE)
+        database.profiles.start("r" + name, ImageInfo("gone-" + name, 1 << 20, ()), "c1", 60)
+        database.hosts.heartbeat(host(name))
+    counted: list[str] = []
+    for table, verb in (
+        (database.hosts, "forget"),
+        (database.profiles, "reset"),
+        (database.locations, "recount"),
+    ):
+        monkeypatch.setattr(table, verb, failing(getattr(table, verb), counted))
+    passes(FORGOTTEN + 1)
+    reaper.run()
+    assert [known.host for known in database.hosts.all()] == ["a", STORAGE]
+    left = [database.profiles.show("gone-" + name) is not None for name in ("a", "b")]
+    assert left == [True, False]
+    assert sorted(counted) == ["b", "b", "gone-b"]
+    assert caplog.text.count("is looked at again later") == 3
+
+
+def failing(call: Callable[..., Any], done: list[str]) -> Callable[..., Any]:
+    """Fails for whatever is called "a"."""
+
+    def instead(name: str, *args: Any) -> Any:
+        if name.endswith("a"):
+            raise RuntimeError("lock wait timeout")
+        done.append(name)
+        return call(name, *args)
+
+    return instead
