@@ -112,8 +112,11 @@ class Bases:
                 self._take_down(base)
             elif base:
                 self._availability.draining.discard(base.thin_id)  # it is needed here after all
+                located = dataclasses.replace(base, location_id=plan.location_id)
                 if base.thin_id in self._availability.absent:
-                    self._restore(base, plan.sources)
+                    self._restore(located, plan.sources)
+                elif base.complete and located != base:  # others may read it at any depth
+                    self._store.put(located)
                 self.follow(image.id, plan.profile)
                 return self._store.bases[image.id]
             try:

@@ -518,3 +518,25 @@ def test_the_trackers_set_the_pace_of_heartbeats(host: Host) -> None:
     assert heartbeat.beat() == pytest.approx(3 * configured, rel=0.1)
     host.tracker.orders = wire.Orders()  # an older tracker
     assert heartbeat.beat() == pytest.approx(configured, rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["complete", "absent", "filling"])
+def test_a_base_is_known_by_the_location_that_it_has_by_now(host: Host, how: str) -> None:
+    """The trackers had lost its row. They send readers to its new location, which open no other.
+
+    One that still reads as its old location was told stays that: it may be below such a reader.
+    """
+    _, stacks, bases, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    before = store.bases[IMAGE].location_id
+    if how == "complete":
+        host.complete()
+    elif how == "absent":
+        stacks.detach(VOLUME)
+        _reboot(host)
+        agent, _, bases, store = host.agent()
+        agent.reconcile()
+    bases.ensure(dataclasses.replace(PLAN, location_id="again"))
+    known = before if how == "filling" else "again"
+    assert store.bases[IMAGE].location_id == known
+    assert host.app.base.exports.open(IMAGE, "iqn.x:cmp3", 0.0).location_id == known
