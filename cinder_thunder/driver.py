@@ -125,12 +125,16 @@ class ThunderDriver(lvm.LVMVolumeDriver):
         except Exception:
             LOG.exception("Volume %s is made without a replica of its image", volume.id)
             return None, False
+        clone = image_id, found.size, volume.name, volume.size * GIB
         try:
-            self._masters.clones.make(image_id, found.size, volume.name, volume.size * GIB)
-        except errors.ProcessError as error:
-            if not self._masters.forget_if_missing(image_id):
+            self._masters.clones.make(*clone)
+        except errors.ProcessError:
+            if self._masters.forget_if_missing(image_id):
+                return self.clone_image(context, volume, image_location, image_meta, image_service)
+            try:  # another request that met the same may have made the master again
+                self._masters.clones.make(*clone)
+            except errors.ProcessError as error:
                 raise exception.VolumeBackendAPIException(data=str(error)) from error
-            return self.clone_image(context, volume, image_location, image_meta, image_service)
         if found.signature_verified is not None:
             self._note(
                 self.db.volume_glance_metadata_bulk_create,

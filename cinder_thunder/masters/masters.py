@@ -328,7 +328,7 @@ class Masters:
             # An earlier attempt has left these, or the image's id was that of other content.
             found = {filling, whole, tree} & self._volumes.names()
             if whole in found:
-                undo.callback(self.forget_if_missing, image_id)
+                undo.callback(self._forget_if_missing, image_id)
             for left in sorted(found):
                 self._unexport(image_id)
                 self._volumes.remove(left)
@@ -385,11 +385,16 @@ class Masters:
             LOG.warning("Removing the master of image %s, which is not recorded", image_id)
             self._remove_volumes(image_id)
 
+    @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def forget_if_missing(self, image_id: str) -> bool:
-        """Drop the row of a master whose volume no longer exists.
+        """Drop the row of a master whose volume no longer exists. One that is being made is waited
+        for.
 
         :returns: whether it was dropped
         """
+        return self._forget_if_missing(image_id)
+
+    def _forget_if_missing(self, image_id: str) -> bool:
         if MASTER + image_id in self._volumes.names():
             return False
         self._forget(image_id)

@@ -136,6 +136,28 @@ def test_a_master_whose_volume_is_missing_is_made_again(
     assert len(glance.downloads) == 2
 
 
+def test_a_master_that_another_request_has_made_again_is_used(
+    driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When its volume is missing, all that are made at that moment meet the same error."""
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    clone(driver, admin, glance, meta, cinder_volume(1))
+    volumes.remove(MASTER + meta["id"])
+    make = driver._masters.clones.make
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.setattr(driver._masters.clones, "make", make)
+        try:
+            make(*args)
+        finally:
+            assert clone(driver, admin, glance, meta, cinder_volume(1))[1] is True
+
+    monkeypatch.setattr(driver._masters.clones, "make", meanwhile)
+    assert clone(driver, admin, glance, meta, cinder_volume(1))[1] is True
+    assert len(glance.downloads) == 2
+
+
 def test_cinder_makes_a_volume_whose_master_cannot_be_read_back(
     driver: Any, admin: Any, raw_image: Path, volumes: FileVolumes, database: Database
 ) -> None:

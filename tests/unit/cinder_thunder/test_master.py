@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -317,6 +318,35 @@ def test_an_id_that_is_used_again(
     assert len(glance.downloads) == 2
     masters.clones.make(meta["id"], found.size, "c", GIB)
     assert Path(volumes.path("c")).read_bytes().rstrip(b"\0") == other_image.read_bytes()
+
+
+def test_a_master_that_is_being_made_is_not_missing(
+    masters: Masters,
+    volumes: FileVolumes,
+    database: Database,
+    admin: Any,
+    raw_image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request that met the one before it must not drop the row of this one."""
+    glance = Glance()
+    meta = glance.add(raw_image, "raw")
+    dropped: list[bool] = []
+    check = threading.Thread(
+        target=lambda: dropped.append(masters.forget_if_missing(meta["id"])), daemon=True
+    )
+    rename = volumes.rename
+
+    def slow(name: str, new: str) -> None:
+        check.start()
+        check.join(0.5)
+        rename(name, new)
+
+    monkeypatch.setattr(volumes, "rename", slow)
+    masters.ensure(admin, glance.per_request(), meta, 1)
+    check.join(30)
+    assert dropped == [False]
+    assert database.images.mastered_on(STORAGE) == {meta["id"]}
 
 
 def test_a_signature_of_what_had_the_id_before_says_nothing(database: Database) -> None:
