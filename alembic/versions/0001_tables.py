@@ -7,8 +7,9 @@ Revises:
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from cinder_thunder.db import steps
 
 revision = "0001"
 down_revision = None
@@ -19,7 +20,7 @@ OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 
 def upgrade() -> None:
-    op.create_table(
+    steps.create_table(
         "thunder_hosts",
         sa.Column("host", sa.String(255), primary_key=True),
         sa.Column("kind", sa.String(16), nullable=False),
@@ -30,7 +31,7 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(), nullable=False),
         **OPTIONS,
     )
-    op.create_table(
+    steps.create_table(
         "thunder_images",
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("size", sa.BigInteger(), nullable=False),
@@ -43,7 +44,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         **OPTIONS,
     )
-    op.create_table(
+    steps.create_table(
         "thunder_locations",
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column(
@@ -65,16 +66,16 @@ def upgrade() -> None:
         sa.UniqueConstraint("image_id", "host", name="uniq_thunder_locations0image_id0host"),
         **OPTIONS,
     )
-    op.create_index("ix_thunder_locations_parent_id", "thunder_locations", ["parent_id"])
-    op.create_table(
+    steps.create_index("ix_thunder_locations_parent_id", "thunder_locations", ["parent_id"])
+    steps.create_table(
         "thunder_volumes",
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("image_id", sa.String(36), nullable=False),
         sa.Column("host", sa.String(255), nullable=False),
         **OPTIONS,
     )
-    op.create_index("ix_thunder_volumes_image_id", "thunder_volumes", ["image_id"])
-    op.create_table(
+    steps.create_index("ix_thunder_volumes_image_id", "thunder_volumes", ["image_id"])
+    steps.create_table(
         "thunder_stacks",
         sa.Column("volume_id", sa.String(36), primary_key=True),
         sa.Column("host", sa.String(255), primary_key=True),

@@ -7,8 +7,9 @@ Revises: 0001
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from cinder_thunder.db import steps
 
 revision = "0002"
 down_revision = "0001"
@@ -17,12 +18,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
+    steps.add_column(
         "thunder_hosts",
         sa.Column("drained", sa.Boolean(), nullable=False, server_default=sa.false()),
     )
-    op.add_column("thunder_hosts", sa.Column("free", sa.BigInteger(), nullable=True))
-    op.add_column(
+    steps.add_column("thunder_hosts", sa.Column("free", sa.BigInteger(), nullable=True))
+    steps.add_column(
         "thunder_images",
         sa.Column(
             "manifest",
@@ -30,7 +31,7 @@ def upgrade() -> None:
             nullable=True,
         ),
     )
-    op.add_column(
+    steps.add_column(
         "thunder_images",
         sa.Column("gone", sa.Boolean(), nullable=False, server_default=sa.false()),
     )

@@ -7,7 +7,8 @@ Revises: 0002
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+
+from cinder_thunder.db import steps
 
 revision = "0003"
 down_revision = "0002"
@@ -16,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_table(
+    steps.create_table(
         "thunder_leases",
         sa.Column("name", sa.String(255), primary_key=True),
         sa.Column("owner", sa.String(255), nullable=False),

@@ -7,7 +7,8 @@ Revises: 0003
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+
+from cinder_thunder.db import steps
 
 revision = "0004"
 down_revision = "0003"
@@ -16,4 +17,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("thunder_hosts", sa.Column("back_at", sa.DateTime(), nullable=True))
+    steps.add_column("thunder_hosts", sa.Column("back_at", sa.DateTime(), nullable=True))

@@ -6,7 +6,7 @@ Revises: 0004
 
 from __future__ import annotations
 
-from alembic import op
+from cinder_thunder.db import steps
 
 revision = "0005"
 down_revision = "0004"
@@ -15,4 +15,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_thunder_stacks_host", "thunder_stacks", ["host"])
+    steps.create_index("ix_thunder_stacks_host", "thunder_stacks", ["host"])

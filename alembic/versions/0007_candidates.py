@@ -9,6 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from cinder_thunder.db import steps
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
@@ -20,17 +22,17 @@ LOCATIONS = "thunder_locations"
 def upgrade() -> None:
     # The defaults are for trackers of an older version, which insert rows without these columns.
     place = {"nullable": False, "server_default": ""}
-    op.add_column(LOCATIONS, sa.Column("rack", sa.String(255), **place))
-    op.add_column(LOCATIONS, sa.Column("zone", sa.String(255), **place))
+    steps.add_column(LOCATIONS, sa.Column("rack", sa.String(255), **place))
+    steps.add_column(LOCATIONS, sa.Column("zone", sa.String(255), **place))
     children = sa.Column("children", sa.Integer(), nullable=False, server_default="0")
-    op.add_column(LOCATIONS, children)
+    steps.add_column(LOCATIONS, children)
     _fill()
     for name, columns in (
         ("ix_thunder_locations_rack", ["image_id", "zone", "rack", "children", "depth"]),
         ("ix_thunder_locations_zone", ["image_id", "zone", "children", "depth"]),
         ("ix_thunder_locations_kind", ["image_id", "kind", "children", "depth"]),
     ):
-        op.create_index(name, LOCATIONS, columns)
+        steps.create_index(name, LOCATIONS, columns)
 
 
 def _fill() -> None:

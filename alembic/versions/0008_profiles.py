@@ -7,8 +7,9 @@ Revises: 0007
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from cinder_thunder.db import steps
 
 revision = "0008"
 down_revision = "0007"
@@ -20,7 +21,7 @@ BODY = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 
 
 def upgrade() -> None:
-    op.create_table(
+    steps.create_table(
         "thunder_profiles",
         # No foreign key: an insert would wait for the image's row, which is locked by each plan.
         sa.Column("image_id", sa.String(36), primary_key=True),
@@ -32,7 +33,7 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.DateTime(), nullable=False),
         **OPTIONS,
     )
-    op.create_table(
+    steps.create_table(
         "thunder_boots",
         sa.Column("id", sa.String(36), primary_key=True),
         sa.Column(
@@ -52,4 +53,4 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.DateTime(), nullable=False),
         **OPTIONS,
     )
-    op.create_index("ix_thunder_boots_image_id", "thunder_boots", ["image_id"])
+    steps.create_index("ix_thunder_boots_image_id", "thunder_boots", ["image_id"])

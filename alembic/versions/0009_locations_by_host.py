@@ -6,7 +6,7 @@ Revises: 0008
 
 from __future__ import annotations
 
-from alembic import op
+from cinder_thunder.db import steps
 
 revision = "0009"
 down_revision = "0008"
@@ -15,4 +15,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_thunder_locations_host", "thunder_locations", ["host"])
+    steps.create_index("ix_thunder_locations_host", "thunder_locations", ["host"])

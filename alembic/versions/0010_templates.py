@@ -7,7 +7,8 @@ Revises: 0009
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+
+from cinder_thunder.db import steps
 
 revision = "0010"
 down_revision = "0009"
@@ -16,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
+    steps.add_column(
         "thunder_images",
         sa.Column("template", sa.Boolean(), nullable=False, server_default=sa.false()),
     )

@@ -7,7 +7,8 @@ Revises: 0010
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+
+from cinder_thunder.db import steps
 
 revision = "0011"
 down_revision = "0010"
@@ -16,6 +17,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
+    steps.add_column(
         "thunder_images", sa.Column("root", sa.String(64), nullable=False, server_default="")
     )

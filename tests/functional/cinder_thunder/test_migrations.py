@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -43,6 +46,33 @@ def test_walk(url: str) -> None:
         assert migration.version(engine) == revision
         migration.upgrade(engine, revision)  # again: nothing happens
     assert migration.version(engine) == revisions()[-1]
+
+
+def test_an_upgrade_that_was_killed_goes_on(url: str) -> None:
+    """MariaDB commits each step by itself: whatever was done stays."""
+    engine = sa.create_engine(url)
+    for steps in itertools.count(1):
+        left = itertools.repeat(True, steps)
+
+        def killed(
+            _connection: Any, _cursor: Any, statement: str, *_: Any, left: Iterator[bool] = left
+        ) -> None:
+            if statement.lstrip().startswith(("CREATE", "ALTER")) and not next(left, False):
+                raise KeyboardInterrupt
+
+        sa.event.listen(engine, "before_cursor_execute", killed)
+        try:
+            migration.upgrade(engine)
+            break
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sa.event.remove(engine, "before_cursor_execute", killed)
+    assert steps > 1
+    assert migration.version(engine) == migration.head()
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts=migration.OPTIONS)
+        assert compare_metadata(context, models.TableRow.metadata) == []
 
 
 def test_one_head() -> None:
