@@ -48,13 +48,16 @@ class Exports:
 
         :raises errors.NoReplica: there is no such base here
         """
+        none = errors.NoReplica(f"{self._host.topology.host} has no base of {image_id}")
         if not self._availability.wait_until_open(image_id, wait):
-            raise errors.NoReplica(f"{self._host.topology.host} has no base of {image_id}")
+            raise none
         iqn = self._iqn(image_id)
         if self._availability.is_ready(image_id) and not self._host.kit.targets.targets(iqn):
             self._export_again(image_id, iqn)
         credentials = self._host.kit.targets.admit(iqn, initiator)
-        base = self._host.store.bases[image_id]
+        base = self._host.store.bases.get(image_id)
+        if base is None:  # it was removed meanwhile, and its target with it
+            raise none
         return wire.Export(
             portal=self._portal,
             iqn=iqn,

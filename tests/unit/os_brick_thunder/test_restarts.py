@@ -11,7 +11,8 @@ from os_brick_thunder.agent.mechanism.localpool import LocalPool
 from os_brick_thunder.common import errors
 from os_brick_thunder.common.mechanism.devicemapper import KernelDeviceMapper
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from tests.unit.os_brick_thunder.test_agent import IMAGE, LUN, PAYLOAD, Host, soon
+from os_brick_thunder.common.transport.base import Credentials
+from tests.unit.os_brick_thunder.test_agent import IMAGE, LUN, PAYLOAD, VOLUME, Host, soon
 
 READER = "iqn.x:cmp3"
 
@@ -55,6 +56,24 @@ def test_an_export_that_somebody_else_cleared_is_back_for_its_next_reader(host: 
     assert (export.iqn, export.portal) == (before.iqn, before.portal)
     assert set(host.targets.exported) == {export.iqn}
     assert host.leftovers(store) == []
+
+
+def test_a_base_that_is_removed_while_it_is_opened_is_none(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stacks, bases, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    stacks.detach(VOLUME)
+    admit = host.targets.admit
+
+    def slow(iqn: str, initiator: str) -> Credentials:
+        credentials = admit(iqn, initiator)
+        bases.remove(IMAGE)
+        return credentials
+
+    monkeypatch.setattr(host.targets, "admit", slow)
+    with pytest.raises(errors.NoReplica, match="cmp1 has no base of img-1"):
+        host.app.base.exports.open(IMAGE, READER, 0.0)
 
 
 class Lvm:
