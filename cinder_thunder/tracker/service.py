@@ -33,6 +33,8 @@ MAP_RANGES = 50_000
 #: Volumes that are checked for one heartbeat and one kind of order, each by a query of Cinder's
 #: database.
 MAX_CHECKS_PER_HEARTBEAT = 16
+#: Of these, so many may fail before the others are left to the next heartbeat.
+MOST_FAILED_CHECKS = 3
 #: Such queries a second, for all heartbeats together. What is not checked now, a later one checks.
 CHECKS_A_SECOND = 50.0
 #: Seconds for which Cinder has to have detached a volume before its devices are to be removed.
@@ -96,13 +98,9 @@ class TrackerService:
         if not heard.stacks:
             return orders
         stacks = self._database.volumes.stacks_on(topology.host)
-        try:
-            return replace(
-                orders, drop=self._drop(stacks, topology), recache=self._recache(stacks, topology)
-            )
-        except Exception:  # of Cinder's database, which the other orders do not need
-            LOG.exception("Could not check the volumes of %s", topology.host)
-            return orders
+        return replace(
+            orders, drop=self._drop(stacks, topology), recache=self._recache(stacks, topology)
+        )
 
     def _recache(self, stacks: list[HostedStack], topology: wire.Topology) -> tuple[str, ...]:
         """Volumes that are direct on a host and may have a cache by now.
@@ -110,7 +108,7 @@ class TrackerService:
         Only records are consulted: the host asks for a plan first, and that decides.
         """
         direct = self._sample([stack for stack in stacks if stack.may_be_cached])
-        return tuple(s.volume_id for s in direct if self._is_alone(s.volume_id, topology))
+        return _those(direct, lambda stack: self._is_alone(stack.volume_id, topology))
 
     def _drop(self, stacks: list[HostedStack], topology: wire.Topology) -> tuple[str, ...]:
         """Volumes of which a host has devices, and that Cinder has not attached to it for long.
@@ -119,17 +117,20 @@ class TrackerService:
         """
         due = [s for s in stacks if s.unlisted is not None and s.unlisted >= DROP_AFTER]
         others = [stack for stack in stacks if stack not in due]
-        found = []
-        for stack in [*self._sample(due), *self._sample(others, 1)]:
-            volume = self._volumes(stack.volume_id)
-            listed = volume is not None and any(
-                attachment.may_be_of(topology) for attachment in volume.attachments
-            )
-            if listed == (stack.unlisted is not None):
-                self._database.volumes.set_listed(stack.volume_id, topology.host, listed)
-            elif not listed and stack in due:
-                found.append(stack.volume_id)
-        return tuple(found)
+        return _those(
+            [*self._sample(due), *self._sample(others, 1)],
+            lambda stack: self._is_left(stack, topology) and stack in due,
+        )
+
+    def _is_left(self, stack: HostedStack, topology: wire.Topology) -> bool:
+        """Whether Cinder did not list a volume when its host was looked at last, nor does now."""
+        volume = self._volumes(stack.volume_id)
+        listed = volume is not None and any(
+            attachment.may_be_of(topology) for attachment in volume.attachments
+        )
+        if listed == (stack.unlisted is not None):
+            self._database.volumes.set_listed(stack.volume_id, topology.host, listed)
+        return not listed and stack.unlisted is not None
 
     def _sample(
         self, stacks: list[HostedStack], most: int = MAX_CHECKS_PER_HEARTBEAT
@@ -278,6 +279,23 @@ class TrackerService:
         """:raises errors.InvalidRequest: it is not of its image"""
         if self._profiles is not None:
             self._profiles.report(recording)
+
+
+def _those(stacks: list[HostedStack], check: Callable[[HostedStack], bool]) -> tuple[str, ...]:
+    """The volumes of which a check is true. One that cannot be checked keeps no other; after some,
+    Cinder's database is away, and no heartbeat waits for it any longer.
+    """
+    found, failed = [], 0
+    for stack in stacks:
+        try:
+            if check(stack):
+                found.append(stack.volume_id)
+        except Exception:  # the other orders do not need it
+            LOG.exception("Could not check volume %s", stack.volume_id)
+            failed += 1
+            if failed >= MOST_FAILED_CHECKS:
+                break
+    return tuple(found)
 
 
 def _check_time(until: float, volume_id: str) -> None:

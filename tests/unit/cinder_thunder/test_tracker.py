@@ -23,6 +23,7 @@ from cinder_thunder.tracker.service import (
     DROP_AFTER,
     MAP_RANGES,
     MAX_CHECKS_PER_HEARTBEAT,
+    MOST_FAILED_CHECKS,
     TrackerService,
 )
 from cinder_thunder.volumes import Attachment, CinderVolume
@@ -221,7 +222,37 @@ def test_volumes_that_get_no_order(world: World, caplog: pytest.LogCaptureFixtur
     assert orders(host("c1")) == Orders()
     del world.tracker._volumes  # an error, like one of Cinder's database
     assert orders(host("c1")) == Orders()
-    assert "Could not check the volumes of c1" in caplog.text
+    assert "Could not check volume v" in caplog.text
+
+
+def test_a_volume_that_cannot_be_looked_up_keeps_no_other(world: World, later: Any) -> None:
+    world.database.volumes.put_stack("v", "c1", "direct")
+    for volume_id in ("bad", "gone"):
+        world.database.volumes.put_stack(volume_id, "c1", "cached")
+    later(DROP_AFTER + 100)
+
+    def find(volume_id: str) -> CinderVolume | None:
+        if volume_id == "bad":
+            raise ValueError("an attachment that cannot be read")
+        return world.cinder.get(volume_id)
+
+    world.tracker._volumes = find
+    assert later(5) == Orders(drop=("gone",), recache=("v",))
+
+
+def test_a_heartbeat_does_not_wait_for_long_for_cinders_database(world: World) -> None:
+    asked: list[str] = []
+
+    def find(volume_id: str) -> CinderVolume | None:
+        asked.append(volume_id)
+        raise TimeoutError
+
+    world.tracker._volumes = find
+    for number in range(20):
+        world.database.volumes.put(ClonedVolume(f"v{number}", "i", STORAGE))
+        world.database.volumes.put_stack(f"v{number}", "c1", "direct")
+    assert world.tracker.heartbeat(host("c1")) == Orders()
+    assert len(asked) == 1 + MOST_FAILED_CHECKS
 
 
 def test_the_checks_of_a_heartbeat_are_bounded(world: World) -> None:
