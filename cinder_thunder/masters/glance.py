@@ -15,6 +15,8 @@ LOG = logging.getLogger(__name__)
 
 #: Sections of cinder.conf with the service's own user; the first one with the role is used.
 GROUPS = ("service_user", "keystone_authtoken")
+#: Requests without an answer after which no more are made: each may wait for a minute.
+MOST_UNANSWERED = 3
 #: Without it, a private image of another project looks like a deleted one.
 ROLE = "admin"
 
@@ -42,14 +44,23 @@ class Glance:
     def present(self, image_ids: Iterable[str]) -> dict[str, bool]:
         """Whether these images exist in Glance.
 
-        An image for which Glance answers with an error is missing in the result. If Glance cannot
-        be asked at all the result is empty, and one warning in the log says why.
+        An image for which Glance answers with an error, or not at all, is missing in the result, as
+        are those after the last of :data:`MOST_UNANSWERED`. If Glance cannot be asked at all the
+        result is empty. One warning in the log says why.
         """
         found: dict[str, bool] = {}
+        unanswered = 0
         try:
             ask = self._connect()
             for image_id in image_ids:
-                status = ask(f"/v2/images/{image_id}").status_code
+                try:
+                    status = ask(f"/v2/images/{image_id}").status_code
+                except exceptions.ClientException as error:
+                    unanswered += 1
+                    if unanswered >= MOST_UNANSWERED:
+                        raise
+                    LOG.warning("Glance did not answer for image %s: %s", image_id, error)
+                    continue
                 if status in (200, 404):
                     found[image_id] = status == 200
         except (errors.ThunderError, exceptions.ClientException) as error:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from cinder_thunder.masters.glance import Glance
+from cinder_thunder.masters.glance import MOST_UNANSWERED, Glance
 
 HAS, LACKS = "11111111-has", "22222222-lacks"
+#: In place of a status: there is no answer.
+HANGS_UP = 0
 
 
 class Cloud(ThreadingHTTPServer):
@@ -63,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.server.asked.append((self.path, self.headers.get("X-Auth-Token")))
         status, value = self.server.answer(self.path, user)
+        if status == HANGS_UP:
+            return
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("X-Subject-Token", f"token of {user}")
@@ -133,6 +137,27 @@ def test_an_error_is_not_an_answer(cloud: Cloud, tmp_path: Path, status: int) ->
     cloud.images["x"] = status
     asking = glance(cloud, tmp_path, None, service_user="cinder")
     assert asking.present(["x", HAS]) == {HAS: True}
+
+
+def test_an_image_without_an_answer_keeps_no_other(
+    cloud: Cloud, tmp_path: Path, warnings: list[str]
+) -> None:
+    cloud.images["x"] = HANGS_UP
+    asking = glance(cloud, tmp_path, None, service_user="cinder")
+    assert asking.present(["x", HAS, LACKS]) == {HAS: True, LACKS: False}
+    [warning] = warnings
+    assert warning.startswith("Glance did not answer for image x: ")
+
+
+def test_a_glance_that_does_not_answer_is_left_soon(
+    cloud: Cloud, tmp_path: Path, warnings: list[str]
+) -> None:
+    many = [f"x{number}" for number in range(9)]
+    cloud.images |= dict.fromkeys(many, HANGS_UP)
+    asking = glance(cloud, tmp_path, None, service_user="cinder")
+    assert asking.present([HAS, *many]) == {HAS: True}
+    assert len([path for path, _ in cloud.asked if "/x" in path]) == MOST_UNANSWERED
+    assert warnings[-1].startswith("Cannot ask Glance: ")
 
 
 def test_a_user_without_the_role_makes_no_query(
