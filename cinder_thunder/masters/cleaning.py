@@ -44,10 +44,7 @@ class Cleaner:
         images = self._database.images
         here, templates = images.mastered_on(self._host), images.templates()
         for image_id, present in self._present(sorted(here - templates)).items():
-            if images.set_deleted(image_id, not present):
-                LOG.info(
-                    "Image %s %s in Glance", image_id, "exists again" if present else "was deleted"
-                )
+            self._mark(image_id, present)
         for image_id in sorted(here & templates):
             self._check_template(image_id)
         for image_id in images.useless_masters(self._host):
@@ -59,6 +56,15 @@ class Cleaner:
                 LOG.exception("Could not remove the master of image %s", image_id)
             else:
                 LOG.info("Removed the master of image %s, which was deleted", image_id)
+
+    def _mark(self, image_id: str, present: bool) -> None:
+        try:
+            if self._database.images.set_deleted(image_id, not present):
+                LOG.info(
+                    "Image %s %s in Glance", image_id, "exists again" if present else "was deleted"
+                )
+        except Exception:  # the others are marked all the same
+            LOG.exception("Could not record whether image %s is in Glance", image_id)
 
     def _check_template(self, image_id: str) -> None:
         """One that its operator has given up stays so while its volume or snapshot is there."""

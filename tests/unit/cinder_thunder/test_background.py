@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
+import pytest
+
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import ClonedVolume, Image
 from cinder_thunder.masters.cleaning import Cleaner
@@ -190,6 +192,24 @@ def test_masters_of_deleted_images_are_removed_when_they_are_unused(database: Da
     cleaner.run()
     assert database.images.mastered_on(STORAGE) == {"busy", "kept", "unclear"}
     assert {image.id for image in database.images.all() if image.deleted} == {"busy"}
+
+
+def test_an_image_that_cannot_be_marked_keeps_no_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image_id in ("a", "b"):
+        add(database, image_id)
+    set_deleted, removed = database.images.set_deleted, list[str]()
+
+    def locked(image_id: str, deleted: bool) -> bool:
+        if image_id == "a":
+            raise RuntimeError("lock wait timeout")
+        return set_deleted(image_id, deleted)
+
+    monkeypatch.setattr(database.images, "set_deleted", locked)
+    absent = dict.fromkeys(("a", "b"), False)
+    Cleaner(STORAGE, database, lambda _: absent, removed.append, lambda found: True).run()
+    assert removed == ["b"]
 
 
 def test_masters_are_removed_after_bases(database: Database) -> None:
