@@ -28,7 +28,7 @@ class Kernel:
         self.clears = True
         self.busy = 0
         self.calls: list[str] = []
-        for name in ("create", "load", "resume", "clear", "remove", "info"):
+        for name in ("create", "load", "suspend", "resume", "clear", "remove", "info"):
             monkeypatch.setattr(dmioctl, name, getattr(self, name))
 
     def create(self, name: str, uuid: str) -> None:
@@ -39,6 +39,9 @@ class Kernel:
         self.calls.append("load")
         if self.refuses:
             raise errors.ProcessError(["dm", name, "load"], errno.EINVAL, "Invalid argument")
+
+    def suspend(self, name: str) -> None:
+        self.calls.append("suspend")
 
     def resume(self, name: str, flush: bool = True) -> None:
         self.calls.append("resume")
@@ -141,3 +144,23 @@ def test_a_table_that_was_not_swapped_in_is_not_left_loaded(
     with pytest.raises(errors.ProcessTimeout):
         reload(KernelDeviceMapper(run), NAME, TABLE)
     assert kernel.calls == ["load", "clear"]
+
+
+def test_a_device_that_we_have_suspended_is_resumed_without_a_process(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no memory for one, and a guest waits."""
+    cancelled: list[str] = []
+
+    def when_killed(*argv: str) -> Callable[[], None]:
+        return lambda: cancelled.append(argv[-1])
+
+    def run(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(devicemapper, "when_killed", when_killed)
+    dm = KernelDeviceMapper(run)
+    dm.suspend(NAME)
+    dm.resume(NAME)
+    assert kernel.calls == ["suspend", "resume"]
+    assert cancelled == [NAME]
