@@ -48,8 +48,9 @@ def run(*argv: str, stdin: str | None = None, timeout: float | None = DEFAULT_TI
 
     :param stdin: text for its standard input; never logged
     :param timeout: seconds after which it is killed; None: never
-    :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool), or
-        was killed as it printed more than :data:`MOST_OUTPUT` characters
+    :raises errors.ProcessError: it exited with a code other than 0 (127: there is no such tool;
+        126: it could not be started, for lack of memory, say), or was killed as it printed more
+        than :data:`MOST_OUTPUT` characters
     :raises errors.ProcessTimeout: it was killed
     """
     began = time.monotonic()
@@ -64,6 +65,8 @@ def run(*argv: str, stdin: str | None = None, timeout: float | None = DEFAULT_TI
             )
         except FileNotFoundError as error:
             raise errors.ProcessError(argv, 127, f"{error.filename}: not installed") from error
+        except OSError as error:
+            raise errors.ProcessError(argv, 126, f"it could not be started: {error}") from error
         with process, _killed_after(timeout, process) as late:
             if Path(argv[0]).name.startswith(_GROWING):
                 _limit_memory(process.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -35,6 +36,22 @@ def test_a_command_that_fails_is_an_error_with_what_it_said() -> None:
         run("no-such-tool")
     with pytest.raises(errors.ProcessError):
         run("false", stdin="which it does not read" * 100_000)
+
+
+def test_a_command_that_cannot_be_started_is_an_error_like_that_of_a_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tool").touch(mode=0o600)
+    with pytest.raises(errors.ProcessError, match=r"could not be started: .*Permission denied"):
+        run(str(tmp_path / "tool"))
+
+    def no_memory(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    with pytest.raises(errors.ProcessError, match="Cannot allocate memory") as caught:
+        run("true")
+    assert caught.value.rc == 126
 
 
 def test_a_command_that_takes_too_long_is_killed() -> None:
