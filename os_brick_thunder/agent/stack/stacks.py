@@ -187,6 +187,9 @@ class Stacks:
         self._store.put(stack)
         reason = "it was attached again while in use"
         if not self._remover.to_direct(stack.volume_id, reason, recache_pending=True):
+            # A cache that is being built is of the attachment before, and will not be used.
+            stack = dataclasses.replace(stack, base_image_id=None)
+            self._store.put(stack)
             self._devices.reload_volume(stack)
         return self._store.stacks[stack.volume_id]
 

@@ -593,6 +593,19 @@ def test_a_plan_is_not_used_for_a_later_attachment(host: Host) -> None:
     assert app.stack.builder.to_cached(VOLUME).mode == "cached"
 
 
+def test_a_volume_that_is_attached_anew_meanwhile_does_not_keep_the_base(host: Host) -> None:
+    """The pool may be low: then no cache is built, and the base is to make room."""
+    app = migrated(host)
+    again = (PAYLOAD, LUN, soon())
+    while_planned(host, app, lambda: app.stack.stacks.attach(*again))
+    assert (stack_of(host).mode, stack_of(host).base_image_id) == ("direct", None)
+    app.base.bases.evict(IMAGE)
+    assert host.store.bases == {}
+    assert app.stack.builder.candidates({VOLUME}) == {VOLUME}
+    assert app.stack.builder.to_cached(VOLUME).mode == "cached"
+    assert host.leftovers(host.store) == []
+
+
 def test_a_base_is_not_removed_while_a_plan_depends_on_it(host: Host) -> None:
     """The pool may run low between any two steps, and bases are then removed."""
     _, stacks, bases, store = host.agent()
