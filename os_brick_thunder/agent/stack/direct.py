@@ -50,12 +50,16 @@ class CacheRemover:
         stack = self._store.stacks.get(volume_id)
         if stack is None or stack.phase != READY or stack.local_id is None:
             return False
+        uses = left = False
         try:
-            if self._devices.uses_cache(volume_id):
+            if uses := self._devices.uses_cache(volume_id):
                 self._reasons[volume_id] = reason
-            return self._devices.fail_cache(volume_id)
+            left = self._devices.fail_cache(volume_id)
         except (errors.ProcessError, errors.DeviceNotFound):  # it is being removed or reloaded
-            return False
+            pass
+        if uses and not left:  # should it leave its cache later, that is for another reason
+            self._reasons.pop(volume_id, None)
+        return left
 
     def cut(self, volume_id: str, reason: str) -> bool:
         """Free the blocks of a volume's cache at once, below its I/O.

@@ -125,6 +125,20 @@ def test_a_cache_that_failed_is_taken_down(world: World) -> None:
     assert world.leftovers() == []
 
 
+def test_a_cache_that_could_not_be_left_is_not_given_up_for_space_when_it_fails(
+    world: World,
+) -> None:
+    """Its volume would stay direct until it is attached again, and for another reason."""
+    volume = world.attach(1)
+    names = VolumeNames(volume)
+    world.host.dm.failed[names.failover] = {"/dev/sdc"}
+    assert not world.host.app.stack.remover.leave_cache(volume, "the local pool ran low")
+    world.host.dm.failed[names.failover] = {devnames.path(names.cached)}  # much later
+    assert [each for each, _ in world.host.app.stack.remover.remove_failed()] == [volume]
+    stack = world.store.stacks[volume]
+    assert (stack.reason, stack.recache_pending) == (direct.FAILED, True)
+
+
 def test_unused_bases_go_first_then_the_largest_volume(world: World) -> None:
     for number, image in enumerate(("old", "new")):
         world.stacks.detach(world.attach(number, image))
