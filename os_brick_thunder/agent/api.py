@@ -17,6 +17,8 @@ from os_brick_thunder.common import errors, wire
 LOG = logging.getLogger(__name__)
 #: Seconds until a request without ``expires`` is too late.
 _DEFAULT_EXPIRY = 60.0
+#: Seconds that a caller may wait.
+_LATEST_EXPIRY = 86400.0
 
 
 class Service(Protocol):
@@ -74,10 +76,20 @@ class _Volumes:
 
 
 def _deadline(action: str, body: Any) -> float:
-    """``time.monotonic()`` after which the caller no longer waits for the answer."""
+    """``time.monotonic()`` after which the caller no longer waits for the answer.
+
+    :raises errors.InvalidRequest: that is no time, or one that nobody waits for
+    """
+    if body and not isinstance(body, dict):
+        raise errors.InvalidRequest(f"{action}: an object was expected")
     expires = body.get("expires", time.monotonic() + _DEFAULT_EXPIRY) if body else math.inf
     if not isinstance(expires, int | float):
         raise errors.InvalidRequest(f"{action}: expires: a time was expected, not {expires!r}")
+    if body and not expires < time.monotonic() + _LATEST_EXPIRY:  # not a number, perhaps
+        raise errors.InvalidRequest(
+            f"{action}: expires: a time within the next day was expected, in seconds of "
+            f"CLOCK_MONOTONIC, not {expires!r}"
+        )
     return float(expires)
 
 

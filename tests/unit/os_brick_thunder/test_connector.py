@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import time
@@ -156,6 +157,15 @@ def test_an_agent_that_is_hung_or_drips_is_left_at_the_deadline(address: str) ->
             {"device": "/dev/sdb", "payload": PAYLOAD.to_wire(), "expires": "soon"},
             "a time was expected, not 'soon'",
         ),
+        *(
+            (
+                "volumes/v/attach",
+                {"device": "/dev/sdb", "payload": PAYLOAD.to_wire(), "expires": never},
+                "a time within the next day was expected",
+            )
+            for never in (math.inf, math.nan, 1e300)
+        ),
+        ("volumes/v/detach", ["expires"], "detach: an object was expected"),
         ("volumes/v/explode", {}, "Not Found"),
     ],
 )
