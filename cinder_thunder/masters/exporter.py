@@ -92,7 +92,7 @@ class MasterExporter:
         self._remove(image_id)
 
     def reconcile(self) -> None:
-        """Remove exports of masters that no longer exist."""
+        """Remove exports of masters that no longer exist; what fails is logged."""
         expected = {
             iqn_of(self._host, image_id)
             for image_id in self._database.images.mastered_on(self._host)
@@ -100,4 +100,7 @@ class MasterExporter:
         for iqn in self._targets.exports(iqn_of(self._host, "")):
             if iqn not in expected:
                 LOG.warning("Removing %s, the export of a master that no longer exists", iqn)
-                self._targets.unexport(iqn)
+                try:
+                    self._targets.unexport(iqn)
+                except Exception:  # volumes are more important
+                    LOG.exception("%s could not be removed", iqn)

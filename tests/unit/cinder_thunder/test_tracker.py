@@ -584,6 +584,25 @@ def test_exports_of_missing_masters_are_removed(database: Database) -> None:
     assert set(targets.devices) == {iqn_of(STORAGE, "i"), iqn_of("stor1@other", "old")}
 
 
+def test_an_export_that_cannot_be_removed_stops_neither_the_others_nor_the_start(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets = Targets()
+    for image in ("a", "b"):
+        targets.export("/dev/x", iqn_of(STORAGE, image), "p")
+    unexport = targets.unexport
+
+    def refuse(iqn: str) -> None:
+        if iqn == iqn_of(STORAGE, "a"):
+            raise errors.ExportError("LIO refused")
+        unexport(iqn)
+
+    monkeypatch.setattr(targets, "unexport", refuse)
+    exporter(database, targets).reconcile()
+    assert set(targets.devices) == {iqn_of(STORAGE, "a")}
+    assert "LIO refused" in caplog.text
+
+
 def test_a_master_is_evicted_when_it_has_no_clones(database: Database) -> None:
     database.images.add_master(Image("i", SIZE, Extents()), STORAGE)
     database.volumes.put(ClonedVolume("v", "i", STORAGE))
