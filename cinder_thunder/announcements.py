@@ -35,9 +35,14 @@ class Announcer:
         if not self._slots.acquire(blocking=False):
             LOG.debug("image %s is not announced to %s: too many others are", image_id, host)
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._work, args=(host, image_id), name="announce", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads
+            self._slots.release()
+            LOG.warning("image %s is not announced to %s: %s", image_id, host, error)
 
     def _work(self, host: str, image_id: str) -> None:
         try:

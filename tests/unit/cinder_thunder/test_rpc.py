@@ -169,6 +169,23 @@ def test_nobody_waits_for_announcements() -> None:
     assert told.get(timeout=0) == "later"
 
 
+def test_announcements_go_on_after_threads_could_not_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    announcer = Announcer(lambda host, image_id: told.put(host))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(announcements.MOST):
+            announcer.announce("cmp1", "image")
+    announcer.announce("later", "image")
+    assert told.get(timeout=10) == "later"
+
+
 def test_the_clock(transport: Any, agent: Agent) -> None:
     client = rpc.RpcTracker(transport, 5)
     for server in (None, TRACKER):
