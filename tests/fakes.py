@@ -37,6 +37,8 @@ SETTINGS = Settings(
 MAPPER = "/dev/mapper/"
 #: What makes a path a device number here: the kernel's have a colon, too.
 NUMBER = "253:"
+#: The disks of replicas, which are large where nothing is said.
+REPLICA = "/dev/sdm"
 #: A cache of 600 blocks for 1000, 3 of 4 reads answered.
 CACHE_STATUS = (
     "cache 8 34/1024 128 600/1000 75 25 8 2 0 0 0 3 metadata2 writethrough no_discard_passdown "
@@ -333,7 +335,7 @@ class FakeInitiator:
                 raise errors.LoginError(f"{export.iqn} at {export.portal}: no route")
             if export.password in self.revoked:
                 raise errors.LoginRefused(f"{export.iqn} at {export.portal}: authorization failure")
-            self.logged_in[key] = f"/dev/sdm{self.disks}"
+            self.logged_in[key] = f"{REPLICA}{self.disks}"
             self.disks += 1
         return self.logged_in[key]
 
@@ -401,7 +403,9 @@ class FakeBlocks:
         return self.sectors.get(device, 512)
 
     def size(self, device: str) -> int:
-        return self.sizes[device]
+        if device not in self.sizes and not device.startswith(REPLICA):
+            raise errors.DeviceNotFound(device)
+        return self.sizes.get(device, 1 << 40)
 
     def bytes_read(self, device: str) -> int:
         raise errors.DeviceNotFound(device)

@@ -95,6 +95,8 @@ class Sources:
             raise errors.NoReplica("it has no hash tree behind the image")
         disk = self._replicas.log_in(base.image_id, source, export)
         try:
+            if (found := self._host.kit.blocks.size(disk)) < base.length:
+                raise errors.NoReplica(f"its disk has {found} bytes, not {base.length}")
             return self._verified.over(base, path, disk)
         except BaseException:
             self._paths.log_out((path,))

@@ -74,6 +74,20 @@ def test_reads_do_not_wait_for_a_source_that_does_not_come(host: Host) -> None:
     assert host.app.base.exports.open(IMAGE, CHILD, 0.0)
 
 
+def test_a_source_whose_disk_is_too_short_is_passed_over(host: Host) -> None:
+    """A table over it is refused; no base was built while the tracker named it first."""
+    _, _, bases, store = host.agent()
+    assert PLAN.image is not None
+    host.blocks.sizes["/dev/sdm0"] = PLAN.image.size - 512
+    bases.ensure(PLAN)
+    found = host.dm.table(PATHS)
+    assert found is not None
+    assert found.devices == ("/dev/sdm1",)
+    assert [iqn for iqn, _ in host.initiator.logged_in] == [store.bases[IMAGE].paths[0].iqn]
+    assert store.bases[IMAGE].paths[0].host == SOURCES[1].host
+    assert host.leftovers(store) == []
+
+
 def test_of_a_base_that_gets_no_source_nothing_is_left(host: Host) -> None:
     _, _, bases, store = host.agent()
     before = dict(host.dm.tables)
