@@ -160,6 +160,13 @@ class CacheBuilder:
             and stack.volume_id not in self._attaching
         }
 
+    def lacking_bases(self, volumes: Collection[str]) -> dict[str, str]:
+        """Those of some volumes whose image has no base here yet, with that image."""
+        stacks = self._store.stacks
+        images = {each: stacks[each].origin_image_id for each in volumes if each in stacks}
+        lacking = {each for each in set(images.values()) if not self._bases.is_ready(each)}
+        return {each: image_id for each, image_id in images.items() if image_id in lacking}
+
     def to_cached(self, volume_id: str) -> Stack:
         """Give a direct volume a cache while it is in use. Its I/O waits for a moment only.
 

@@ -2,7 +2,8 @@
 
 The tracker says with every heartbeat which volumes may. A few are done at a time, since most of the
 time goes by while others work; and only while the local pool is at its low mark or below, where the
-cache would not be given up again at once.
+cache would not be given up again at once. Volumes whose image has no base here wait for one attempt
+at that: sources that do not answer keep only one of these few busy, and with growing pauses.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Recacher:
         self._ordered: frozenset[str] = frozenset()
         self._tried: dict[str, Backoff] = {}
         self._built: dict[str, Backoff] = {}  # caches that did not last, or have not yet
-        self._busy: set[str] = set()
+        self._busy: dict[str, str] = {}  # with the image whose base is to be built, if it lacks
+        self._bases: dict[str, Backoff] = {}  # by image: those that could not be built
         self._guard = threading.Lock()
         task = Task("recache", _INTERVAL, self._run)
         self._threads = [PeriodicThread(task) for _ in range(_AT_ONCE)]
@@ -80,10 +82,10 @@ class Recacher:
         if not self._may_build():
             return False
         with self._guard:
-            volume_id = self._next()
+            volume_id, image_id = self._next()
             if volume_id is None:
                 return False
-            self._busy.add(volume_id)
+            self._busy[volume_id] = image_id
         built = False
         try:
             built = self._build(volume_id)
@@ -92,22 +94,39 @@ class Recacher:
                 self._note(volume_id, built)
         return True
 
-    def _next(self) -> str | None:
-        """The volume whose turn it is, if it is that of any."""
+    def _next(self) -> tuple[str | None, str]:
+        """The volume whose turn it is, if it is that of any, and the image of which it lacks a
+        base; empty if it lacks none.
+        """
         candidates = self._builder.candidates(self._ordered)
         now = self._clock()
-        for volume_id in self._tried.keys() - candidates - self._busy:
+        for volume_id in self._tried.keys() - candidates - self._busy.keys():
             del self._tried[volume_id]
         for volume_id, built in list(self._built.items()):
             if built.due + _SETTLED < now:
                 del self._built[volume_id]
-        due = {each: self._due(each) for each in candidates - self._busy}
-        first = min(due, key=lambda each: (due[each], each), default=None)
-        return first if first is not None and due[first] <= now else None
+        lacking = self._builder.lacking_bases(candidates)
+        for image_id in self._bases.keys() - set(lacking.values()) - set(self._busy.values()):
+            del self._bases[image_id]
+        due = {
+            each: self._due(each, lacking.get(each, ""))
+            for each in candidates - self._busy.keys()
+            if each not in lacking or lacking[each] not in self._busy.values()
+        }
+
+        def turn(volume_id: str) -> tuple[float, float, str]:  # another one of the image first
+            return due[volume_id], self._tried.get(volume_id, Backoff()).due, volume_id
+
+        first = min(due, key=turn, default=None)
+        if first is None or due[first] > now:
+            return None, ""
+        return first, lacking.get(first, "")
 
     def _note(self, volume_id: str, built: bool) -> None:
         now = self._clock()
-        self._busy.discard(volume_id)
+        image_id = self._busy.pop(volume_id)
+        if image_id:  # forgotten once there is a base
+            self._bases[image_id] = self._bases.get(image_id, Backoff()).after_attempt(now)
         if built:  # an order is for one cache, which may be removed later
             self._ordered -= {volume_id}
             before = self._built.get(volume_id, Backoff())
@@ -115,9 +134,10 @@ class Recacher:
         tried = self._tried.get(volume_id, Backoff())
         self._tried[volume_id] = tried.after_attempt(now)
 
-    def _due(self, volume_id: str) -> float:
+    def _due(self, volume_id: str, image_id: str) -> float:
+        """:param image_id: of which the volume lacks a base, if it does"""
         tried, built = (each.get(volume_id, Backoff()) for each in (self._tried, self._built))
-        return max(tried.due, built.due)
+        return max(tried.due, built.due, self._bases.get(image_id, Backoff()).due)
 
     def _build(self, volume_id: str) -> bool:
         """:returns: whether it has a cache now"""

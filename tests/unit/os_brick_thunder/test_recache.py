@@ -469,6 +469,51 @@ def test_a_volume_that_takes_long_holds_up_no_other(host: Host) -> None:
     assert done == ordered
 
 
+def pending(host: Host, volume_id: str, image_id: str) -> None:
+    """Record a volume in use without its cache."""
+    stack = dataclasses.replace(stack_of(host), volume_id=volume_id, origin_image_id=image_id)
+    host.store.put(dataclasses.replace(stack, recache_pending=True))
+
+
+def test_an_image_whose_sources_are_silent_holds_up_no_other(host: Host) -> None:
+    """Its volumes wait for one attempt at its base, rather than each for its own."""
+    app, clock = migrated(host, base=True), Clock()
+    for number in range(9):
+        pending(host, f"silent-{number}", "img-silent")
+    pending(host, "vol-9", IMAGE)
+    go_on, done = threading.Event(), set[str]()
+    tried: list[str] = []
+
+    def to_cached(volume_id: str) -> Any:
+        tried.append(volume_id)
+        if volume_id.startswith("silent"):
+            go_on.wait(10)
+            raise errors.NoReplica("none of 2 replicas could be opened")
+        done.add(volume_id)
+        stack = dataclasses.replace(host.store.stacks[volume_id], mode="cached")
+        host.store.put(stack)
+        return stack
+
+    app.stack.builder.to_cached = to_cached  # type: ignore[method-assign]
+    recacher = Recacher(app.stack.builder, clock=clock)
+    recacher.start()
+    recacher.obey(["vol-9"])
+    until = time.monotonic() + 5
+    while not done and time.monotonic() < until:
+        time.sleep(0.01)
+    go_on.set()
+    recacher.stop()
+    assert done == {"vol-9"}
+    assert tried.count("vol-9") == 1
+    assert len(tried) == 2
+    recacher = Recacher(app.stack.builder, clock=clock)
+    assert recacher.attempt()
+    assert not recacher.attempt()  # the next of them is not to take this thread at once
+    clock.now += 5
+    assert recacher.attempt()
+    assert len(set(tried)) == 3
+
+
 def test_no_cache_is_built_without_space_for_it(tmp_path: Path) -> None:
     """Neither above the low mark nor while the base does not fit below it; later it is, unasked."""
     world = World(tmp_path)
