@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ def save(changed: Collection[str] | None, file: Path = SAVED) -> None:
     rtslib reads some hundred files of each target of a host. Here those that have changed are read,
     and the rest remains as it was saved. Replicas are left out: their owners export them.
 
-    :param changed: names of the targets that may differ from what is saved; None: all may
+    :param changed: names of the targets that may differ from what is saved; None: all may, but
+        those that are absent with their disks, which stay saved
     :raises RTSLibError: the kernel's configuration cannot be read
     :raises OSError: the file cannot be written, or the kernel's configuration cannot be read
     """
     with lio.exclusive():
-        saved = None if changed is None else _read(file)
+        saved = _read(file)
         if changed is None or saved is None:
-            config = rtslib_fb.RTSRoot().dump()
+            config = _with_absent(rtslib_fb.RTSRoot().dump(), saved)
         else:
             config = {**saved, **_updated(saved, changed)}
         files.replace(file, _text(_without_replicas(config)))
@@ -43,7 +45,10 @@ def save(changed: Collection[str] | None, file: Path = SAVED) -> None:
 
 def parts(file: Path = SAVED) -> Iterator[dict[str, Any]]:
     """The saved configuration as one for each target that Cinder made: its disk has its name."""
-    saved = _read(file)
+    yield from _parts(_read(file))
+
+
+def _parts(saved: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     if saved is None:
         return
     stores = {store["name"]: store for store in saved["storage_objects"]}
@@ -77,6 +82,25 @@ def _updated(saved: dict[str, Any], changed: Collection[str]) -> dict[str, list[
         if target is not None:
             targets.append(target.dump())
     return {"storage_objects": stores, "targets": targets}
+
+
+def _with_absent(config: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
+    """The kernel's configuration, and what was saved of targets that are still to be restored:
+    after a reboot their disks become active one by one.
+    """
+    known = {entry["name"] for entry in config["storage_objects"]}
+    known.update(target["wwn"] for target in config["targets"])
+    absent = [
+        part
+        for part in _parts(saved)
+        if part["targets"][0]["wwn"] not in known
+        and not os.path.exists(part["storage_objects"][0].get("dev", ""))
+    ]
+    added = {
+        kind: [*config[kind], *(entry for part in absent for entry in part[kind])]
+        for kind in ("storage_objects", "targets")
+    }
+    return {**config, **added}
 
 
 def _without_replicas(config: dict[str, Any]) -> dict[str, Any]:

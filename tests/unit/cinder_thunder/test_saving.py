@@ -200,6 +200,25 @@ def test_what_has_changed_is_saved_and_the_rest_stays(tmp_path: Path, kernel: Ke
     assert json.loads(file.read_text())["fabric_modules"] == []
 
 
+def test_what_is_not_restored_yet_stays_saved(tmp_path: Path, kernel: Kernel) -> None:
+    """After a reboot disks become active one by one, also those of other backends."""
+    file, disk = tmp_path / "saveconfig.json", tmp_path / "disk"
+    disk.touch()
+    devices = {IQN: "/dev/vg/not-active", OTHER: str(disk), REPLICA: "/dev/mapper/away"}
+    stores = [
+        {"name": lio.store_name(iqn) if iqn == REPLICA else iqn, "dev": device}
+        for iqn, device in devices.items()
+    ]
+    targets = [{"wwn": iqn, "tpgs": [1]} for iqn in devices]
+    file.write_text(json.dumps({"storage_objects": stores, "targets": targets}))
+    kernel.targets = {"new": 2}
+    saveconfig.save(None, file)
+    assert saved(file) == {IQN: 1, "new": 2}  # the other one was removed: its disk is there
+    kernel.targets = {IQN: 2, "new": 2}
+    saveconfig.save(None, file)
+    assert saved(file) == {IQN: 2, "new": 2}
+
+
 @pytest.mark.parametrize(
     "content", [None, "", "{", "null", "[]", "{}", '{"storage_objects": [1], "targets": []}']
 )
