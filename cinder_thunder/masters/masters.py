@@ -369,7 +369,8 @@ class Masters:
 
     def sweep(self) -> None:
         """Remove the volumes of masters that are not recorded any longer: they could not be removed
-        at the time, or another host has recorded other content of the image.
+        at the time, or another host has recorded other content of the image. And close what was
+        opened on other storage hosts for copies that have ended.
         """
         names = {n for n in self._volumes.names() if n.startswith((MASTER, TREE, SIZED))}
         recorded = self._database.images.mastered_on(self.host)
@@ -378,12 +379,18 @@ class Masters:
                 self._sweep(image_id)
             except Exception:  # one image's trouble keeps none of the others
                 LOG.exception("The master of image %s is still to be removed", image_id)
+        for image_id in self._peers.left():
+            self._close_left(image_id)
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def _sweep(self, image_id: str) -> None:
         if self._database.images.master(image_id, self.host) is None:
             LOG.warning("Removing the master of image %s, which is not recorded", image_id)
             self._remove_volumes(image_id)
+
+    @coordination.synchronized("thunder-master-{self.host}-{image_id}")
+    def _close_left(self, image_id: str) -> None:
+        self._peers.close(image_id)
 
     @coordination.synchronized("thunder-master-{self.host}-{image_id}")
     def forget_if_missing(self, image_id: str) -> bool:

@@ -1,6 +1,7 @@
 """Opens masters on other storage hosts as block devices of this one, to copy them.
 
-A note, one file a master, is written before anything is opened: a restart closes it.
+A note, one file a master, is written before anything is opened: it stays until that is closed,
+which is tried again from time to time, and after a restart.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Peers:
         self._exporters = exporters
         self._initiator = initiator
         self._folder = folder
+        self._reading: set[str] = set()  # images whose notes are of copies that go on
 
     @contextlib.contextmanager
     def opened(self, source: wire.Source, image_id: str) -> Iterator[str]:
@@ -69,14 +71,15 @@ class Peers:
         def ask() -> wire.Export:
             return self._exporters.open_export(source, image_id, initiator, WAIT)
 
-        # The exporter may add our ACL before we get its reply: a restart must have it revoked.
-        self._write(note, source.exporter, iqn, "")
-        try:
+        with contextlib.ExitStack() as ending:
+            self._reading.add(image_id)
+            ending.callback(self._reading.discard, image_id)
+            # The exporter may add our ACL before we get its reply: it is to be revoked in any case.
+            self._write(note, source.exporter, iqn, "")
+            ending.callback(self._close, note)
             export = ask()
             self._write(note, source.exporter, export.iqn, export.portal)
             yield log_in(self._initiator.login, export, ask)
-        finally:
-            self._close(note)
 
     def _shared(self, iqn: str) -> str | None:
         """The device of a session of an agent or another backend on this host, which closes it.
@@ -94,12 +97,23 @@ class Peers:
     def reconcile(self) -> None:
         """Close what a crash left open."""
         if self._folder.exists():
-            for note in sorted(self._folder.iterdir()):
-                if note.name.startswith("."):  # the crash came while it was written
-                    note.unlink()
-                    continue
-                LOG.warning("A copy of image %s was interrupted: closing its source", note.name)
-                self._close(note)
+            for unfinished in self._folder.glob(".*"):  # the crash came while it was written
+                unfinished.unlink()
+        for image_id in self.left():
+            self.close(image_id)
+
+    def left(self) -> list[str]:
+        """Images whose masters were opened, and are still to be closed."""
+        notes = sorted(self._folder.iterdir()) if self._folder.exists() else []
+        names = [note.name for note in notes if not note.name.startswith(".")]
+        return [name for name in names if name not in self._reading]
+
+    def close(self, image_id: str) -> None:
+        """Try to close what is left of an image; while it is not opened again. Never raises."""
+        note = self._folder / image_id
+        if note.exists():
+            LOG.warning("The source of a copy of image %s was left open: closing it", image_id)
+            self._close(note)
 
     def _has_joined(self, endpoint: Endpoint) -> bool:
         """Whether an agent of this host, which logs in under the same name, uses a session, too."""
@@ -125,7 +139,7 @@ class Peers:
                     note.unlink(missing_ok=True)
                     return
                 self._initiator.logout(endpoint)
-        except Exception:  # the next start tries again
+        except Exception:  # it is tried again
             LOG.exception("Could not log out of the source of image %s", note.name)
             return
         try:

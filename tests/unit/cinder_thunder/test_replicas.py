@@ -372,6 +372,33 @@ def test_a_session_that_failed_to_close_is_closed_later(cloud: Cloud, meta: Any)
     here.reconcile()
 
 
+def test_a_session_that_failed_to_close_is_closed_without_a_restart(
+    cloud: Cloud, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none that a copy is read from."""
+    cloud.ensure(NEAR, meta)
+    here = cloud.masters(HERE)
+    cloud.network.fail = "logout"
+    here.replicate(meta["id"])
+    here.sweep()  # in vain
+    assert len(cloud.network.logged_in) == 1
+    cloud.network.fail = None
+    here.sweep()
+    cloud.check_nothing_is_open()
+    cloud.network.backends[HERE].remove(MASTER + meta["id"])
+    here.forget_if_missing(meta["id"])
+    copy = privileged.copy
+
+    def while_copied(*arguments: Any) -> Any:
+        here.sweep()
+        assert len(cloud.network.logged_in) == 1
+        return copy(*arguments)
+
+    monkeypatch.setattr(privileged, "copy", while_copied)
+    here.replicate(meta["id"])
+    cloud.check_nothing_is_open()
+
+
 # -- the lease ------------------------------------------------------------------------------------
 
 
