@@ -236,9 +236,9 @@ class Stacks:
             stack = self._store.stacks.get(volume_id)
             if stack is None and volume_id not in self._store.releases:
                 self._host.tracker.release(volume_id, self._host.topology.host)
-        if stack and stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
-            LOG.warning("volume %s is no longer attached to this host", volume_id)
-            self.detach(volume_id)
+            if stack and stack.phase == READY and time.time() > stack.attached_at + _JUST_NOW:
+                LOG.warning("volume %s is no longer attached to this host", volume_id)
+                self.detach(volume_id)
 
     def unfinished(self) -> list[str]:
         """Volumes whose stacks are to be removed: that has failed, or the connector, which did not

@@ -463,6 +463,32 @@ def test_a_volume_that_cinder_no_longer_has_here_is_dropped(
     assert "vol-unknown" not in host.tracker.stacks
 
 
+def test_a_volume_that_is_attached_while_it_is_to_be_dropped_stays(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its device has been handed out, and nobody has opened it yet."""
+    _, stacks, _, store = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    store.put(dataclasses.replace(store.stacks[VOLUME], attached_at=1.0))
+    detach, attached = stacks.detach, threading.Event()
+
+    def attach() -> None:
+        stacks.attach(PAYLOAD, LUN, soon())
+        attached.set()
+
+    def at_the_same_time(volume_id: str) -> None:
+        threading.Thread(target=attach).start()
+        attached.wait(0.5)
+        detach(volume_id)
+
+    monkeypatch.setattr(stacks, "detach", at_the_same_time)
+    stacks.drop(VOLUME)
+    assert attached.wait(10)
+    assert store.stacks[VOLUME].phase == READY
+    assert VOL in host.dm.tables
+    assert host.leftovers(store) == []
+
+
 def test_the_second_base_of_an_image_keeps_the_sources_that_it_shares(host: Host) -> None:
     """A base is evicted while other sources are asked for it; the next one reads from these."""
     _, stacks, bases, store = host.agent()
