@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
@@ -21,7 +22,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Base, Stack
-from os_brick_thunder.common.threads import within
+from os_brick_thunder.common.threads import Jobs, within
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ LOG = logging.getLogger(__name__)
 _PATIENCE = 0.5
 #: Seconds that a stop waits for what is being built.
 _LAST = 60.0
+#: Seconds that the LUN of a volume in use may take to answer.
+_ANSWER = 5.0
 _OLD = "it was attached by an older agent: it gets a cache when it is attached again"
 
 
@@ -55,6 +58,7 @@ class CacheBuilder:
         #: How many attaches of a volume go on, or still build its cache, and their ends.
         self._attaching: Counter[str] = Counter()
         self._ended = threading.Condition()
+        self._probes = Jobs("lun")
 
     def start(self) -> None:
         """Nothing runs but what :meth:`add` begins."""
@@ -190,7 +194,7 @@ class CacheBuilder:
         with self._store.expecting(stack.origin_image_id):
             # Without the volume's lock: a detach must not wait until replicas are opened.
             refused = self._admission.ensure_base(stack.origin_image_id)
-            if not refused and not self._kit.blocks.answers(stack.device):
+            if not refused and not self._answers(stack.device):
                 raise errors.DeviceNotFound(stack.device, "the volume's LUN does not answer")
             if not refused:
                 self._bases.check_readable(stack.origin_image_id)
@@ -209,6 +213,16 @@ class CacheBuilder:
             except BaseException:
                 self._withdraw(user)
                 raise
+
+    def _answers(self, lun: str) -> bool:
+        """Whether a LUN answers in time. One that hangs keeps no more than one thread busy."""
+        found: Future[bool] = Future()
+        if not self._probes.start(lun, lambda: found.set_result(self._kit.blocks.answers(lun))):
+            return False  # it hangs since an earlier attempt
+        try:
+            return found.result(_ANSWER)
+        except TimeoutError:
+            return False
 
     def _refuse(self, stack: Stack, reason: str) -> Stack:
         """:raises errors.NoReplica: the attachment that this is about has ended"""

@@ -469,10 +469,41 @@ def test_a_volume_that_takes_long_holds_up_no_other(host: Host) -> None:
     assert done == ordered
 
 
-def pending(host: Host, volume_id: str, image_id: str) -> None:
+def pending(host: Host, volume_id: str, image_id: str, lun: str = LUN) -> None:
     """Record a volume in use without its cache."""
     stack = dataclasses.replace(stack_of(host), volume_id=volume_id, origin_image_id=image_id)
-    host.store.put(dataclasses.replace(stack, recache_pending=True))
+    host.store.put(dataclasses.replace(stack, device=lun, recache_pending=True))
+
+
+def test_luns_that_hang_hold_up_no_other_volume(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage host is away, and the kernel waits for it, for minutes."""
+    monkeypatch.setattr("os_brick_thunder.agent.stack.cache._ANSWER", 0.1, raising=False)
+    app, go_on = migrated(host, base=True), threading.Event()
+    for number in range(9):
+        pending(host, f"hung-{number}", IMAGE, f"/dev/hung{number}")
+    asked: list[str] = []
+
+    def answers(device: str) -> bool:
+        asked.append(device)
+        return not device.startswith("/dev/hung") or go_on.wait(20)
+
+    monkeypatch.setattr(host.blocks, "answers", answers)
+    clock = Clock()
+    recacher = Recacher(app.stack.builder, clock=clock)
+    recacher.start()
+    recacher.obey([VOLUME])
+    until = time.monotonic() + 10
+    while host.store.stacks[VOLUME].mode == "direct" and time.monotonic() < until:
+        time.sleep(0.01)
+    mode = host.store.stacks[VOLUME].mode
+    clock.now += 5  # the next attempts
+    time.sleep(0.5)
+    recacher.stop()
+    go_on.set()
+    assert mode == "cached"
+    assert asked.count("/dev/hung0") == 1  # no more threads wait than LUNs hang
 
 
 def test_an_image_whose_sources_are_silent_holds_up_no_other(host: Host) -> None:
