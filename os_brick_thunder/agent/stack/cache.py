@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future
 
 from os_brick_thunder.agent.base.bases import Bases
 from os_brick_thunder.agent.ports import Host
@@ -22,7 +22,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.mechanism.writemap import WriteMap
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.state import READY, Base, Stack
-from os_brick_thunder.common.threads import Jobs, within
+from os_brick_thunder.common.threads import within
 
 LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class CacheBuilder:
         #: How many attaches of a volume go on, or still build its cache, and their ends.
         self._attaching: Counter[str] = Counter()
         self._ended = threading.Condition()
-        self._probes = Jobs("lun")
+        self._probes: set[str] = set()  # LUNs whose reads have not ended
+        self._probing = threading.Lock()
 
     def start(self) -> None:
         """Nothing runs but what :meth:`add` begins."""
@@ -216,13 +217,24 @@ class CacheBuilder:
 
     def _answers(self, lun: str) -> bool:
         """Whether a LUN answers in time. One that hangs keeps no more than one thread busy."""
-        found: Future[bool] = Future()
-        if not self._probes.start(lun, lambda: found.set_result(self._kit.blocks.answers(lun))):
-            return False  # it hangs since an earlier attempt
+        with self._probing:
+            if lun in self._probes:
+                return False  # it hangs since an earlier attempt
+            self._probes.add(lun)
         try:
-            return found.result(_ANSWER)
+            return within(_ANSWER, functools.partial(self._probe, lun), "lun")
         except TimeoutError:
             return False
+        except RuntimeError as error:  # there are too many threads
+            self._probes.discard(lun)
+            raise errors.DeviceNotFound(lun, str(error)) from error
+
+    def _probe(self, lun: str) -> bool:
+        try:
+            return self._kit.blocks.answers(lun)
+        finally:
+            with self._probing:
+                self._probes.discard(lun)
 
     def _refuse(self, stack: Stack, reason: str) -> Stack:
         """:raises errors.NoReplica: the attachment that this is about has ended"""
