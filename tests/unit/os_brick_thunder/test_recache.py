@@ -390,6 +390,11 @@ def test_a_pool_with_larger_blocks_is_for_volumes_that_are_attached_anew(host: H
     assert app.stack.builder.to_cached(VOLUME).mode == "cached"
 
 
+def test_a_lun_that_has_answered_can_be_asked_again_at_once(host: Host) -> None:
+    builder = migrated(host).stack.builder
+    assert all(builder._answers(LUN) for _ in range(300))
+
+
 def test_a_refusal_is_not_recorded_for_the_next_attachment(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
