@@ -13,7 +13,7 @@ from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.dmstatus import PoolStatus
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.transport.base import Endpoint, Session
+from os_brick_thunder.common.transport.base import Credentials, Endpoint, Session
 
 EXTENT = 4 << 20
 POOL = 128 << 20
@@ -192,3 +192,28 @@ class StorageNetwork:
             Session(Endpoint(iqn, portal), device, iqn not in self.dead)
             for (iqn, portal), device in self.logged_in.items()
         ]
+
+
+class Targets:
+    """LIO in a dictionary."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, str] = {}
+        self.admitted: dict[str, dict[str, Credentials]] = {}
+
+    def export(self, device: str, iqn: str, portal: str) -> None:
+        self.devices[iqn] = device
+        self.admitted.setdefault(iqn, {})
+
+    def admit(self, iqn: str, initiator: str) -> Credentials:
+        acls = self.admitted[iqn]
+        return acls.setdefault(initiator, Credentials(f"u{len(acls)}", "secret"))
+
+    def revoke(self, iqn: str, initiator: str) -> None:
+        self.admitted.get(iqn, {}).pop(initiator, None)
+
+    def unexport(self, iqn: str) -> None:
+        self.devices.pop(iqn, None)
+
+    def exports(self, prefix: str) -> list[str]:
+        return [iqn for iqn in self.devices if iqn.startswith(prefix)]

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
 from os_brick_thunder.common.transport.base import Credentials
 from os_brick_thunder.common.wire import Topology
-from tests.fake_storage import FileVolumes
+from tests.fake_storage import FileVolumes, Targets
 from tests.unit.cinder_thunder.conftest import STORAGE, Glance, qcow2
 
 GIB = 1 << 30
@@ -471,31 +470,6 @@ def test_a_master_that_could_not_be_activated_is_tried_again(
     assert volumes.inactive == set()
 
 
-class Targets:
-    """LIO: an export keeps its volume open. ``then`` happens after an export was removed."""
-
-    def __init__(self) -> None:
-        self.exported: set[str] = set()
-        self.then: Callable[[], object] = lambda: None
-
-    def export(self, device: str, iqn: str, portal: str) -> None:
-        self.exported.add(iqn)
-
-    def admit(self, iqn: str, initiator: str) -> Credentials:
-        return Credentials("user", "password")
-
-    def revoke(self, iqn: str, initiator: str) -> None:
-        raise AssertionError("nobody leaves")
-
-    def unexport(self, iqn: str) -> None:
-        self.exported.discard(iqn)
-        then, self.then = self.then, lambda: None
-        then()
-
-    def exports(self, prefix: str) -> list[str]:
-        return sorted(self.exported)
-
-
 @pytest.fixture
 def exporter(
     masters: Masters, volumes: FileVolumes, database: Database, monkeypatch: pytest.MonkeyPatch
@@ -504,7 +478,7 @@ def exporter(
     targets, remove, iqn = Targets(), volumes.remove, iqn_of(STORAGE, "i")
 
     def unless_exported(name: str) -> None:
-        if iqn in targets.exported and name == f"{MASTER}i":
+        if iqn in targets.devices and name == f"{MASTER}i":
             raise errors.ProcessError(("lvremove", name), 5, "is used by another device")
         remove(name)
 
@@ -519,13 +493,23 @@ def exporter(
 
 
 def test_a_reader_that_comes_during_an_eviction(
-    exporter: MasterExporter, volumes: FileVolumes, database: Database
+    exporter: MasterExporter,
+    volumes: FileVolumes,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     targets: Any = exporter._targets
-    targets.then = lambda: exporter.open_export("i", "iqn.x:c1", 0)
+    unexport = targets.unexport
+
+    def then_a_reader(iqn: str) -> None:
+        unexport(iqn)
+        monkeypatch.setattr(targets, "unexport", unexport)
+        exporter.open_export("i", "iqn.x:c1", 0)
+
+    monkeypatch.setattr(targets, "unexport", then_a_reader)
     exporter.evict("i")
     assert database.images.master("i", STORAGE) is None
-    assert (volumes.names(), targets.exported) == (set(), set())
+    assert (volumes.names(), targets.devices) == (set(), {})
 
 
 def test_a_reader_that_comes_when_the_row_is_gone(
@@ -546,7 +530,7 @@ def test_a_reader_that_comes_when_the_row_is_gone(
     monkeypatch.setattr(targets, "admit", evicted_meanwhile)
     with pytest.raises(errors.NoReplica, match="has no master of image i any longer"):
         exporter.open_export("i", "iqn.x:c1", 0)
-    assert targets.exported == set()
+    assert targets.devices == {}
 
 
 def test_a_start_removes_an_export_and_then_its_volume(

@@ -30,9 +30,8 @@ from cinder_thunder.volumes import Attachment, CinderVolume
 from os_brick_thunder.common import errors, wire
 from os_brick_thunder.common.policy.extents import Extents
 from os_brick_thunder.common.policy.iscsinames import iqn_of
-from os_brick_thunder.common.transport.base import Credentials
 from os_brick_thunder.common.wire import LocationReport, Orders, Topology
-from tests.fake_storage import FileVolumes
+from tests.fake_storage import FileVolumes, Targets
 from tests.unit.cinder_thunder.conftest import STORAGE
 
 BLOCK = 65536
@@ -505,31 +504,6 @@ def test_an_invalid_request_is_the_callers_error(world: World) -> None:
     assert "LocationReport.state: one of filling, complete, draining, gone was expected" in str(
         error.value.exc_info[1]
     )
-
-
-class Targets:
-    """LIO in a dictionary."""
-
-    def __init__(self) -> None:
-        self.devices: dict[str, str] = {}
-        self.admitted: dict[str, dict[str, Credentials]] = {}
-
-    def export(self, device: str, iqn: str, portal: str) -> None:
-        self.devices[iqn] = device
-        self.admitted.setdefault(iqn, {})
-
-    def admit(self, iqn: str, initiator: str) -> Credentials:
-        acls = self.admitted[iqn]
-        return acls.setdefault(initiator, Credentials(f"u{len(acls)}", "secret"))
-
-    def revoke(self, iqn: str, initiator: str) -> None:
-        self.admitted.get(iqn, {}).pop(initiator, None)
-
-    def unexport(self, iqn: str) -> None:
-        self.devices.pop(iqn, None)
-
-    def exports(self, prefix: str) -> list[str]:
-        return [iqn for iqn in self.devices if iqn.startswith(prefix)]
 
 
 def exporter(database: Database, targets: Targets, ready: bool = True) -> MasterExporter:
