@@ -23,7 +23,7 @@ from cinder_thunder import privileged
 from cinder_thunder.db.api import Database
 from cinder_thunder.db.values import Image, Master
 from cinder_thunder.masters import manifests
-from cinder_thunder.masters.clones import FILLING, MASTER, SIZED, TREE, Clones, image_of, is_ours
+from cinder_thunder.masters.clones import FILLING, MASTER, TREE, Clones, image_of, is_ours
 from cinder_thunder.masters.download import content_of, downloaded, verifies_signatures
 from cinder_thunder.masters.lease import Lease
 from cinder_thunder.masters.peers import Peers
@@ -372,12 +372,11 @@ class Masters:
         at the time, or another host has recorded other content of the image. And close what was
         opened on other storage hosts for copies that have ended.
         """
-        names = {n for n in self._volumes.names() if n.startswith((MASTER, TREE, SIZED))}
-        recorded = self._database.images.mastered_on(self.host)
-        for image_id in sorted({image_of(name) for name in names} - recorded):
+        found = {image_of(name) for name in self._volumes.names()} - {""}
+        for image_id in sorted(found - self._database.images.mastered_on(self.host)):
             try:
                 self._sweep(image_id)
-            except Exception:  # one image's trouble keeps none of the others
+            except Exception:  # the others are removed all the same
                 LOG.exception("The master of image %s is still to be removed", image_id)
         for image_id in self._peers.left():
             self._close_left(image_id)

@@ -103,15 +103,16 @@ class PathHealth:
         if found is None or found.thin_id != base.thin_id:
             return  # another base has taken its place
         working = self._paths.working(found)
-        others = len(working) > 1
-        for path, device in list(working.items())[:1]:
-            if others or not path.master:
-                self._blame(image_id, path.host)
-            if others:
-                number = self._paths.devnum(device)
-                self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
-        if not others:
+        if len(working) > 1:
+            path, device = next(iter(working.items()))
+            self._blame(image_id, path.host)
+            number = self._paths.devnum(device)
+            self._kit.dm.message(ImageNames(image_id).paths, f"fail_path {number}")
+        else:
             LOG.error("image %s: its bytes are wrong, and there is no other source", image_id)
+            for path in working:
+                if not path.master:
+                    self._blame(image_id, path.host)
         self._drop_read(found)
 
     def _drop_read(self, base: Base) -> None:
