@@ -18,7 +18,7 @@ from os_brick_thunder.common import errors
 FAILED, BAD_INPUT = 1, 2
 #: thunder-status could not check anything; oslo.upgradecheck has no name for this number.
 NOTHING_CHECKED = 255
-#: Seconds that an operator can have a command wait: RabbitMQ takes no timeout of two months.
+#: The longest timeout of a command, in seconds: RabbitMQ refuses one of two months.
 LONGEST_WAIT = 7 * 86_400
 CINDER_CONFIG = "/etc/cinder/cinder.conf"
 #: The distribution with these packages, and its extra for hosts with Cinder.
@@ -57,9 +57,9 @@ class _Refused(_Failed):
 
 
 def seconds(text: str) -> float:
-    """How long to wait at most, as an option has it.
+    """Parse the value of a timeout option, in seconds.
 
-    :raises argparse.ArgumentTypeError: nobody can wait for so long
+    :raises argparse.ArgumentTypeError: it is no number, or out of range
     """
     try:
         value = float(text)

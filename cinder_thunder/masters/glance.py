@@ -15,7 +15,8 @@ LOG = logging.getLogger(__name__)
 
 #: Sections of cinder.conf with the service's own user; the first one with the role is used.
 GROUPS = ("service_user", "keystone_authtoken")
-#: Requests without an answer after which no more are made: each may wait for a minute.
+#: Give up for this round after so many requests without an answer: each may take a minute to time
+#: out.
 MOST_UNANSWERED = 3
 #: Without it, a private image of another project looks like a deleted one.
 ROLE = "admin"

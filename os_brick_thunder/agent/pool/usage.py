@@ -47,6 +47,7 @@ class PoolUsage:
         """Why no cache may be built for a volume of this image now; empty if one may.
 
         :param profile: what of the image is to be filled, encoded; all of it if this is empty
+        :param keep: images whose bases are not removed to make space for it
         """
         pool = self.status()
         used, marks = space.level(pool), self.marks(pool)

@@ -216,7 +216,9 @@ class CacheBuilder:
                 raise
 
     def _answers(self, lun: str) -> bool:
-        """Whether a LUN answers in time. One that hangs keeps no more than one thread busy."""
+        """Whether a LUN answers within :data:`_ANSWER` seconds. One that hangs blocks at most one
+        thread.
+        """
         with self._probing:
             if lun in self._probes:
                 return False  # it hangs since an earlier attempt

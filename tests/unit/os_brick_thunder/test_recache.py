@@ -508,7 +508,7 @@ def test_luns_that_hang_hold_up_no_other_volume(
     recacher.stop()
     go_on.set()
     assert mode == "cached"
-    assert asked.count("/dev/hung0") == 1  # no more threads wait than LUNs hang
+    assert asked.count("/dev/hung0") == 1  # at most one thread is blocked by each LUN
 
 
 def test_an_image_whose_sources_are_silent_holds_up_no_other(host: Host) -> None:
