@@ -50,6 +50,11 @@ class AgentClient:
         self._call(f"volumes/{volume_id}/detach", body)
 
     def extend(self, volume_id: str) -> None:
+        """Have a volume's stack follow its LUN's size.
+
+        :raises errors.AgentUnavailable: no agent, no reply in time, or an invalid reply
+        :raises errors.AgentError: the agent could not do it
+        """
         self._call(f"volumes/{volume_id}/extend", {})
 
     def status(self) -> dict[str, Any]:

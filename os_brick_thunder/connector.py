@@ -16,7 +16,7 @@ from os_brick import exception as brick_exception
 from os_brick.initiator import linuxscsi
 from os_brick.initiator.connectors import iscsi as brick_iscsi
 
-from os_brick_thunder import takedown
+from os_brick_thunder import extending, takedown
 from os_brick_thunder.client import AgentClient
 from os_brick_thunder.common import conf, errors, wire
 from os_brick_thunder.common.policy import devnames
@@ -144,11 +144,18 @@ class ThunderISCSIConnector(brick_iscsi.ISCSIConnector):
         )
 
     def extend_volume(self, connection_properties: dict[str, Any]) -> int | None:
-        """Adopt the volume's new size: the LUN first, then the stack on top of it."""
+        """Adopt the volume's new size: the LUN first, then the stack on top of it.
+
+        :raises Exception: the stack could not; it can be asked again
+        """
         size: int | None = super().extend_volume(connection_properties)
         volume_id = _volume_id(connection_properties)
         if volume_id and takedown.has_devices(volume_id):
-            self._agent().extend(volume_id)
+            try:
+                self._agent().extend(volume_id)
+            except Exception as error:  # it is down, hung, busy with something else, or cannot
+                LOG.warning("Volume %s is extended without thunder-agent: %s", volume_id, error)
+                extending.extend(volume_id)
         return size
 
     def _execute(self, *args: Any, **kwargs: Any) -> tuple[str, str]:

@@ -16,7 +16,7 @@ context = priv_context.PrivContext(
     pypath=__name__ + ".context",
     capabilities=[
         capabilities.CAP_DAC_OVERRIDE,  # to connect to root's socket
-        capabilities.CAP_SYS_ADMIN,  # to remove devices
+        capabilities.CAP_SYS_ADMIN,  # to change and remove devices
     ],
 )
 if os.geteuid() == 0:

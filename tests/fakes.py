@@ -103,6 +103,7 @@ class FakeDeviceMapper:
     def reload(self, name: str, table: Table, readonly: bool = False) -> None:
         if name not in self.tables:
             raise errors.ProcessError(["dmsetup", "load", name], 1, "No such device or address")
+        table = table.resolved(lambda device: device.removeprefix(NUMBER))
         self._check(name, table)
         kinds = [{type(s.target) for s in each.segments} for each in (self.tables[name][0], table)]
         if dmtable.Multipath in kinds[0] and kinds[0] != kinds[1]:  # an immutable target
@@ -403,6 +404,7 @@ class FakeBlocks:
         return self.sectors.get(device, 512)
 
     def size(self, device: str) -> int:
+        device = device.removeprefix(NUMBER)
         if device not in self.sizes and not device.startswith(REPLICA):
             raise errors.DeviceNotFound(device)
         return self.sizes.get(device, 1 << 40)

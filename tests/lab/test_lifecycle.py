@@ -96,16 +96,24 @@ def test_revert_to_a_snapshot(life: LifeCycle, nodes: list[Node], volume: Volume
 
 @pytest.mark.long
 def test_extend(life: LifeCycle, nodes: list[Node], volume: Volume) -> None:
-    """Attached, then detached, with zeros where the volume has grown."""
+    """Attached, also without the agent, then detached, with zeros where the volume has grown."""
     life.act(volume, "os-extend", {"new_size": 2}, "in-use")
     volume.gib = 2
     assert life.journey.extend(nodes[0], volume.id) == 2 * GIB
     assert life.wrong(volume) == []
     life.write(volume, "grown", 2 * GIB - MIB)
+    nodes[0].service_stop("thunder-agent")
+    try:
+        life.act(volume, "os-extend", {"new_size": 3}, "in-use")
+        volume.gib = 3
+        assert life.journey.extend(nodes[0], volume.id) == 3 * GIB
+        life.write(volume, "without", 3 * GIB - MIB)
+    finally:
+        nodes[0].service_start("thunder-agent")
     assert life.wrong(volume) == []
     life.detach(volume)
-    life.act(volume, "os-extend", {"new_size": 3})
-    volume.gib = 3
+    life.act(volume, "os-extend", {"new_size": 4})
+    volume.gib = 4
     life.attach(volume, nodes[1])
     assert life.wrong(volume) == []
     life.write(volume, "again")
