@@ -340,7 +340,7 @@ def test_of_what_is_missed_in_order_little_else_is_read_while_that_is_wanted(
         unfilled.readahead.set(base, little=True)
         little, requests = read()
         assert 0 <= little <= 2 * LITTLE < far  # the kernel asks for the next ones at once
-        assert requests <= length // 4096 // 2
+        assert requests <= length // 4096 // 4
         unfilled.devices.connect(base, {PATH: unfilled.image})  # a new table
         unfilled.devices._reopening.join(60)
         assert read()[0] <= 2 * LITTLE

@@ -13,10 +13,9 @@ from os_brick_thunder.common.state import Base
 #: Bytes that are read ahead of guests that read sequentially and miss: each time is a round trip to
 #: a replica, and with the kernel's own 128 KiB a guest would be slower than with its LUN.
 FAR = 512 << 10
-#: The same while what boots read is filled: the kernel reads up to twice as much too far, and in a
-#: chain each host reads ahead of what the one below it has read ahead. Not nothing: a loop device
-#: asks for each page of a request by itself, so that each would be a round trip.
-LITTLE = 16 << 10
+#: The same while what boots read is filled. Not nothing: a loop device asks for each page of a
+#: request by itself, so that each would be a round trip.
+LITTLE = 64 << 10
 
 
 class Readahead:
