@@ -40,7 +40,7 @@ LINK = "100mbit"
 #: others: links that are slower than the lab's cores, and another guest.
 RUNS = {
     REPLAY: f"--link {LINK}",
-    "chain.json": '--chain --link 25mbit --hosts 1 4 6 --arms plain "cold, profile" warm local',
+    "chain.json": '--chain --link 10mbit --hosts 1 6 --arms plain "cold, profile" warm local',
     "ubuntu.json": f'--guest ubuntu --link {LINK} --hosts 2 4 --arms plain "cold, profile"',
 }
 HOSTS = (10, 30, 100, 300, 1000, 3000, 10000)
