@@ -961,20 +961,29 @@ def test_extend_does_not_bring_back_a_cache_that_was_left(host: Host, meanwhile:
     assert host.volumes() == {names.vol}
 
 
-def test_extend_tries_again_if_the_watcher_swaps_the_table_meanwhile(host: Host) -> None:
-    """The watcher's table has the length that the volume had."""
-    _, stacks, _, _ = host.agent()
-    stacks.attach(PAYLOAD, LUN, soon())
-    names, reload = VolumeNames(VOLUME), host.dm.reload
+def swapped_meanwhile(host: Host) -> list[str]:
+    """Have the watcher swap a volume's table right after the next reload, for one of the length
+    that the volume had.
+
+    :returns: gets the device's name when that has happened
+    """
+    reload = host.dm.reload
     swapped: list[str] = []
 
     def swap(name: str, table: Table, readonly: bool = False) -> None:
         reload(name, table, readonly)
         if not swapped:
             swapped.append(name)
-            reload(name, layout.vol_table(names, LUN, Extents(), GIB))
+            reload(name, layout.vol_table(VolumeNames(VOLUME), LUN, Extents(), GIB))
 
     host.dm.reload = swap  # type: ignore[method-assign]
+    return swapped
+
+
+def test_extend_tries_again_if_the_watcher_swaps_the_table_meanwhile(host: Host) -> None:
+    _, stacks, _, _ = host.agent()
+    stacks.attach(PAYLOAD, LUN, soon())
+    names, swapped = VolumeNames(VOLUME), swapped_meanwhile(host)
     host.blocks.sizes[LUN] = 2 * GIB
     stacks.extend(VOLUME)
     table = host.dm.table(names.vol)

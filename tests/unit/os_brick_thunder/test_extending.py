@@ -15,7 +15,16 @@ from os_brick_thunder.common import errors
 from os_brick_thunder.common.policy.devnames import VolumeNames
 from os_brick_thunder.common.policy.dmtable import Linear, Table
 from os_brick_thunder.common.policy.extents import Extents
-from tests.unit.os_brick_thunder.test_agent import GIB, LUN, PAYLOAD, VOLUME, Host, older, soon
+from tests.unit.os_brick_thunder.test_agent import (
+    GIB,
+    LUN,
+    PAYLOAD,
+    VOLUME,
+    Host,
+    older,
+    soon,
+    swapped_meanwhile,
+)
 
 NAMES = VolumeNames(VOLUME)
 
@@ -81,18 +90,10 @@ def test_a_volume_that_is_all_shared_gets_the_rest_from_its_lun(host: Host) -> N
 
 def test_a_table_that_the_watcher_has_swapped_meanwhile_grows_too(host: Host) -> None:
     attached(host)
-    reload = host.dm.reload
-    swapped: list[str] = []
-
-    def swap(name: str, table: Table, readonly: bool = False) -> None:
-        reload(name, table, readonly)
-        if not swapped:
-            swapped.append(name)
-            reload(name, layout.vol_table(NAMES, LUN, Extents(), GIB))
-
-    host.dm.reload = swap  # type: ignore[method-assign]
+    swapped = swapped_meanwhile(host)
     follow(host)
     assert table(host) == Table.of((2 * GIB // 512, Linear(LUN)))
+    assert swapped == [NAMES.vol]
 
 
 def test_a_table_of_an_older_agent_is_left_alone(host: Host) -> None:
